@@ -1,0 +1,37 @@
+// The interface between the host path (checks, config, launch) and what runs a launch.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/launch.h"
+#include "core/registry.h"
+#include "core/tensor_map.h"
+
+namespace pykernels {
+
+struct DeviceProperties {
+  std::string name;
+  int num_sms = 0;
+  int compute_capability_major = 0;
+  int compute_capability_minor = 0;
+  uint32_t max_shared_bytes_per_block = 0;  // with opt-in: 232448 on sm_90
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual const DeviceProperties& properties() const = 0;
+
+  /// Checks the fields and encodes them in the layout that this device's kernels read.
+  virtual TensorMap encode_tensor_map(const TensorMapFields& fields) = 0;
+
+  /// How many clusters of this size fit the device together: cuOccupancyMaxActiveClusters.
+  virtual int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) = 0;
+
+  /// Starts the launch; asynchronous on a GPU (current stream), complete on return in the emulator.
+  virtual void run(const Launch& launch) = 0;
+};
+
+}  // namespace pykernels

@@ -1,0 +1,38 @@
+// The Device that interprets PTX on the CPU: same Launch, same PTX text, same tensor maps as the GPU.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "core/device.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+
+class EmulatedDevice : public Device {
+ public:
+  explicit EmulatedDevice(const MachineOptions& options);
+
+  const DeviceProperties& properties() const override { return properties_; }
+  TensorMap encode_tensor_map(const TensorMapFields& fields) override;
+  int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) override;
+  /// Runs to the end; findings and counters are added to report(). Throws EmulationError.
+  void run(const Launch& launch) override;
+
+  const std::vector<std::pair<std::string, Report>>& reports() const { return reports_; }  // kernel, report
+
+ private:
+  MachineOptions options_;
+  DeviceProperties properties_;
+  std::vector<std::pair<std::string, Report>> reports_;
+};
+
+/// The loaded module of a registered kernel, parsed once in the process.
+std::shared_ptr<const LoadedModule> registered_module(const KernelInfo& kernel);
+
+/// 128 bytes of a registered kernel's launch turned into what the machine runs.
+MachineLaunch make_machine_launch(const Launch& launch);
+
+}  // namespace pykernels::emulator

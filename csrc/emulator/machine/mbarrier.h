@@ -1,0 +1,38 @@
+// An mbarrier object: phase, pending arrivals and transaction bytes. Lives beside the shared memory that
+// names it (Cta::mbarriers), keyed by offset.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "emulator/machine/warp.h"
+
+namespace pykernels::emulator {
+
+class Mbarrier : public Waitable {
+ public:
+  explicit Mbarrier(uint32_t expected) : expected_(expected), pending_(expected) {}
+
+  /// Counts arrivals. Completes the phase when none is pending and no bytes are outstanding.
+  /// Returns an error message on misuse (more arrivals than pending), else nullptr.
+  const char* arrive(uint32_t count);
+  const char* expect_tx(int64_t bytes);    // may run after the copy: the count can be negative
+  const char* complete_tx(int64_t bytes);
+
+  uint64_t phase() const { return phase_; }                 // completed phases
+  bool phase_done(uint32_t parity) const { return (phase_ & 1) != (parity & 1); }
+  uint32_t expected() const { return expected_; }
+  uint32_t pending() const { return pending_; }
+  int64_t tx_bytes() const { return tx_bytes_; }
+  std::string describe() const;
+
+ private:
+  void complete_phase_if_due();
+
+  uint32_t expected_;
+  uint32_t pending_;
+  int64_t tx_bytes_ = 0;
+  uint64_t phase_ = 0;
+};
+
+}  // namespace pykernels::emulator

@@ -1,0 +1,126 @@
+// A warp: 32 lanes with a register file, and one or more splits (sets of lanes at one program counter).
+// Independent thread scheduling: lanes that part at a branch are separate splits until they meet again.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "emulator/program.h"
+
+namespace pykernels::emulator {
+
+class Cta;
+class Machine;
+struct Grid;
+
+/// Something that splits wait for. Waking makes every waiting split run its instruction again.
+class Waitable {
+ public:
+  virtual ~Waitable() = default;
+  void wake_all();                    // call whenever the awaited condition may hold now
+  void add(Warp& warp) { waiting_.push_back(&warp); }
+
+ private:
+  std::vector<Warp*> waiting_;
+};
+
+/// What a blocked split waits for, kept until its instruction runs to its end.
+struct Wait {
+  enum class Kind : uint8_t {
+    kNone, kConvergence, kNamedBarrier, kMbarrier, kClusterBarrier, kWarpgroup, kBulkGroup, kAsyncCopy, kGrid
+  };
+  Kind kind = Kind::kNone;
+  Waitable* on = nullptr;      // null with kConvergence
+  LaneMask convergence = 0;    // lanes that must arrive at this instruction
+  uint64_t token = 0;          // the handler's: phase, generation, ...
+  std::string (*describe)(const Warp& warp, const Wait& wait) = nullptr;  // for deadlock reports
+  uint64_t detail[2] = {};     // for describe: address, phase, ...
+};
+
+struct Split {
+  uint32_t pc = 0;
+  LaneMask lanes = 0;
+  bool blocked = false;
+  bool resumed = false;  // the instruction at pc has blocked before and runs again
+  Wait wait;             // meaningful while blocked or resumed
+};
+
+class Warp {
+ public:
+  Warp(Machine& machine, Cta& cta, const Program& program, int index);
+
+  // ---- registers ----
+  /// Lanes of a 32-bit (or narrower) or 64-bit operand.
+  template <typename Lane>
+  Lane* lanes(Slot slot) {
+    return reinterpret_cast<Lane*>(base_[slot >> 31] + (slot & 0x7fffffffu));
+  }
+  LaneMask& mask(Slot predicate) { return *lanes<LaneMask>(predicate); }
+  /// The lane's bytes of a 128-bit register.
+  uint64_t* wide(Slot slot, int lane) { return lanes<uint64_t>(slot) + 2 * lane; }
+
+  // ---- identity ----
+  Machine& machine() { return machine_; }
+  Cta& cta() { return cta_; }
+  const Program& program() const { return program_; }
+  int index() const { return index_; }               // warp in the CTA
+  int warpgroup() const { return index_ / 4; }
+  LaneMask live() const { return live_; }            // lanes that exist and have not ended
+  uint8_t* local(int lane);                          // local memory of a lane, program().local_bytes
+
+  // ---- control, for handlers ----
+  Split& split() { return splits_[current_]; }
+  const Instruction& instruction() const { return program_.instructions[splits_[current_].pc]; }
+  /// Sends `taken` (a subset of the split's lanes) to `target`, the rest of the split to the next instruction.
+  Step branch(LaneMask taken, uint32_t target);
+  /// Ends the lanes.
+  Step exit(LaneMask lanes);
+  /// Blocks the current split; its instruction runs again, with split().resumed set, once woken.
+  Step block(const Wait& wait);
+  /// True if the current split holds all live lanes of `required`. Otherwise the handler returns
+  /// block_until_converged(required) and runs again when they have come together here.
+  bool converged(LaneMask required) const { return (required & live_ & ~splits_[current_].lanes) == 0; }
+  Step block_until_converged(LaneMask required);
+  /// For .aligned forms: all live lanes of the warp.
+  bool aligned() const { return converged(kFullMask); }
+
+  // ---- for the machine ----
+  /// Runs until nothing can run, or `budget` warp instructions are spent. Returns those spent.
+  uint64_t run(uint64_t budget);
+  bool runnable() const;
+  bool finished() const { return live_ == 0; }
+  void wake(const Waitable* on);
+  const std::vector<Split>& splits() const { return splits_; }
+  std::vector<Split>& splits() { return splits_; }
+
+ private:
+  friend class Machine;
+
+  bool select_split();
+  void merge_splits();
+
+  Machine& machine_;
+  Cta& cta_;
+  const Program& program_;
+  int index_;
+  LaneMask live_;
+  size_t current_ = 0;
+  std::vector<Split> splits_;
+  std::vector<uint8_t> storage_;
+  uint8_t* base_[2];              // register file, constants
+  std::vector<LaneMask> written_; // init check: lanes written, by register index; empty if off
+};
+
+/// Calls body(lane) for each active lane, without a test where all are.
+template <typename Body>
+inline void for_lanes(LaneMask active, Body body) {
+  if (active == kFullMask) {
+    for (int lane = 0; lane < kWarpSize; ++lane) body(lane);
+  } else {
+    for (LaneMask rest = active; rest != 0; rest &= rest - 1) body(__builtin_ctz(rest));
+  }
+}
+
+}  // namespace pykernels::emulator
