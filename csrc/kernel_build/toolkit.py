@@ -1,0 +1,88 @@
+"""Where nvcc and ptxas come from: the system's toolkit or the PyPI wheels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kernel_build.errors import BuildError
+
+WHEELS = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
+
+
+def find_nvcc(environment: Mapping[str, str] | None = None) -> Path:
+    """Return nvcc: from CUDACXX, CUDA_HOME or CUDA_PATH, PATH, the wheels, in this order.
+
+    Raises:
+        BuildError: a variable names no nvcc, or there is none anywhere.
+    """
+    environment = os.environ if environment is None else environment
+    for source, nvcc in _named_candidates(environment):
+        if not nvcc.is_file():
+            raise BuildError(f"{source} is set, but {nvcc} does not exist")
+        return nvcc
+    on_path = shutil.which("nvcc", path=environment.get("PATH", ""))
+    if on_path:
+        return Path(on_path)
+    for nvcc in _wheel_candidates(environment):
+        if nvcc.is_file():
+            return nvcc
+    raise BuildError(
+        "no nvcc: set CUDACXX or CUDA_HOME, put nvcc on the PATH, install the wheels of the 13.0 "
+        f"line ({WHEELS}), or set PYKERNELS_KERNELS_DIR to a folder of prebuilt kernels"
+    )
+
+
+def _named_candidates(environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    if environment.get("CUDACXX"):
+        named = environment["CUDACXX"]
+        yield "CUDACXX", Path(shutil.which(named, path=environment.get("PATH", "")) or named)
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if environment.get(variable):
+            yield variable, Path(environment[variable]) / "bin" / "nvcc"
+
+
+def _wheel_candidates(environment: Mapping[str, str]) -> Iterator[Path]:
+    # pip builds in an environment of its own and names its packages by PYTHONPATH.
+    folders = environment.get("PYTHONPATH", "").split(os.pathsep)
+    folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    for folder in filter(None, folders):
+        yield Path(folder) / "nvidia" / "cu13" / "bin" / "nvcc"
+
+
+def find_ptxas(nvcc: Path) -> Path:
+    """Return the ptxas of the toolkit that nvcc belongs to; nvcc may be a script that starts it."""
+    output = run([str(nvcc), "--dryrun", "-arch=sm_90a", "-cubin", "-x", "cu", "/dev/null"])
+    top = re.search(r"^#\$ _HERE_=(.+)$", output, re.MULTILINE)
+    ptxas = Path(top.group(1)) / "ptxas" if top else nvcc.with_name("ptxas")
+    if not ptxas.is_file():
+        raise BuildError(f"{nvcc} has no ptxas beside it (looked for {ptxas})")
+    return ptxas
+
+
+def release(tool: Path) -> str:
+    """Return the version of nvcc or ptxas, for example ``13.0.88``."""
+    output = run([str(tool), "--version"])
+    version = re.search(r"release [0-9.]+, V([0-9.]+)", output)
+    if version is None:
+        raise BuildError(f"{tool} --version names no release: {output!r}")
+    return version.group(1)
+
+
+def run(command: list[str]) -> str:
+    """Run a tool and return what it printed, or raise a BuildError that shows both."""
+    try:
+        result = subprocess.run(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not start: {error}") from error
+    if result.returncode != 0:
+        text = f"exit status {result.returncode} of: {' '.join(command)}\n{result.stdout}"
+        raise BuildError(text)
+    return result.stdout
