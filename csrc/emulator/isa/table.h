@@ -65,6 +65,8 @@ class Table {
 
   /// `spelling`: as the ISA writes it, for example "mbarrier.try_wait.parity.shared::cta.b64". The order
   /// of modifiers that are not types is free, as in real PTX; a second row with the same key is an error.
+  /// "ld.*" is the row of all forms of the opcode that have no row of their own: its build reads the
+  /// modifiers itself and fails on one that it does not know.
   void add(std::string_view spelling, InstructionClass instruction_class, Build build);
 
   /// nullptr if there is no such form.
