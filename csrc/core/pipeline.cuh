@@ -1,0 +1,105 @@
+// The ring of shared-memory stages between a TMA producer thread and the consumer warps: one full and
+// one empty barrier a stage. All waiting of a kernel on memory barriers goes through here.
+#pragma once
+
+#include "ptx/address.cuh"
+#include "ptx/mbarrier.cuh"
+
+namespace pykernels {
+
+/// Barriers of a ring; lives in shared memory.
+template <uint32_t kNumStages>
+struct PipelineBarriers {
+  uint64_t full[kNumStages];   // completes when the stage's bytes have landed
+  uint64_t empty[kNumStages];  // completes when every consumer warp has done with the stage
+};
+
+/// One role's walk around the ring. Producer and consumers each hold one and advance in step.
+///
+/// In a cluster, a stage may be filled by a peer's multicast. So a consumer warp releases the stage
+/// to every CTA of the cluster, and a producer that has seen its empty barrier complete may write
+/// that stage in all of them.
+template <uint32_t kNumStages, uint32_t kClusterSize>
+class Pipeline {
+ public:
+  __device__ __forceinline__ explicit Pipeline(PipelineBarriers<kNumStages>& barriers)
+      : full_(ptx::cvta_to_shared(barriers.full)),
+        empty_(ptx::cvta_to_shared(barriers.empty)) {
+    const uint32_t lane_idx = threadIdx.x % 32;
+    if constexpr (kClusterSize > 1) {
+      peer_empty_ = ptx::mapa_shared_cluster(empty_, lane_idx % kClusterSize);
+    }
+  }
+
+  /// Sets up the barriers: one producer thread a CTA, `num_consumer_warps` warps a CTA. One thread.
+  __device__ __forceinline__ static void initialise(PipelineBarriers<kNumStages>& barriers,
+                                                    uint32_t num_consumer_warps) {
+    for (uint32_t stage = 0; stage < kNumStages; ++stage) {
+      ptx::mbarrier_init(ptx::cvta_to_shared(&barriers.full[stage]), 1);
+      ptx::mbarrier_init(ptx::cvta_to_shared(&barriers.empty[stage]),
+                         num_consumer_warps * kClusterSize);
+    }
+  }
+
+  __device__ __forceinline__ uint32_t stage() const { return stage_; }
+  __device__ __forceinline__ uint32_t full_barrier() const { return full_ + stage_ * 8; }
+
+  __device__ __forceinline__ void advance() {
+    if (++stage_ == kNumStages) {
+      stage_ = 0;
+      phase_ ^= 1;
+    }
+  }
+
+  /// Producer: waits until the consumers have released the stage; it may then be overwritten. Passes
+  /// at once in the first round, since the phase before a barrier's first counts as complete.
+  __device__ __forceinline__ void wait_empty() const {
+    const uint32_t barrier = empty_ + stage_ * 8;
+    if constexpr (kClusterSize > 1) {
+      while (!ptx::mbarrier_try_wait_parity_cluster(barrier, phase_ ^ 1)) {
+      }
+    } else {
+      while (!ptx::mbarrier_try_wait_parity(barrier, phase_ ^ 1)) {
+      }
+    }
+  }
+
+  /// Producer: announces the bytes that will land in this CTA's stage.
+  __device__ __forceinline__ void expect_bytes(uint32_t num_bytes) const {
+    ptx::mbarrier_arrive_expect_tx(full_barrier(), num_bytes);
+  }
+
+  /// Consumer: waits until the stage's bytes have landed; WGMMA may then read them.
+  __device__ __forceinline__ void wait_full() const {
+    while (!ptx::mbarrier_try_wait_parity(full_barrier(), phase_)) {
+    }
+  }
+
+  /// Consumer warp, converged, once its reads of the stage are complete: hands the stage back to the
+  /// producers of all CTAs of the cluster, one lane to each.
+  __device__ __forceinline__ void release() const {
+    if constexpr (kClusterSize > 1) {
+      if (threadIdx.x % 32 < kClusterSize) ptx::mbarrier_arrive_cluster(peer_empty_ + stage_ * 8);
+    } else {
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty_ + stage_ * 8);
+    }
+  }
+
+  /// Producer, after its last stage: waits until every stage has been released, so that no consumer
+  /// of a peer can still arrive at this CTA's barriers when it exits.
+  __device__ __forceinline__ void drain() {
+    for (uint32_t i = 0; i < kNumStages; ++i) {
+      wait_empty();
+      advance();
+    }
+  }
+
+ private:
+  uint32_t full_;            // shared-window addresses of the first barriers
+  uint32_t empty_;
+  uint32_t peer_empty_ = 0;  // the empty barriers of the CTA that this lane signals
+  uint32_t stage_ = 0;
+  uint32_t phase_ = 0;
+};
+
+}  // namespace pykernels

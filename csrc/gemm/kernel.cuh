@@ -1,0 +1,75 @@
+// The FP8 GEMM kernel: its roles.
+#pragma once
+
+#include "core/pipeline.cuh"
+#include "gemm/config.h"
+#include "gemm/epilogue.cuh"
+#include "gemm/mainloop.cuh"
+#include "gemm/scheduler.cuh"
+#include "gemm/storage.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/control.cuh"
+#include "ptx/fence.cuh"
+
+namespace pykernels::gemm {
+
+inline constexpr uint32_t kProducerRegisters = 40;
+inline constexpr uint32_t kConsumerRegisters = 232;  // 2 x 128 x 232 + 128 x 40 <= 65536
+
+template <GemmConfig kConfig>
+constexpr uint32_t fp8_gemm_body_shared_bytes() {
+  static_assert(sizeof(SharedStorage<kConfig>) <= kSharedBytesPerBlock);
+  return sizeof(SharedStorage<kConfig>);
+}
+
+/// Initialises the barriers and makes them visible to the CTA, to the cluster and to TMA.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void set_up_barriers(SharedStorage<kConfig>& smem) {
+  if (threadIdx.x == 0) {
+    GemmPipeline<kConfig>::initialise(smem.barriers, kConfig.num_consumer_threads() / 32);
+    ptx::fence_mbarrier_init_release_cluster();
+  }
+  if constexpr (kConfig.cluster > 1) {
+    ptx::barrier_cluster_arrive_release();
+    ptx::barrier_cluster_wait_acquire();
+  } else {
+    ptx::bar_sync(0, kConfig.num_threads());
+  }
+}
+
+/// D = dequant(A) @ dequant(B).T with 1x128 scales on A and 128x128 scales on B.      sm_90a
+///
+/// Persistent and warp-specialised: one producer thread fills a ring of stages by TMA, the consumer
+/// warpgroups, 64 rows each, run WGMMA and promote every k tile into FP32 registers.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void fp8_gemm_body(const GemmParams& params) {
+  extern __shared__ __align__(1024) uint8_t smem_bytes[];
+  auto& smem = *reinterpret_cast<SharedStorage<kConfig>*>(smem_bytes);
+  set_up_barriers<kConfig>(smem);
+  ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
+
+  GemmPipeline<kConfig> pipeline(smem.barriers);
+  TileScheduler<kConfig> scheduler(params);
+  if (threadIdx.x >= kConfig.num_consumer_threads()) {
+    ptx::setmaxnreg_dec<kProducerRegisters>();
+    if (threadIdx.x == kConfig.num_consumer_threads()) {
+      for (; scheduler.has_tile(); scheduler.advance()) {
+        if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+        load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
+      }
+      if constexpr (kConfig.cluster > 1) pipeline.drain();
+    }
+  } else {
+    ptx::setmaxnreg_inc<kConsumerRegisters>();
+    Epilogue<kConfig> epilogue(smem);
+    for (; scheduler.has_tile(); scheduler.advance()) {
+      const Tile tile = scheduler.tile();
+      Accumulator<kConfig> total;
+      multiply_tile<kConfig>(params, smem, pipeline, tile, total);
+      epilogue.store_tile(params, tile, total);
+    }
+    epilogue.drain();
+  }
+}
+
+}  // namespace pykernels::gemm

@@ -1,0 +1,27 @@
+// Conversions between floating-point formats. Pure register instructions: not volatile.
+#pragma once
+
+#include "ptx/types.cuh"
+
+namespace pykernels::ptx {
+
+/// cvt.rn.bf16x2.f32 d, a, b;      PTX 7.8, sm_90
+///
+/// Two FP32 values rounded to nearest even and packed: `high` in bits 31:16, `low` in 15:0.
+__device__ __forceinline__ uint32_t cvt_rn_bf16x2_f32(float high, float low) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+/// cvt.rn.satfinite.e4m3x2.f32 d, a, b;      PTX 7.8, sm_89
+///
+/// Two FP32 values rounded to nearest even e4m3 and packed: `high` in bits 15:8, `low` in 7:0.
+/// Magnitudes above 448, infinities too, become 448; NaN becomes 0x7f.
+__device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+}  // namespace pykernels::ptx

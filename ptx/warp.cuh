@@ -1,0 +1,32 @@
+// Choices and identities within a warp or cluster.
+#pragma once
+
+#include "ptx/types.cuh"
+
+namespace pykernels::ptx {
+
+/// elect.sync _|p, membermask;      PTX 8.0, sm_90
+///
+/// True in exactly one thread of the warp, the same one each time. A converged warp.
+__device__ __forceinline__ bool elect_sync() {
+  uint32_t elected;
+  asm volatile(
+      "{\n\t"
+      ".reg .pred p;\n\t"
+      "elect.sync _|p, 0xffffffff;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t"
+      "}"
+      : "=r"(elected)::"memory");
+  return elected != 0;
+}
+
+/// mov.u32 d, %cluster_ctarank;      PTX 7.8, sm_90
+///
+/// Rank of this CTA in its cluster. Any thread; constant, hence not volatile.
+__device__ __forceinline__ uint32_t cluster_ctarank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+}  // namespace pykernels::ptx
