@@ -38,6 +38,9 @@ struct Launch {
   friend bool operator==(const Launch&, const Launch&) = default;
 };
 
+/// One line with every field, memory and arguments by size: what repr() shows.
+std::string describe(const Launch& launch);
+
 /// Copies a trivially copyable parameter struct into the launch's argument bytes.
 template <typename Params>
 std::vector<std::byte> argument_bytes(const Params& params) {

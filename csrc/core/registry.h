@@ -1,10 +1,13 @@
 // The kernels of the package: name -> PTX, cubin and metadata. Filled once from the package's metadata
-// files, read by config selection and by both devices.
+// files, read by config selection and by both devices, from any thread.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
+#include <shared_mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace pykernels {
@@ -19,23 +22,33 @@ struct KernelInfo {
   uint32_t param_bytes = 0;
   std::string ptx_path;
   std::string cubin_path;
+  // The oldest driver that loads the cubin, as cuDriverGetVersion counts: 1000 * major + 10 * minor.
+  // A cubin loads on every driver of its ptxas' major version: 13000 for ptxas 13, 12000 for ptxas 12.
+  int min_driver_version = 13000;
+
+  friend bool operator==(const KernelInfo&, const KernelInfo&) = default;
 };
 
 class Registry {
  public:
   static Registry& instance();
 
-  /// Adds or replaces a kernel.
+  /// Adds or replaces a kernel. References to a replaced one stay valid.
   void add(KernelInfo info);
 
   /// Throws EnvironmentError naming the kernel and the known ones if there is none of this name.
-  const KernelInfo& get(const std::string& name) const;
+  const KernelInfo& get(std::string_view name) const;
 
   /// All kernels of a family, in the order of their names.
-  std::vector<const KernelInfo*> family(const std::string& family) const;
+  std::vector<const KernelInfo*> family(std::string_view family) const;
+
+  /// All kernels, in the order of their names.
+  std::vector<const KernelInfo*> all() const;
 
  private:
-  std::map<std::string, KernelInfo> kernels_;
+  mutable std::shared_mutex mutex_;
+  std::deque<KernelInfo> storage_;  // never shrinks, so that references stay valid
+  std::map<std::string, const KernelInfo*, std::less<>> kernels_;
 };
 
 /// The whole file. Throws EnvironmentError with path and reason if it cannot be read.

@@ -1,0 +1,152 @@
+// Bindings of csrc/core: the registry of kernels, tensors as the host path sees them, launches as values.
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "core/device.h"
+#include "core/launch.h"
+#include "core/registry.h"
+#include "core/tensor_map.h"
+#include "core/tensor_view.h"
+
+namespace py = pybind11;
+
+namespace pykernels::bindings {
+namespace {
+
+TensorView make_tensor_view(uint64_t address, const py::sequence& sizes, const py::sequence& strides,
+                            const std::string& dtype) {
+  const size_t rank = sizes.size();
+  PK_CHECK(rank <= TensorView::kMaxRank, "a tensor must have at most ", TensorView::kMaxRank,
+           " dimensions, got ", rank);
+  PK_CHECK(strides.size() == rank, "a tensor of ", rank, " dimensions must have as many strides, got ",
+           strides.size());
+  TensorView view;
+  view.address = address;
+  view.dtype = data_type_from_name(dtype);
+  view.rank = static_cast<int>(rank);
+  for (size_t i = 0; i < rank; ++i) {
+    view.sizes[i] = sizes[i].cast<int64_t>();
+    view.strides[i] = strides[i].cast<int64_t>();
+    PK_CHECK(view.sizes[i] >= 0 && view.strides[i] >= 0,
+             "sizes and strides must not be negative, got size ", view.sizes[i], " and stride ",
+             view.strides[i], " in dimension ", i);
+  }
+  return view;
+}
+
+py::tuple to_tuple(const int64_t* values, int count) {
+  py::tuple result(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) result[static_cast<size_t>(i)] = py::int_(values[i]);
+  return result;
+}
+
+py::tuple to_tuple(const Dim3& dim) { return py::make_tuple(dim.x, dim.y, dim.z); }
+
+void bind_registry(py::module_& module) {
+  py::class_<KernelInfo>(module, "KernelInfo", "A kernel of the package and what is known of it.")
+      .def_readonly("name", &KernelInfo::name)
+      .def_readonly("family", &KernelInfo::family)
+      .def_readonly("config", &KernelInfo::config)
+      .def_readonly("threads", &KernelInfo::threads)
+      .def_readonly("registers", &KernelInfo::registers)
+      .def_readonly("dynamic_shared_bytes", &KernelInfo::dynamic_shared_bytes)
+      .def_readonly("param_bytes", &KernelInfo::param_bytes)
+      .def_readonly("ptx_path", &KernelInfo::ptx_path)
+      .def_readonly("cubin_path", &KernelInfo::cubin_path)
+      .def_readonly("min_driver_version", &KernelInfo::min_driver_version);
+  module.def(
+      "register_kernel",
+      [](std::string name, std::string family, std::map<std::string, int64_t> config, uint32_t threads,
+         uint32_t registers, uint32_t dynamic_shared_bytes, uint32_t param_bytes, std::string ptx_path,
+         std::string cubin_path, int min_driver_version) {
+        Registry::instance().add({std::move(name), std::move(family), std::move(config), threads,
+                                  registers, dynamic_shared_bytes, param_bytes, std::move(ptx_path),
+                                  std::move(cubin_path), min_driver_version});
+      },
+      py::kw_only(), py::arg("name"), py::arg("family"), py::arg("config"), py::arg("threads"),
+      py::arg("registers"), py::arg("dynamic_shared_bytes"), py::arg("param_bytes"),
+      py::arg("ptx_path"), py::arg("cubin_path"), py::arg("min_driver_version") = 13000,
+      "Adds a kernel to the registry, or replaces the one of this name.");
+  module.def(
+      "registered_kernels",
+      [] {
+        std::vector<KernelInfo> kernels;
+        for (const KernelInfo* info : Registry::instance().all()) kernels.push_back(*info);
+        return kernels;
+      },
+      "All registered kernels, in the order of their names.");
+}
+
+void bind_tensor_view(py::module_& module) {
+  py::class_<TensorView>(module, "TensorView",
+                         "A tensor as kernels take it: address, type, sizes and strides in elements.")
+      .def(py::init(&make_tensor_view), py::arg("address"), py::arg("sizes"), py::arg("strides"),
+           py::arg("dtype"))
+      .def_readonly("address", &TensorView::address)
+      .def_property_readonly(
+          "dtype", [](const TensorView& view) { return std::string(data_type_name(view.dtype)); })
+      .def_property_readonly(
+          "sizes", [](const TensorView& view) { return to_tuple(view.sizes, view.rank); })
+      .def_property_readonly(
+          "strides", [](const TensorView& view) { return to_tuple(view.strides, view.rank); })
+      .def_property_readonly("spanned_bytes", &TensorView::spanned_bytes)
+      .def("__repr__",
+           [](const TensorView& view) { return concat("TensorView(", view.describe(), ")"); });
+}
+
+void bind_launch(py::module_& module) {
+  py::class_<Launch>(module, "Launch", "A kernel launch as a plain value.")
+      .def_readonly("kernel", &Launch::kernel)
+      .def_property_readonly("grid", [](const Launch& launch) { return to_tuple(launch.grid); })
+      .def_property_readonly("block", [](const Launch& launch) { return to_tuple(launch.block); })
+      .def_property_readonly("cluster", [](const Launch& launch) { return to_tuple(launch.cluster); })
+      .def_readonly("dynamic_shared_bytes", &Launch::dynamic_shared_bytes)
+      .def_readonly("programmatic_dependent", &Launch::programmatic_dependent)
+      .def_property_readonly("arguments",
+                             [](const Launch& launch) {
+                               return py::bytes(reinterpret_cast<const char*>(launch.arguments.data()),
+                                                launch.arguments.size());
+                             })
+      .def_property_readonly("memory",
+                             [](const Launch& launch) {
+                               py::list ranges;
+                               for (const MemoryRange& range : launch.memory) {
+                                 ranges.append(
+                                     py::make_tuple(range.address, range.bytes, range.name));
+                               }
+                               return ranges;
+                             })
+      .def("__repr__", &describe);
+}
+
+void bind_device(py::module_& module) {
+  py::class_<DeviceProperties>(module, "DeviceProperties", "What a device is and has.")
+      .def_readonly("name", &DeviceProperties::name)
+      .def_readonly("num_sms", &DeviceProperties::num_sms)
+      .def_property_readonly("compute_capability",
+                             [](const DeviceProperties& properties) {
+                               return py::make_tuple(properties.compute_capability_major,
+                                                     properties.compute_capability_minor);
+                             })
+      .def_readonly("max_shared_bytes_per_block", &DeviceProperties::max_shared_bytes_per_block);
+  py::class_<Device>(module, "Device", "What runs a launch: a GPU and stream, or the emulator.")
+      .def_property_readonly("properties", &Device::properties);
+}
+
+}  // namespace
+
+void bind_core(py::module_& module) {
+  bind_registry(module);
+  bind_tensor_view(module);
+  bind_launch(module);
+  bind_device(module);
+}
+
+}  // namespace pykernels::bindings
