@@ -108,7 +108,9 @@ void decode_a(const Fp8Operand& a, DecodedA* decoded) {
 /// byte k of half h of in[j].
 inline void transpose_bytes(__m256i* rows) {
   __m256i other[16];
+#pragma GCC unroll 4
   for (int stage = 0; stage < 4; ++stage) {
+#pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       other[2 * i] = _mm256_unpacklo_epi8(rows[i], rows[i + 8]);
       other[2 * i + 1] = _mm256_unpackhi_epi8(rows[i], rows[i + 8]);
@@ -209,6 +211,7 @@ inline uint32_t multiply_row(const DecodedA& a, int row, const DecodedB& b, cons
   __m256 positive[kGroups];
   __m256 negative[kGroups];
   uint32_t huge = 0;
+#pragma GCC unroll 4
   for (int j = 0; j < kGroups; ++j) {
     const __m256i bits = scale_d ? load_lanes(view, j) : _mm256_setzero_si256();
     const __m256i c_field =
@@ -229,12 +232,14 @@ inline uint32_t multiply_row(const DecodedA& a, int row, const DecodedB& b, cons
   for (int k = 0; k < kK; ++k) {
     const __m256 magnitude = _mm256_broadcast_ss(&a.magnitude[row][k]);
     const float* plane = b.planes[k][a.plane[row][k]];
+#pragma GCC unroll 4
     for (int j = 0; j < kGroups; ++j) {
       positive[j] = _mm256_fmadd_ps(magnitude, _mm256_load_ps(plane + 8 * j), positive[j]);
       negative[j] =
           _mm256_fmadd_ps(magnitude, _mm256_load_ps(plane + kBlockColumns + 8 * j), negative[j]);
     }
   }
+#pragma GCC unroll 4
   for (int j = 0; j < kGroups; ++j) {
     const __m256 sum = _mm256_sub_ps(positive[j], negative[j]);  // exact
     const __m256 kept =
