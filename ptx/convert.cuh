@@ -24,4 +24,13 @@ __device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, floa
   return packed;
 }
 
+/// cvt.f32.f16 d, a;      PTX 1.0, sm_53
+///
+/// The FP16 value as FP32, exact. `half`: its 16 bits.
+__device__ __forceinline__ float cvt_f32_f16(uint16_t half) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+  return value;
+}
+
 }  // namespace pykernels::ptx

@@ -7,5 +7,6 @@
 namespace pykernels::bindings {
 
 void bind_core(pybind11::module_& module);
+void bind_quantize(pybind11::module_& module);
 
 }  // namespace pykernels::bindings

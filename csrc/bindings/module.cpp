@@ -27,4 +27,5 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled part of pykernels: kernel registry, launches, devices and the emulator.";
   py::register_exception_translator(translate);
   pykernels::bindings::bind_core(module);
+  pykernels::bindings::bind_quantize(module);
 }

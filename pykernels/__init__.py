@@ -1,0 +1,20 @@
+"""Hopper (sm_90a) kernels for PyTorch, with an emulator that runs their PTX on any CPU."""
+
+from pykernels.checks import Capability, can_run
+from pykernels.config import explain_config
+from pykernels.device import emulate
+from pykernels.gemm import fp8_gemm_nt
+from pykernels.quantize import quantize_1x128, quantize_128x128
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capability",
+    "__version__",
+    "can_run",
+    "emulate",
+    "explain_config",
+    "fp8_gemm_nt",
+    "quantize_128x128",
+    "quantize_1x128",
+]

@@ -1,0 +1,331 @@
+"""Argument checks of the public ops: every requirement stands here once.
+
+The ops, their fake implementations and :func:`can_run` all call these functions. A check raises
+``ValueError`` with the requirement, the value that broke it and a fix. Order: device, dtype, rank,
+shape, stride, values that the host knows (alignment of addresses among them). Nothing is copied.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pykernels.device import require_device
+
+SCALE_BLOCK = 128  # columns (and, for weights, rows) that share a scale factor
+MAX_SIZE = 2**31 - 1  # sizes travel to the kernels as 32-bit integers
+_ALIGNMENT = 16  # bytes: TMA and 16-byte vector accesses
+_DEVICE_TYPES = ("cuda", "cpu", "meta")
+SCALE_FORMATS = ("fp32", "ue8m0")
+
+
+class Capability(NamedTuple):
+    """Whether a call can run, and if not, why."""
+
+    ok: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    return (value + divisor - 1) // divisor
+
+
+def check_pair(name: str, pair: object) -> tuple[Tensor, Tensor]:
+    """An operand that is a pair (values, scales) of tensors."""
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or not all(isinstance(tensor, Tensor) for tensor in pair)
+    ):
+        raise ValueError(
+            f"{name} must be a pair (values, scales) of tensors, got {_describe(pair)}; "
+            "quantize_1x128 and quantize_128x128 return such pairs"
+        )
+    return pair[0], pair[1]
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {_describe(value)}")
+    return value
+
+
+def check_no_gradient(op: str, **tensors: Tensor) -> None:
+    """FP8 products and casts have no derivative here; silence would lose gradients."""
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            if tensor.requires_grad:
+                raise ValueError(
+                    f"{op} is not differentiable and {name} requires grad; "
+                    f"call it under torch.no_grad() or pass {name}.detach()"
+                )
+
+
+def check_same_device(**tensors: Tensor) -> None:
+    (first_name, first), *others = tensors.items()
+    if first.device.type not in _DEVICE_TYPES:
+        raise ValueError(
+            f"{first_name} must be a CUDA or CPU tensor, got one on {first.device}; "
+            "move it with .to('cuda') or .to('cpu')"
+        )
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(
+                f"all tensors must be on one device, got {first_name} on {first.device} and "
+                f"{name} on {tensor.device}; move {name} with .to({str(first.device)!r})"
+            )
+
+
+def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise ValueError(
+            f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}; "
+            f"{_dtype_fix(name, allowed[0])}"
+        )
+
+
+def check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    if tensor.dim() != rank:
+        raise ValueError(
+            f"{name} must have {rank} dimensions, got {tensor.dim()} (shape {_shape(tensor)}); "
+            "reshape it, for example with .flatten(0, -2)"
+        )
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, int], meaning: str) -> None:
+    if tensor.size(0) != expected[0] or tensor.size(1) != expected[1]:
+        raise ValueError(
+            f"{name} must be {meaning} = [{expected[0]}, {expected[1]}], got {_shape(tensor)}"
+        )
+
+
+def check_multiple(name: str, value: int, divisor: int, fix: str) -> None:
+    if value % divisor != 0:
+        raise ValueError(f"{name} must be a multiple of {divisor}, got {value}; {fix}")
+
+
+def check_size(name: str, value: int) -> None:
+    if value > MAX_SIZE:
+        raise ValueError(f"{name} must be at most {MAX_SIZE}, got {value}; split the call")
+
+
+def check_rows(name: str, tensor: Tensor) -> None:
+    """Row-major: the last dimension contiguous, rows apart by a multiple of 16 bytes, no overlap."""
+    rows, columns = tensor.size(0), tensor.size(1)
+    if rows == 0 or columns == 0:
+        return
+    row_stride, column_stride = tensor.stride()
+    if columns > 1 and column_stride != 1:
+        raise ValueError(
+            f"{name} must be row-major (stride 1 in its last dimension), got strides "
+            f"({row_stride}, {column_stride}); make it so with {name}.contiguous()"
+        )
+    if rows == 1:
+        return
+    if row_stride < columns:
+        raise ValueError(
+            f"rows of {name} must not overlap: its row stride must be at least {columns}, got "
+            f"{row_stride}; make it so with {name}.contiguous()"
+        )
+    row_bytes = row_stride * tensor.element_size()
+    if row_bytes % _ALIGNMENT != 0:
+        raise ValueError(
+            f"the row stride of {name} must be a multiple of {_ALIGNMENT} bytes, got {row_bytes}; "
+            "allocate rows padded to 16 bytes and pass a view of them"
+        )
+
+
+def check_distinct_elements(name: str, tensor: Tensor) -> None:
+    """A tensor that is written with any strides: no two elements may share an address."""
+    rows, columns = tensor.size(0), tensor.size(1)
+    row_stride, column_stride = tensor.stride()
+    if rows <= 1 and columns <= 1:
+        return
+    by_rows = (rows <= 1 or row_stride >= column_stride * (columns - 1) + 1) and (
+        columns <= 1 or column_stride >= 1
+    )
+    by_columns = (columns <= 1 or column_stride >= row_stride * (rows - 1) + 1) and (
+        rows <= 1 or row_stride >= 1
+    )
+    if not by_rows and not by_columns:
+        raise ValueError(
+            f"elements of {name} must not overlap, got shape {_shape(tensor)} with strides "
+            f"({row_stride}, {column_stride}); allocate it with torch.empty"
+        )
+
+
+def check_address(name: str, tensor: Tensor) -> None:
+    """Only real tensors have addresses; fake ones are not asked."""
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return
+    address = tensor.data_ptr()
+    if address % _ALIGNMENT != 0:
+        raise ValueError(
+            f"the data pointer of {name} must be a multiple of {_ALIGNMENT} bytes, got "
+            f"{address:#x} ({address % _ALIGNMENT} past one); start the view at a 16-byte boundary "
+            f"or pass {name}.clone()"
+        )
+
+
+def check_num_sms(num_sms: int | None) -> None:
+    if num_sms is not None and num_sms < 1:
+        raise ValueError(f"num_sms must be at least 1, or None for all, got {num_sms}")
+
+
+def check_fp8_gemm_nt(
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+    num_sms: int | None,
+    *,
+    real: bool = True,
+) -> None:
+    """All requirements of fp8_gemm_nt; ``real`` is False where tensors have no memory."""
+    named = {"a[0]": a, "a[1]": sfa, "b[0]": b, "b[1]": sfb}
+    if out is not None:
+        named["out"] = out
+    check_same_device(**named)
+    for name, tensor in (("a[0]", a), ("b[0]", b)):
+        check_dtype(name, tensor, torch.float8_e4m3fn)
+    for name, tensor in (("a[1]", sfa), ("b[1]", sfb)):
+        check_dtype(name, tensor, torch.float32)
+    _check_out_dtype(out, out_dtype)
+    for name, tensor in named.items():
+        check_rank(name, tensor, 2)
+
+    (m, k), n = a.shape, b.size(0)
+    if b.size(1) != k:
+        raise ValueError(
+            f"a[0] and b[0] must have the same k, got {_shape(a)} and {_shape(b)}; "
+            "b is [n, k], a weight as torch.nn.Linear stores it"
+        )
+    check_multiple("n (rows of b)", n, 8, "pad b and its scales with rows and slice the result")
+    check_multiple("k (columns of a and b)", k, 16, "pad a and b with columns of zeros")
+    for name, size in (("m", m), ("n", n), ("k", k)):
+        check_size(name, size)
+    k_blocks = ceil_div(k, SCALE_BLOCK)
+    check_shape("a[1]", sfa, (m, k_blocks), "[m, ceil(k / 128)]")
+    check_shape("b[1]", sfb, (ceil_div(n, SCALE_BLOCK), k_blocks), "[ceil(n / 128), ceil(k / 128)]")
+    if out is not None:
+        check_shape("out", out, (m, n), "[m, n]")
+
+    row_major = {"a[0]": a, "b[0]": b} | ({} if out is None else {"out": out})
+    for name, tensor in row_major.items():
+        check_rows(name, tensor)
+    check_num_sms(num_sms)
+    if real:
+        for name, tensor in row_major.items():
+            check_address(name, tensor)
+
+
+def check_quantize(
+    x: Tensor,
+    scale_fmt: str,
+    out: tuple[Tensor, Tensor] | None,
+    block_rows: int,
+    *,
+    real: bool = True,
+) -> None:
+    """All requirements of quantize_1x128 (``block_rows`` 1) and quantize_128x128 (128)."""
+    named = {"x": x}
+    if out is not None:
+        named |= {"out[0]": out[0], "out[1]": out[1]}
+    check_same_device(**named)
+    check_dtype("x", x, torch.bfloat16, torch.float16, torch.float32)
+    if out is not None:
+        check_dtype("out[0]", out[0], torch.float8_e4m3fn)
+        check_dtype("out[1]", out[1], torch.float32)
+    for name, tensor in named.items():
+        check_rank(name, tensor, 2)
+
+    m, k = x.shape
+    check_size("m", m)
+    check_size("k", k)
+    if out is not None:
+        check_shape("out[0]", out[0], (m, k), "[m, k]")
+        blocks = (ceil_div(m, block_rows), ceil_div(k, SCALE_BLOCK))
+        rows = "m" if block_rows == 1 else f"ceil(m / {block_rows})"
+        check_shape("out[1]", out[1], blocks, f"[{rows}, ceil(k / {SCALE_BLOCK})]")
+
+    check_rows("x", x)
+    if out is not None:
+        check_rows("out[0]", out[0])
+        check_distinct_elements("out[1]", out[1])
+    if scale_fmt not in SCALE_FORMATS:
+        raise ValueError(f"scale_fmt must be 'fp32' or 'ue8m0', got {scale_fmt!r}")
+    if real:
+        check_address("x", x)
+        if out is not None:
+            check_address("out[0]", out[0])
+
+
+_CALL_CHECKS: dict[Callable[..., Any], Callable[..., Tensor]] = {}
+
+
+def checks_call(op: Callable[..., Any]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Registers the function that checks a public op's very arguments and returns its first tensor."""
+
+    def register(check: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        _CALL_CHECKS[op] = check
+        return check
+
+    return register
+
+
+def can_run(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Capability:
+    """Says whether ``op(*args, **kwargs)`` would run here, without running it.
+
+    Args:
+        op: a public function of this package, for example :func:`pykernels.fp8_gemm_nt`.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        ``Capability(ok, reason)``; the reason is the message of the error that the call would raise.
+
+    Raises:
+        ValueError: ``op`` is not an op of this package.
+    """
+    check = _CALL_CHECKS.get(op)
+    if check is None:
+        known = ", ".join(sorted(function.__name__ for function in _CALL_CHECKS))
+        raise ValueError(f"op must be one of {known}, got {_describe(op)}")
+    try:
+        require_device(check(*args, **kwargs))
+    except (ValueError, TypeError, RuntimeError) as error:
+        return Capability(False, str(error))
+    return Capability(True, "")
+
+
+def _check_out_dtype(out: Tensor | None, out_dtype: torch.dtype) -> None:
+    allowed = (torch.bfloat16, torch.float32)
+    if out_dtype not in allowed:
+        raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype}")
+    if out is not None:
+        check_dtype("out", out, *allowed)
+
+
+def _dtype_fix(name: str, dtype: torch.dtype) -> str:
+    if dtype == torch.float8_e4m3fn:
+        return "quantize_1x128 and quantize_128x128 make such values"
+    return f"convert with {name}.to({dtype})"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {_shape(value)}"
+    name = getattr(value, "__name__", None)
+    return name if isinstance(name, str) else type(value).__name__

@@ -1,0 +1,80 @@
+"""Which device runs a call: the GPU of the tensors, the emulator, or torch on the CPU.
+
+The device index and the stream of every call come from :func:`cuda_stream`; tests replace it to
+drive the CUDA path with a recording driver on a machine with no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pykernels.native import native
+
+if TYPE_CHECKING:
+    from pykernels import _C
+    from pykernels.emulator import EmulationReport
+
+# Set inside `emulate`: a context variable, so other threads and tasks are not affected.
+_emulated_device: ContextVar[_C.EmulatedDevice | None] = ContextVar(
+    "pykernels_emulated_device", default=None
+)
+
+
+def cuda_stream(tensor: Tensor) -> tuple[int, int] | None:
+    """The (device index, stream handle) of a call on this tensor; None if it is no CUDA tensor.
+
+    The stream is the current one of the tensor's own device, which need not be the current device.
+    """
+    if not tensor.is_cuda:
+        return None
+    index = tensor.get_device()
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+def launch_device(tensor: Tensor) -> _C.Device | None:
+    """The device that runs kernels on this tensor, or None where torch computes instead.
+
+    Raises:
+        RuntimeError: the tensor is on a GPU that cannot run the kernels, or the driver cannot.
+    """
+    target = cuda_stream(tensor)
+    if target is not None:
+        return native().CudaDevice(*target)
+    return _emulated_device.get()
+
+
+def require_device(tensor: Tensor) -> None:
+    """Raises the error that a launch on this tensor would raise for its device, if any."""
+    launch_device(tensor)
+
+
+@contextmanager
+def emulate(**options: Any) -> Iterator[EmulationReport]:
+    """Runs the real kernels on CPU tensors, in the PTX emulator, inside the ``with`` block.
+
+    Holds for this thread (or task) only. An inner ``emulate`` replaces an outer one until it ends.
+
+    Args:
+        options: those of :class:`pykernels.emulator.Emulator`: ``num_sms``, ``seed``,
+            ``async_completion``, ``checks``.
+
+    Yields:
+        A report that gathers all launches inside the block.
+
+    Raises:
+        ValueError: an option is unknown or not as documented.
+    """
+    from pykernels.emulator import EmulationReport
+
+    device = native().EmulatedDevice(**options)
+    token = _emulated_device.set(device)
+    try:
+        yield EmulationReport(device)
+    finally:
+        _emulated_device.reset(token)

@@ -1,0 +1,167 @@
+"""The FP8 GEMM with fine-grained scales: public function, op, and the torch implementation on CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pykernels import checks
+from pykernels._ops import define
+from pykernels.device import launch_device
+from pykernels.native import native, tensor_view
+
+
+def fp8_gemm_nt(
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    *,
+    out: Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    num_sms: int | None = None,
+) -> Tensor:
+    """Return ``dequant(a) @ dequant(b).T``, accumulated in FP32.
+
+    Every 128 columns of k are summed from zero and added to the total as ``fmaf(sum, sfa * sfb,
+    total)`` in ascending order, so the bits do not depend on the tile sizes. NaN in a value or a
+    scale reaches exactly the results that use it.
+
+    CUDA tensors run on their device and its current stream; CPU tensors run in torch, whose FP32
+    sums differ from the tensor core's in the last bits, or inside :func:`pykernels.emulate` in the
+    emulator, which computes the GPU's bits.
+
+    Args:
+        a: ``[m, k]``, ``float8_e4m3fn``, row-major; ``[m, ceil(k / 128)]``, ``float32``, any strides:
+            one scale per row and 128 columns. k is a multiple of 16.
+        b: ``[n, k]``, ``float8_e4m3fn``, row-major; ``[ceil(n / 128), ceil(k / 128)]``, ``float32``,
+            any strides: one scale per 128x128 block. n is a multiple of 8.
+        out: ``[m, n]``, ``bfloat16`` or ``float32``, row-major, to write into; None to allocate.
+        out_dtype: ``bfloat16`` or ``float32``, of the result allocated when ``out`` is None.
+        num_sms: how many SMs the kernel may take; None for all.
+
+    Values and ``out`` start at a multiple of 16 bytes, and so do their rows.
+
+    Returns:
+        ``[m, n]``, row-major: ``out`` where given. m = 0 or n = 0: empty; k = 0: zeros.
+
+    Raises:
+        ValueError: a shape, dtype, stride, alignment or device is not as above, or an input requires
+            grad; nothing has been written.
+        RuntimeError: the GPU or its driver cannot run the kernels.
+
+    Reference: :func:`pykernels.reference.fp8_gemm_nt` (DeepSeek-V3 technical report, section 3.3.2).
+    """
+    a_values, sfa = checks.check_pair("a", a)
+    b_values, sfb = checks.check_pair("b", b)
+    checks.check_no_gradient("fp8_gemm_nt", a=a_values, sfa=sfa, b=b_values, sfb=sfb)
+    if out is None:
+        result: Tensor = _OP(a_values, sfa, b_values, sfb, out_dtype, num_sms)
+        return result
+    _check_out(out, out_dtype)
+    _OP_OUT(a_values, sfa, b_values, sfb, num_sms, out=out)
+    return out
+
+
+@checks.checks_call(fp8_gemm_nt)
+def _check_call(
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    *,
+    out: Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    num_sms: int | None = None,
+) -> Tensor:
+    a_values, sfa = checks.check_pair("a", a)
+    b_values, sfb = checks.check_pair("b", b)
+    checks.check_no_gradient("fp8_gemm_nt", a=a_values, sfa=sfa, b=b_values, sfb=sfb)
+    if out is not None:
+        _check_out(out, out_dtype)
+    checks.check_fp8_gemm_nt(a_values, sfa, b_values, sfb, out, out_dtype, num_sms)
+    return a_values
+
+
+def _check_out(out: Tensor, out_dtype: torch.dtype) -> None:
+    checks.check_tensor("out", out)
+    # bfloat16 is the default, so only float32 is known to be the caller's wish.
+    if out_dtype is torch.float32 and out.dtype != torch.float32:
+        raise ValueError(
+            f"out_dtype is float32 but out is {out.dtype}; pass one of the two, or let them agree"
+        )
+
+
+def _allocate(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, num_sms: int | None
+) -> Tensor:
+    checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms)
+    out = torch.empty((a.size(0), b.size(0)), dtype=out_dtype, device=a.device)
+    _compute(a, sfa, b, sfb, num_sms, out)
+    return out
+
+
+def _write(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, num_sms: int | None, *, out: Tensor
+) -> None:
+    checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms)
+    _compute(a, sfa, b, sfb, num_sms, out)
+
+
+def _compute(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, num_sms: int | None, out: Tensor
+) -> None:
+    """Runs on whatever computes for these tensors; the arguments have been checked."""
+    device = launch_device(a)
+    if out.numel() == 0:
+        return
+    if a.size(1) == 0:
+        out.zero_()
+    elif device is None:
+        compute_in_torch(a, sfa, b, sfb, out)
+    else:
+        native().fp8_gemm_nt(
+            device,
+            tensor_view(a),
+            tensor_view(sfa),
+            tensor_view(b),
+            tensor_view(sfb),
+            tensor_view(out),
+            num_sms,
+        )
+
+
+def compute_in_torch(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor) -> None:
+    """The kernel's order of operations in torch: each k tile of 128 in FP32, promoted in FP32."""
+    block = checks.SCALE_BLOCK
+    total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
+    b_block = torch.arange(b.size(0), device=b.device) // block
+    for k_tile in range(sfa.size(1)):
+        columns = slice(k_tile * block, (k_tile + 1) * block)
+        acc = a[:, columns].float() @ b[:, columns].float().T
+        scale = sfa[:, k_tile, None] * sfb[b_block, k_tile]
+        total.addcmul_(acc, scale)
+    out.copy_(total)
+
+
+def _fake_allocate(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, num_sms: int | None
+) -> Tensor:
+    checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms, real=False)
+    return a.new_empty((a.size(0), b.size(0)), dtype=out_dtype)
+
+
+def _fake_write(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, num_sms: int | None, *, out: Tensor
+) -> None:
+    checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms, real=False)
+
+
+_OP = define(
+    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, int? num_sms)"
+    " -> Tensor",
+    implementation=_allocate,
+    fake=_fake_allocate,
+)
+_OP_OUT = define(
+    "fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms, *, Tensor(a!) out)"
+    " -> ()",
+    implementation=_write,
+    fake=_fake_write,
+)

@@ -1,0 +1,83 @@
+"""The extension module, loaded when a kernel is first needed, with the package's kernels registered.
+
+``import pykernels`` does not need it: CPU tensors outside ``emulate`` never come here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pykernels import _C
+
+KERNELS_DIR = Path(__file__).resolve().parent / "kernels"
+_KERNEL_FIELDS = (
+    "name",
+    "family",
+    "config",
+    "threads",
+    "registers",
+    "dynamic_shared_bytes",
+    "param_bytes",
+)
+_ROW_ELEMENTS = 16  # of any element type these fill a multiple of 16 bytes
+
+
+@functools.cache
+def native() -> Any:
+    """``pykernels._C`` with all kernels of the package registered; the first call loads both.
+
+    Raises:
+        RuntimeError: the extension or the kernels are not built or cannot be read.
+    """
+    try:
+        from pykernels import _C as module
+    except ImportError as error:
+        raise RuntimeError(
+            f"the extension pykernels._C cannot be loaded ({error}); build it with "
+            "`pip install --no-build-isolation --no-deps -e .` in the repository"
+        ) from error
+    for metadata in kernel_metadata():
+        path = KERNELS_DIR / str(metadata["name"])
+        module.register_kernel(
+            **{field: metadata[field] for field in _KERNEL_FIELDS},
+            ptx_path=str(path.with_suffix(".ptx")),
+            cubin_path=str(path.with_suffix(".cubin")),
+        )
+    return module
+
+
+def kernel_metadata() -> list[dict[str, Any]]:
+    """The metadata files of the package's kernels, in the order of their names.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    paths = sorted(KERNELS_DIR.glob("*.json"))
+    if not paths:
+        raise RuntimeError(
+            f"no kernels in {KERNELS_DIR}; build them with "
+            "`pip install --no-build-isolation --no-deps -e .` in the repository"
+        )
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def tensor_view(tensor: Tensor) -> _C.TensorView:
+    """The tensor as the host path in C++ takes it.
+
+    The stride of a dimension of size 1 says nothing; it becomes one that every kernel accepts.
+    """
+    rows, columns = tensor.shape
+    row_stride, column_stride = tensor.stride()
+    if rows == 1:
+        row_stride = -(-columns // _ROW_ELEMENTS) * _ROW_ELEMENTS
+    if columns == 1:
+        column_stride = 1
+    return native().TensorView(
+        tensor.data_ptr(), (rows, columns), (row_stride, column_stride), str(tensor.dtype).removeprefix("torch.")
+    )

@@ -1,0 +1,16 @@
+"""Float64 references: the specification of every op, straight from its formula, slow and plain.
+
+Nothing here is shared with the kernels, their host code or the torch implementations.
+"""
+
+from pykernels.reference.gemm import dequantize_1x128, dequantize_128x128, fp8_gemm_nt
+from pykernels.reference.quantize import quantize_1x128, quantize_128x128, round_to_e4m3
+
+__all__ = [
+    "dequantize_128x128",
+    "dequantize_1x128",
+    "fp8_gemm_nt",
+    "quantize_128x128",
+    "quantize_1x128",
+    "round_to_e4m3",
+]
