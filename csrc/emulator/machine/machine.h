@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,6 +14,7 @@
 #include "emulator/machine/async.h"
 #include "emulator/machine/cta.h"
 #include "emulator/machine/memory.h"
+#include "emulator/machine/pool.h"
 #include "emulator/program.h"
 #include "emulator/report.h"
 
@@ -24,6 +28,8 @@ struct MachineOptions {
   bool check_init = true;
   bool check_sync = true;
   uint64_t max_warp_instructions = 1ull << 40;  // then the launch is ended as hung
+  std::function<void()> poll;  // if set, called every few ten thousand instructions; throws to interrupt
+  std::function<void()> poll;                   // called now and then; may throw to end the launch (Ctrl-C)
 };
 
 /// A launch as the machine takes it: the program, shape, and parameter block.
@@ -32,20 +38,32 @@ struct MachineLaunch {
   const Program* program = nullptr;
   Dim3 grid, block, cluster;
   uint32_t dynamic_shared_bytes = 0;
-  bool programmatic_dependent = false;
+  uint32_t registers = 0;                // per thread at launch; 0: unknown
+  bool programmatic_dependent = false;   // on the launch before in the list, if there is one
   std::vector<uint8_t> parameters;
   std::vector<Allocation> memory;
 };
 
-/// A launch in execution. Clusters become resident in the order of their index, as SMs allow.
-struct Grid {
+/// A launch in execution. Clusters become resident in the order of their index, as SMs allow. Its Waitable
+/// is its end.
+struct Grid : Waitable {
   int index = 0;
   MachineLaunch launch;
-  uint32_t next_cluster = 0;
-  uint32_t num_clusters = 0;
-  uint32_t finished_clusters = 0;
-  uint32_t max_resident_clusters = 0;
+  Grid* prerequisite = nullptr;     // griddepcontrol.wait waits for its end
+  uint32_t cluster_size = 1;
+  uint32_t ctas_per_sm = 1;
+  uint64_t num_clusters = 0;
+  uint64_t next_cluster = 0;
+  uint64_t finished_clusters = 0;
+  uint64_t dependents_launched = 0; // CTAs that ended or have executed griddepcontrol.launch_dependents
   std::vector<std::unique_ptr<Cluster>> resident;
+
+  bool finished() const { return finished_clusters == num_clusters; }
+  /// Shared memory of a CTA: static, then dynamic at the next 1024-aligned offset.
+  uint32_t shared_bytes() const;
+  uint32_t threads() const { return launch.block.x * launch.block.y * launch.block.z; }
+  /// SMs that this many clusters occupy, in units of 1 / 32 SM.
+  uint64_t occupied(uint64_t clusters) const;
 };
 
 /// Deterministic: the same launches, inputs and options give the same trace.
@@ -71,10 +89,12 @@ class Machine {
   // ---- for handlers ----
   const MachineOptions& options() const { return options_; }
   Random& random() { return random_; }
-  AsyncQueue& async() { return async_; }
+  AsyncQueue& async() { return current_->async; }  // of the running cluster
   Counters& counters() { return report_.counters; }
   const Allocations& allocations() const { return allocations_; }
-  uint64_t clock() const { return instructions_; }  // %clock64: advances with executed instructions
+  uint64_t clock() { return instructions_ + clock_reads_++; }  // %clock64: advances with instructions
+  Warp& current_warp() { return *current_warp_; }
+  PagePool& pool() { return pool_; }
 
   Site site(const Warp& warp, const Instruction& inst, int lane) const;
   /// Records a finding about the instruction; `lane` -1 for the whole warp. Goes on.
@@ -91,26 +111,44 @@ class Machine {
   Cta& cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address, uint32_t* offset);
 
   bool observed() const { return !observers_.empty(); }
+  void add_observer(std::unique_ptr<Observer> observer);
   void notify(const MemoryEvent& event);
   void notify(const SyncEvent& event);
   void add_runnable(Warp& warp);
+  /// Something has happened that polling warps may wait for: the running cluster keeps its turn longer.
+  void progress();
 
  private:
-  void fill_resident(Grid& grid);
+  friend class Scheduler;
+
+  void check_launch(const Grid& grid);
   void start_cluster(Grid& grid);
-  void retire(Grid& grid);
-  Warp* pick_warp();
+  void retire(Cluster& cluster);
+  void end_ctas(Cluster& cluster);
+  bool may_start(const Grid& grid) const;
+  Grid* next_grid();
+  bool select_cluster();
+  bool rotate();
+  void run_turn();
+  void finish_report();
+  [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
+  [[noreturn]] void fail_hung();
 
   MachineOptions options_;
   Random random_;
-  AsyncQueue async_;
+  PagePool pool_;              // outlives the warps of grids_
   Allocations allocations_;
   Report report_;
+  std::set<std::pair<std::string, const Instruction*>> reported_;
   std::vector<std::unique_ptr<Grid>> grids_;
   std::vector<std::unique_ptr<Observer>> observers_;
-  std::vector<Warp*> runnable_;
+  std::vector<Cluster*> active_;  // started and not ended, in the order of their turns
+  Cluster* current_ = nullptr;
+  Warp* current_warp_ = nullptr;
   uint64_t instructions_ = 0;
+  uint64_t clock_reads_ = 0;
+  uint64_t next_poll_ = 0;
 };
 
 }  // namespace pykernels::emulator
