@@ -28,7 +28,6 @@ struct MachineOptions {
   bool check_init = true;
   bool check_sync = true;
   uint64_t max_warp_instructions = 1ull << 40;  // then the launch is ended as hung
-  std::function<void()> poll;  // if set, called every few ten thousand instructions; throws to interrupt
   std::function<void()> poll;                   // called now and then; may throw to end the launch (Ctrl-C)
 };
 
