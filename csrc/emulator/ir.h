@@ -54,13 +54,13 @@ struct Operand {
     kRegister,   // reg
     kInteger,    // bits, two's complement
     kFloat,      // bits: the FP64 pattern for 0d and decimal literals, FP32 for 0f; see float_bits
-    kSymbol,     // symbol: a variable, parameter or function
+    kSymbol,     // symbol: a variable, parameter or function; bits: offset added to its address
     kSpecial,    // symbol: %tid.x and the like
     kAddress,    // elements[0] is the base (register, symbol or integer), bits the offset; in a tensor
                  // copy elements[1] is the coordinate vector
     kVector,     // elements
     kPair,       // elements[0] | elements[1]
-    kLabel,      // target: statement index
+    kLabel,      // symbol, target: statement index
     kSink,       // _
   };
 
@@ -82,6 +82,9 @@ struct Statement {
   std::vector<Operand> operands;
   SourceLocation location;
 };
+
+// `call` has the operands [returns,] function [, arguments]: vectors around a symbol. `brx.idx` has the index
+// and a vector of labels.
 
 struct RegisterDeclaration {
   std::string name;
@@ -130,6 +133,9 @@ struct ParsedModule {
   std::vector<Function> functions;
   std::vector<std::string> lines;  // the text, for messages
 };
+
+/// The statement as PTX, long operand lists shortened.
+std::string to_string(const Function& function, const Statement& statement);
 
 /// Parses a whole module. Throws PtxError; never crashes or hangs on any input.
 ParsedModule parse(std::string_view text);
