@@ -20,6 +20,20 @@ __device__ __forceinline__ bool elect_sync() {
   return elected != 0;
 }
 
+/// shfl.sync.idx.b32 d, a, lane, segment, 0xffffffff;      PTX 6.0, sm_30
+///
+/// The value of lane `lane` of the segment that this lane belongs to. `segment`: bits 12:8 hold the
+/// lane bits that stay (0x1c00: segments of 4, 0: the whole warp), bits 4:0 the highest lane, 0x1f.
+/// A converged warp.
+__device__ __forceinline__ uint32_t shfl_sync_idx_b32(uint32_t value, uint32_t lane,
+                                                      uint32_t segment) {
+  uint32_t received;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, %3, 0xffffffff;"
+               : "=r"(received)
+               : "r"(value), "r"(lane), "r"(segment));
+  return received;
+}
+
 /// mov.u32 d, %cluster_ctarank;      PTX 7.8, sm_90
 ///
 /// Rank of this CTA in its cluster. Any thread; constant, hence not volatile.

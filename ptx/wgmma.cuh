@@ -34,14 +34,14 @@ __device__ __forceinline__ void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-/// Constant part of a descriptor of a K-major operand in 128B-swizzled rows of 128 bytes, base
-/// aligned to 1024 (PTX ISA, "matrix descriptor format"): bits 63:62 = 1, 128-byte swizzle;
-/// bits 45:32 = 64, stride between groups of 8 rows, 1024 bytes in units of 16. The leading
-/// dimension offset is not used by swizzled K-major layouts; the base offset is 0.
+/// Constant part of the descriptor of a K-major operand in 128B-swizzled rows of 128 bytes, base
+/// aligned to 1024 (PTX ISA, "matrix descriptor format"): bits 63:62 = 1, 128-byte swizzle; bits
+/// 45:32 = 64, stride between groups of 8 rows, 1024 bytes in units of 16. The base offset is 0; the
+/// leading dimension offset, bits 29:16, is not used by swizzled K-major layouts.
 inline constexpr uint64_t kDescriptorKMajor128B = (uint64_t{1} << 62) | (uint64_t{64} << 32);
 
-/// Descriptor of the K-major, 128B-swizzled operand that starts at `address` (shared window). A step
-/// of 32 bytes along k adds 2 to it.
+/// The descriptor of the K-major, 128B-swizzled operand at `address` of the shared window, which
+/// stands in bits 13:0 in units of 16 bytes: adding 2 steps 32 bytes along k.
 __device__ __forceinline__ uint64_t descriptor_k_major_128b(uint32_t address) {
   return kDescriptorKMajor128B | ((address & 0x3ffff) >> 4);
 }

@@ -25,7 +25,8 @@ class Epilogue {
  public:
   __device__ __forceinline__ explicit Epilogue(SharedStorage<kConfig>& smem)
       : warpgroup_idx_(threadIdx.x / 128),
-        chunk_(ptx::cvta_to_shared(smem.staging[warpgroup_idx_])),
+        chunk_(ptx::cvta_to_shared(smem.staging[warpgroup_idx_][0])),
+        other_chunk_(ptx::cvta_to_shared(smem.staging[warpgroup_idx_][1])),
         is_storer_(threadIdx.x % 128 == 0) {}
 
   __device__ __forceinline__ void store_tile(const GemmParams& params, const Tile& tile,
@@ -97,11 +98,14 @@ class Epilogue {
       }
       ptx::cp_async_bulk_commit_group();
     }
-    chunk_ ^= kConfig.chunk_bytes();
+    const uint32_t stored_chunk = chunk_;
+    chunk_ = other_chunk_;
+    other_chunk_ = stored_chunk;
   }
 
   uint32_t warpgroup_idx_;
   uint32_t chunk_;  // shared-window address of the chunk to be filled next
+  uint32_t other_chunk_;
   bool is_storer_;  // the one thread that owns the warpgroup's bulk groups
 };
 

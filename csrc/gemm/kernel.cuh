@@ -37,6 +37,31 @@ __device__ __forceinline__ void set_up_barriers(SharedStorage<kConfig>& smem) {
   }
 }
 
+/// Producer thread: fills the ring with the operands of all of the CTA's tiles.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void produce(const GemmParams& params, SharedStorage<kConfig>& smem) {
+  GemmPipeline<kConfig> pipeline(smem.barriers);
+  for (TileScheduler<kConfig> scheduler(params); scheduler.has_tile(); scheduler.advance()) {
+    if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+    load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
+  }
+  if constexpr (kConfig.cluster > 1) pipeline.drain();
+}
+
+/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void consume(const GemmParams& params, SharedStorage<kConfig>& smem) {
+  GemmPipeline<kConfig> pipeline(smem.barriers);
+  Epilogue<kConfig> epilogue(smem);
+  for (TileScheduler<kConfig> scheduler(params); scheduler.has_tile(); scheduler.advance()) {
+    const Tile tile = scheduler.tile();
+    Accumulator<kConfig> total;
+    multiply_tile<kConfig>(params, smem, pipeline, tile, total);
+    epilogue.store_tile(params, tile, total);
+  }
+  epilogue.drain();
+}
+
 /// D = dequant(A) @ dequant(B).T with 1x128 scales on A and 128x128 scales on B.      sm_90a
 ///
 /// Persistent and warp-specialised: one producer thread fills a ring of stages by TMA, the consumer
@@ -47,28 +72,12 @@ __device__ __forceinline__ void fp8_gemm_body(const GemmParams& params) {
   auto& smem = *reinterpret_cast<SharedStorage<kConfig>*>(smem_bytes);
   set_up_barriers<kConfig>(smem);
   ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
-
-  GemmPipeline<kConfig> pipeline(smem.barriers);
-  TileScheduler<kConfig> scheduler(params);
   if (threadIdx.x >= kConfig.num_consumer_threads()) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (threadIdx.x == kConfig.num_consumer_threads()) {
-      for (; scheduler.has_tile(); scheduler.advance()) {
-        if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
-        load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
-      }
-      if constexpr (kConfig.cluster > 1) pipeline.drain();
-    }
+    if (threadIdx.x == kConfig.num_consumer_threads()) produce<kConfig>(params, smem);
   } else {
     ptx::setmaxnreg_inc<kConsumerRegisters>();
-    Epilogue<kConfig> epilogue(smem);
-    for (; scheduler.has_tile(); scheduler.advance()) {
-      const Tile tile = scheduler.tile();
-      Accumulator<kConfig> total;
-      multiply_tile<kConfig>(params, smem, pipeline, tile, total);
-      epilogue.store_tile(params, tile, total);
-    }
-    epilogue.drain();
+    consume<kConfig>(params, smem);
   }
 }
 

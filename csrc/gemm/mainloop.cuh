@@ -2,6 +2,7 @@
 // promote every k tile into FP32 totals.
 #pragma once
 
+#include "core/tile.cuh"
 #include "gemm/config.h"
 #include "gemm/scheduler.cuh"
 #include "gemm/storage.cuh"
@@ -37,38 +38,63 @@ __device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorag
   }
 }
 
-/// The scale factors of one k tile that a thread needs: its two rows of A and the tile's rows of B.
-struct ScaleFactors {
-  float a[2];
-  float b;
-};
-
-/// Walks the scale tensors, of any strides, along k. Rows beyond m repeat the last one: their
-/// products are zeros that are never stored.
+/// Scale factors of the k tiles of one output tile, for a consumer thread's two rows.
+///
+/// The four lanes of a quad hold the same two rows, so each of them loads and multiplies the factors
+/// of another k tile, a group of four k tiles ahead, and the quad exchanges them by shuffles. Rows
+/// beyond m repeat the last one: their products are never stored.
 class ScaleLoader {
  public:
+  static constexpr uint32_t kGroup = 4;  // k tiles, one a lane of the quad
+
   __device__ __forceinline__ ScaleLoader(const GemmParams& params, uint32_t row, uint32_t n_start)
-      : stride_a_(params.sfa_stride_k), stride_b_(params.sfb_stride_k) {
+      : step_a_(kGroup * params.sfa_stride_k),
+        step_b_(kGroup * params.sfb_stride_k),
+        k_tile_(threadIdx.x % kGroup),
+        num_k_tiles_(params.num_k_tiles) {
     const uint32_t last_row = params.m - 1;
-    a_[0] = params.sfa + min(row, last_row) * params.sfa_stride_m;
-    a_[1] = params.sfa + min(row + 8, last_row) * params.sfa_stride_m;
-    b_ = params.sfb + n_start / 128 * params.sfb_stride_n;
+    const float* first_a = params.sfa + k_tile_ * params.sfa_stride_k;
+    row_a_[0] = first_a + min(row, last_row) * params.sfa_stride_m;
+    row_a_[1] = first_a + min(row + 8, last_row) * params.sfa_stride_m;
+    row_b_ = params.sfb + k_tile_ * params.sfb_stride_k + n_start / 128 * params.sfb_stride_n;
+    load_group();
   }
 
-  __device__ __forceinline__ ScaleFactors next() {
-    const ScaleFactors factors = {{ptx::ld_global_f32(a_[0]), ptx::ld_global_f32(a_[1])},
-                                  ptx::ld_global_f32(b_)};
-    a_[0] += stride_a_;
-    a_[1] += stride_a_;
-    b_ += stride_b_;
-    return factors;
+  /// Turns to the next four k tiles, the first ones at the first call; load_group follows it.
+  __device__ __forceinline__ void next_group() {
+    scales_[0] = a_[0] * b_;
+    scales_[1] = a_[1] * b_;
+  }
+
+  /// Loads the factors of the group after the current one.
+  __device__ __forceinline__ void load_group() {
+    if (k_tile_ < num_k_tiles_) {
+      a_[0] = ptx::ld_global_f32(row_a_[0]);
+      a_[1] = ptx::ld_global_f32(row_a_[1]);
+      b_ = ptx::ld_global_f32(row_b_);
+    }
+    k_tile_ += kGroup;
+    row_a_[0] += step_a_;
+    row_a_[1] += step_a_;
+    row_b_ += step_b_;
+  }
+
+  /// sfa * sfb of the thread's row 0 or 1 (8 further down) for k tile `i` of the group.
+  __device__ __forceinline__ float scale(uint32_t row, uint32_t i) const {
+    constexpr uint32_t kQuads = 0x1c1f;
+    return __uint_as_float(ptx::shfl_sync_idx_b32(__float_as_uint(scales_[row]), i, kQuads));
   }
 
  private:
-  const float* a_[2];
-  const float* b_;
-  int64_t stride_a_;
-  int64_t stride_b_;
+  const float* row_a_[2];  // this lane's next factors
+  const float* row_b_;
+  int64_t step_a_;
+  int64_t step_b_;
+  uint32_t k_tile_;
+  uint32_t num_k_tiles_;
+  float a_[2] = {0.0f, 0.0f};  // factors on their way
+  float b_ = 0.0f;
+  float scales_[2];  // of the current group, this lane's k tile
 };
 
 /// FP32 registers of a consumer thread for its share of a 64 x block_n tile, in WGMMA's order:
@@ -76,24 +102,45 @@ class ScaleLoader {
 template <GemmConfig kConfig>
 using Accumulator = float[kConfig.block_n / 2];
 
-/// acc = a * b of one k tile for the warpgroup's 64 rows, as one committed group.
+/// One WGMMA of the k tile: 32 of its columns, `kStep` of 4; the first one starts from zero.
+template <GemmConfig kConfig, uint32_t kStep>
+__device__ __forceinline__ void multiply_step(Accumulator<kConfig>& acc, uint64_t a, uint64_t b) {
+  const uint64_t a_step = a + kStep * 2;  // 32 bytes, in units of 16
+  const uint64_t b_step = b + kStep * 2;
+  static_assert(kConfig.block_n == 64 || kConfig.block_n == 128);
+  if constexpr (kConfig.block_n == 64 && kStep == 0) {
+    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_0(acc, a_step, b_step);
+  } else if constexpr (kConfig.block_n == 64) {
+    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_1(acc, a_step, b_step);
+  } else if constexpr (kStep == 0) {
+    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_0(acc, a_step, b_step);
+  } else {
+    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_1(acc, a_step, b_step);
+  }
+}
+
+/// acc = a * b of one k tile for the warpgroup's 64 rows, as one committed group. `a`, `b`:
+/// descriptors of the operands.
 template <GemmConfig kConfig>
 __device__ __forceinline__ void multiply_k_tile(Accumulator<kConfig>& acc, uint64_t a, uint64_t b) {
-  constexpr uint32_t kStep = 32 / 16;  // 32 bytes of k, in units of 16
   ptx::wgmma_fence();
-  if constexpr (kConfig.block_n == 64) {
-    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_0(acc, a, b);
-    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_1(acc, a + kStep, b + kStep);
-    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_1(acc, a + 2 * kStep, b + 2 * kStep);
-    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_1(acc, a + 3 * kStep, b + 3 * kStep);
-  } else {
-    static_assert(kConfig.block_n == 128);
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_0(acc, a, b);
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_1(acc, a + kStep, b + kStep);
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_1(acc, a + 2 * kStep, b + 2 * kStep);
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_1(acc, a + 3 * kStep, b + 3 * kStep);
-  }
+  multiply_step<kConfig, 0>(acc, a, b);
+  multiply_step<kConfig, 1>(acc, a, b);
+  multiply_step<kConfig, 2>(acc, a, b);
+  multiply_step<kConfig, 3>(acc, a, b);
   ptx::wgmma_commit_group();
+}
+
+/// total = fmaf(acc, scale of the row, total), of a completed group.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void promote(Accumulator<kConfig>& acc, const float (&scale)[2],
+                                        Accumulator<kConfig>& total) {
+#pragma unroll
+  for (uint32_t i = 0; i < kConfig.block_n / 2; ++i) {
+    // The compiler knows acc as written where the multiply was issued: no use may move before here.
+    asm volatile("" : "+f"(acc[i])::"memory");
+    total[i] = fmaf(acc[i], scale[i / 2 % 2], total[i]);
+  }
 }
 
 /// Consumer warpgroup: total = dequant(A) @ dequant(B).T of its 64 rows.
@@ -105,32 +152,31 @@ __device__ __forceinline__ void multiply_tile(const GemmParams& params,
                                               SharedStorage<kConfig>& smem,
                                               GemmPipeline<kConfig>& pipeline, const Tile& tile,
                                               Accumulator<kConfig>& total) {
-  const uint32_t warpgroup_idx = threadIdx.x / 128;
+  const uint32_t warpgroup_idx = uniform(threadIdx.x / 128);
   const uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;  // in the CTA's tile
-  const uint64_t a_base =
-      ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.a) +
-                                   warpgroup_idx * kWarpgroupRows * kBlockK);
+  const uint64_t a_base = ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.a) +
+                                                       warpgroup_idx * kWarpgroupRows * kBlockK);
   const uint64_t b_base = ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.b));
 #pragma unroll
   for (float& element : total) element = 0.0f;
   if (params.num_k_tiles == 0) return;
 
-  ScaleLoader loader(params, tile.m_start + row, tile.n_start);
-  ScaleFactors next_factors = loader.next();
-  for (uint32_t k_tile = 0; k_tile < params.num_k_tiles; ++k_tile, pipeline.advance()) {
-    const ScaleFactors factors = next_factors;
-    Accumulator<kConfig> acc;
-    pipeline.wait_full();  // the stage's bytes have landed
-    multiply_k_tile<kConfig>(acc, a_base + pipeline.stage() * (sizeof(smem.a[0]) / 16),
-                             b_base + pipeline.stage() * (sizeof(smem.b[0]) / 16));
-    if (k_tile + 1 < params.num_k_tiles) next_factors = loader.next();
-    ptx::wgmma_wait_group<0>();  // acc is complete, the stage has been read
-    pipeline.release();
-    const float scale[2] = {factors.a[0] * factors.b, factors.a[1] * factors.b};
+  ScaleLoader scales(params, tile.m_start + row, tile.n_start);
+  for (uint32_t k_tile = 0; k_tile < params.num_k_tiles; k_tile += ScaleLoader::kGroup) {
+    scales.next_group();
 #pragma unroll
-    for (uint32_t i = 0; i < kConfig.block_n / 2; ++i) {
-      asm volatile("" : "+f"(acc[i])::"memory");
-      total[i] = fmaf(acc[i], scale[i / 2 % 2], total[i]);
+    for (uint32_t i = 0; i < ScaleLoader::kGroup; ++i) {
+      if (i > 0 && k_tile + i >= params.num_k_tiles) break;
+      Accumulator<kConfig> acc;
+      pipeline.wait_full();  // the stage's bytes have landed
+      multiply_k_tile<kConfig>(acc, a_base + pipeline.stage() * (sizeof(smem.a[0]) / 16),
+                               b_base + pipeline.stage() * (sizeof(smem.b[0]) / 16));
+      const float scale[2] = {scales.scale(0, i), scales.scale(1, i)};
+      if (i == 0) scales.load_group();
+      ptx::wgmma_wait_group<0>();  // acc is complete, the stage has been read
+      pipeline.release();
+      promote<kConfig>(acc, scale, total);
+      pipeline.advance();
     }
   }
 }

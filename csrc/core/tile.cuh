@@ -1,0 +1,15 @@
+// Small device helpers that every tiled kernel needs.
+#pragma once
+
+#include "ptx/warp.cuh"
+
+namespace pykernels {
+
+/// A value that is the same in all lanes of a converged warp, in a form that the compiler can see is
+/// uniform: it then stays in uniform registers, which descriptors need.
+__device__ __forceinline__ uint32_t uniform(uint32_t value) {
+  constexpr uint32_t kWholeWarp = 0x1f;
+  return ptx::shfl_sync_idx_b32(value, 0, kWholeWarp);
+}
+
+}  // namespace pykernels
