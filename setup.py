@@ -43,7 +43,11 @@ class CMakeBuild(build_ext):
     def _cmake(self, *arguments: str) -> None:
         # cmake and ninja stand on the PATH or beside this Python (an environment not activated).
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        subprocess.run(["cmake", *arguments], check=True, env={**os.environ, "PATH": path})
+        status = subprocess.run(
+            ["cmake", *arguments], check=False, env={**os.environ, "PATH": path}
+        )
+        if status.returncode != 0:
+            raise SystemExit(f"setup.py: cmake {' '.join(arguments)} failed, see above")
 
 
 def _remove_stale(installed: Path, built: Path) -> None:

@@ -22,6 +22,10 @@ set_target_properties(_C PROPERTIES
   CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
 target_compile_options(_C PRIVATE -O2 -Wall -Wextra -ffp-contract=off)
 target_link_libraries(_C PRIVATE ${CMAKE_DL_LIBS})
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # GCC 12 warns of overlapping copies inside std::string's own operator+ (GCC bug 105651).
+  target_compile_options(_C PRIVATE -Wno-restrict)
+endif()
 if(PYKERNELS_WERROR)
   target_compile_options(_C PRIVATE -Werror)
 endif()
