@@ -1,0 +1,1 @@
+"""Mutants of the project's own kernels: one synchronising instruction removed in each."""
