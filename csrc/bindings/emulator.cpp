@@ -1,0 +1,323 @@
+// Bindings of the emulator: modules, options, runs and reports. The public surface is pykernels.emulator.
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "core/tensor_map.h"
+#include "emulator/emulated_device.h"
+#include "emulator/gpu_facts.h"
+#include "emulator/ir.h"
+#include "emulator/machine/machine.h"
+#include "emulator/program.h"
+#include "emulator/report.h"
+
+namespace py = pybind11;
+
+namespace pykernels::bindings {
+namespace {
+
+using emulator::Completion;
+using emulator::MachineLaunch;
+using emulator::MachineOptions;
+
+// ---- options ----
+
+/// Runs between turns of the machine, without the interpreter lock: lets Ctrl-C end the emulation.
+void poll_signals() {
+  py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+Completion completion_from_name(const std::string& name) {
+  if (name == "early") return Completion::kEarly;
+  if (name == "late") return Completion::kLate;
+  PK_CHECK(name == "random", "async_completion must be \"early\", \"late\" or \"random\", got \"", name,
+           "\"");
+  return Completion::kRandom;
+}
+
+void enable_check(MachineOptions& options, const std::string& name) {
+  PK_CHECK(name != "race", "checks must not contain \"race\": there is no race detector yet");
+  PK_CHECK(name == "all" || name == "memory" || name == "init" || name == "sync",
+           "checks must be \"all\" or a set out of \"memory\", \"init\", \"sync\", got \"", name, "\"");
+  options.check_memory |= name == "memory" || name == "all";
+  options.check_init |= name == "init" || name == "all";
+  options.check_sync |= name == "sync" || name == "all";
+}
+
+MachineOptions make_options(int num_sms, uint64_t seed, const std::string& async_completion,
+                            const py::object& checks) {
+  PK_CHECK(num_sms >= 1, "num_sms must be at least 1, got ", num_sms);
+  MachineOptions options;
+  options.num_sms = num_sms;
+  options.seed = seed;
+  options.completion = completion_from_name(async_completion);
+  options.check_memory = options.check_init = options.check_sync = false;
+  if (py::isinstance<py::str>(checks)) {
+    enable_check(options, checks.cast<std::string>());
+  } else {
+    for (const py::handle name : py::iter(checks)) enable_check(options, name.cast<std::string>());
+  }
+  options.poll = poll_signals;
+  return options;
+}
+
+// ---- reports ----
+
+py::dict to_dict(const emulator::Site& site) {
+  py::dict result;
+  result["kernel"] = site.kernel;
+  result["ptx"] = site.ptx;
+  result["ptx_line"] = site.ptx_line;
+  result["cuda_file"] = site.cuda_file;
+  result["cuda_line"] = site.cuda_line;
+  result["grid"] = site.grid;
+  result["ctaid"] = py::make_tuple(site.ctaid[0], site.ctaid[1], site.ctaid[2]);
+  result["thread"] = site.thread;
+  return result;
+}
+
+py::dict to_dict(const emulator::Finding& finding) {
+  py::list sites;
+  for (const emulator::Site& site : finding.sites) sites.append(to_dict(site));
+  py::dict result;
+  result["kind"] = finding.kind;
+  result["message"] = finding.message;
+  result["sites"] = sites;
+  result["occurrences"] = finding.occurrences;
+  return result;
+}
+
+/// Python's name of an instruction class, in the order of the enumeration.
+constexpr const char* kClassNames[] = {"arithmetic", "logic",     "compare", "move",  "convert", "control",
+                                       "memory",     "atomic",    "warp",    "barrier", "mbarrier",
+                                       "bulk_copy",  "fence",     "matrix",  "wgmma", "address"};
+static_assert(std::size(kClassNames) == static_cast<size_t>(emulator::InstructionClass::kCount));
+
+py::dict to_dict(const emulator::Counters& counters) {
+  py::dict by_class;
+  for (size_t i = 0; i < std::size(kClassNames); ++i) {
+    by_class[kClassNames[i]] = counters.warp_instructions[i];
+  }
+  py::dict result;
+  result["warp_instructions"] = by_class;
+  result["thread_instructions"] = counters.thread_instructions;
+  result["wgmma"] = counters.wgmma;
+  result["tensor_multiply_adds"] = counters.tensor_multiply_adds;
+  result["global_bytes_read"] = counters.global_bytes_read;
+  result["global_bytes_written"] = counters.global_bytes_written;
+  result["shared_bytes_read"] = counters.shared_bytes_read;
+  result["shared_bytes_written"] = counters.shared_bytes_written;
+  result["tma_bytes_loaded"] = counters.tma_bytes_loaded;
+  result["tma_bytes_stored"] = counters.tma_bytes_stored;
+  result["shared_bank_conflicts"] = counters.shared_bank_conflicts;
+  return result;
+}
+
+/// The fields of pykernels.emulator.Report.
+py::dict to_dict(const emulator::Report& report) {
+  py::list findings;
+  for (const emulator::Finding& finding : report.findings) findings.append(to_dict(finding));
+  py::dict result;
+  result["findings"] = findings;
+  result["counters"] = to_dict(report.counters);
+  result["checks"] = report.checks;
+  result["notes"] = report.notes;
+  result["seed"] = report.seed;
+  result["async_completion"] = report.async_completion;
+  return result;
+}
+
+/// PtxError and EmulationError as the classes of pykernels.emulator, which carry line and report.
+void translate(std::exception_ptr pending) {
+  try {
+    if (pending) std::rethrow_exception(pending);
+  } catch (const emulator::PtxError& error) {
+    const py::object type = py::module_::import("pykernels.emulator.errors").attr("PtxError");
+    PyErr_SetObject(type.ptr(), type(error.what(), error.line(), error.source_line()).ptr());
+  } catch (const emulator::EmulationError& error) {
+    const py::object type = py::module_::import("pykernels.emulator.errors").attr("EmulationError");
+    const py::object make_report =
+        py::module_::import("pykernels.emulator.report").attr("Report").attr("from_native");
+    PyErr_SetObject(type.ptr(), type(error.what(), make_report(to_dict(error.report()))).ptr());
+  }
+}
+
+// ---- modules ----
+
+struct Kernel {
+  std::shared_ptr<const emulator::LoadedModule> module;
+  const emulator::Program* program;
+};
+
+void bind_program(py::module_& module) {
+  py::class_<Kernel>(module, "Kernel", "An entry point of a loaded module.")
+      .def_property_readonly("name", [](const Kernel& kernel) { return kernel.program->name; })
+      .def_property_readonly("params",
+                             [](const Kernel& kernel) {
+                               py::list params;
+                               for (const emulator::Parameter& parameter : kernel.program->parameters) {
+                                 params.append(py::make_tuple(
+                                     parameter.name, std::string(emulator::type_name(parameter.type)),
+                                     parameter.offset, parameter.bytes, parameter.alignment));
+                               }
+                               return params;
+                             })
+      .def_property_readonly("param_bytes",
+                             [](const Kernel& kernel) { return kernel.program->parameter_bytes; })
+      .def_property_readonly("static_shared_bytes",
+                             [](const Kernel& kernel) { return kernel.program->static_shared_bytes; })
+      .def_property_readonly("required_threads",
+                             [](const Kernel& kernel) { return kernel.program->required_threads; })
+      .def_property_readonly("max_threads",
+                             [](const Kernel& kernel) { return kernel.program->max_threads; });
+  module.def(
+      "load_module",
+      [](const std::string& text) {
+        std::shared_ptr<const emulator::LoadedModule> loaded;
+        {
+          py::gil_scoped_release release;
+          loaded = emulator::load_module(text);
+        }
+        std::vector<Kernel> kernels;
+        for (const auto& program : loaded->kernels) kernels.push_back({loaded, program.get()});
+        return kernels;
+      },
+      py::arg("text"), "Parses and resolves PTX text; returns its kernels in the order of the text.");
+}
+
+// ---- runs ----
+
+Dim3 to_dim3(const std::array<uint32_t, 3>& dims) { return {dims[0], dims[1], dims[2]}; }
+
+/// (address, bytes, name, writable)
+using MemoryTuple = std::tuple<uint64_t, uint64_t, std::string, bool>;
+
+MachineLaunch make_launch(const Kernel& kernel, const std::array<uint32_t, 3>& grid,
+                          const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
+                          uint32_t dynamic_shared_bytes, bool programmatic_dependent,
+                          const std::string& parameters, const std::vector<MemoryTuple>& memory) {
+  MachineLaunch launch;
+  launch.module = kernel.module;
+  launch.program = kernel.program;
+  launch.grid = to_dim3(grid);
+  launch.block = to_dim3(block);
+  launch.cluster = to_dim3(cluster);
+  launch.dynamic_shared_bytes = dynamic_shared_bytes;
+  launch.programmatic_dependent = programmatic_dependent;
+  launch.parameters.assign(parameters.begin(), parameters.end());
+  for (const auto& [address, bytes, name, writable] : memory) {
+    launch.memory.push_back({address, bytes, name, writable});
+  }
+  return launch;
+}
+
+void bind_machine(py::module_& module) {
+  py::class_<MachineOptions>(module, "Options", "What an emulator is made of.")
+      .def(py::init(&make_options), py::arg("num_sms"), py::arg("seed"), py::arg("async_completion"),
+           py::arg("checks"));
+  py::class_<MachineLaunch>(module, "MachineLaunch", "A launch as the machine takes it.")
+      .def(py::init([](const Kernel& kernel, const std::array<uint32_t, 3>& grid,
+                       const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
+                       uint32_t dynamic_shared_bytes, bool programmatic_dependent,
+                       const py::bytes& parameters, const std::vector<MemoryTuple>& memory) {
+             return make_launch(kernel, grid, block, cluster, dynamic_shared_bytes,
+                                programmatic_dependent, parameters, memory);
+           }),
+           py::arg("kernel"), py::arg("grid"), py::arg("block"), py::arg("cluster"),
+           py::arg("dynamic_shared_bytes"), py::arg("programmatic_dependent"), py::arg("parameters"),
+           py::arg("memory"));
+  module.def(
+      "run",
+      [](const MachineOptions& options, const std::vector<MachineLaunch>& launches) {
+        emulator::Report report;
+        {
+          py::gil_scoped_release release;
+          emulator::Machine machine(options, launches);
+          report = machine.run();
+        }
+        return to_dict(report);
+      },
+      py::arg("options"), py::arg("launches"),
+      "Runs the launches together, to their end; returns the fields of a Report.");
+}
+
+// ---- tensor maps ----
+
+py::bytes encode_tensor_map(uint8_t type, uint64_t address, const std::vector<uint64_t>& dims,
+                            const std::vector<uint64_t>& strides, const std::vector<uint32_t>& box,
+                            const std::vector<uint32_t>& element_strides,
+                            const std::array<uint8_t, 4>& modes) {
+  PK_CHECK(!dims.empty() && dims.size() <= TensorMapFields::kMaxRank,
+           "tensor map rank must be from 1 to 5, got ", dims.size());
+  PK_CHECK(strides.size() + 1 == dims.size() && box.size() == dims.size() &&
+               element_strides.size() == dims.size(),
+           "tensor map needs ", dims.size(), " box sizes and element strides and ", dims.size() - 1,
+           " strides, got ", box.size(), ", ", element_strides.size(), " and ", strides.size());
+  TensorMapFields fields;
+  fields.type = static_cast<TensorMapType>(type);
+  fields.rank = static_cast<uint32_t>(dims.size());
+  fields.address = address;
+  std::copy(dims.begin(), dims.end(), fields.dims);
+  std::copy(strides.begin(), strides.end(), fields.strides);
+  std::copy(box.begin(), box.end(), fields.box);
+  std::copy(element_strides.begin(), element_strides.end(), fields.element_strides);
+  fields.interleave = static_cast<TensorMapInterleave>(modes[0]);
+  fields.swizzle = static_cast<TensorMapSwizzle>(modes[1]);
+  fields.l2_promotion = static_cast<TensorMapL2Promotion>(modes[2]);
+  fields.fill = static_cast<TensorMapFill>(modes[3]);
+  check_tensor_map(fields);
+  const TensorMap map = encode_emulated(fields);
+  return {reinterpret_cast<const char*>(map.bytes), sizeof(map.bytes)};
+}
+
+void bind_device(py::module_& module) {
+  py::class_<emulator::EmulatedDevice, Device>(module, "EmulatedDevice",
+                                               "Runs launches in the emulator and keeps their reports.")
+      .def(py::init([](int num_sms, uint64_t seed, const std::string& async_completion,
+                       const py::object& checks) {
+             return std::make_unique<emulator::EmulatedDevice>(
+                 make_options(num_sms, seed, async_completion, checks));
+           }),
+           py::kw_only(), py::arg("num_sms") = 132, py::arg("seed") = 0,
+           py::arg("async_completion") = "late", py::arg("checks") = "all")
+      .def_property_readonly(
+          "reports",
+          [](const emulator::EmulatedDevice& device) {
+            py::list reports;
+            for (const auto& [kernel, report] : device.reports()) {
+              reports.append(py::make_tuple(kernel, to_dict(report)));
+            }
+            return reports;
+          },
+          "(kernel name, fields of its Report) of every launch so far.");
+}
+
+}  // namespace
+
+void bind_emulator(py::module_& module) {
+  py::register_exception_translator(translate);
+  bind_device(module);
+  py::module_ part = module.def_submodule("emulator", "What pykernels.emulator is made of.");
+  bind_program(part);
+  bind_machine(part);
+  part.def("encode_tensor_map", &encode_tensor_map, py::arg("type"), py::arg("address"), py::arg("dims"),
+           py::arg("strides"), py::arg("box"), py::arg("element_strides"), py::arg("modes"),
+           "The 128 bytes of a tiled tensor map, dimension 0 the contiguous one; modes are interleave, "
+           "swizzle, L2 promotion and fill, all as the driver numbers them.");
+  part.def("gpu_facts", [] {
+    py::list facts;
+    for (const emulator::GpuFact& fact : emulator::gpu_facts()) {
+      facts.append(py::make_tuple(fact.name, fact.statement, fact.test, fact.result));
+    }
+    return facts;
+  }, "(name, statement, test id, result file) of every assumption about the hardware.");
+}
+
+}  // namespace pykernels::bindings

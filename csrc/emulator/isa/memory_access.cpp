@@ -1,0 +1,246 @@
+#include "emulator/isa/memory_access.h"
+
+#include <algorithm>
+#include <string>
+#include <unordered_map>
+
+#include "emulator/machine/cta.h"
+
+namespace pykernels::emulator {
+namespace {
+
+bool is_cache_modifier(std::string_view name) {
+  static constexpr std::string_view kNames[] = {
+      "ca", "cg", "cs", "lu", "cv", "wb", "wt", "L2::64B", "L2::128B", "L2::256B",
+      "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
+      "L2::evict_normal", "L2::evict_first", "L2::evict_last"};
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
+}
+
+bool is_word(std::string_view words, std::string_view name) {
+  for (size_t begin = 0; begin < words.size();) {
+    const size_t end = std::min(words.find(' ', begin), words.size());
+    if (words.substr(begin, end - begin) == name) return true;
+    begin = end + 1;
+  }
+  return false;
+}
+
+const std::unordered_map<std::string_view, Semantics>& semantics_names() {
+  static const std::unordered_map<std::string_view, Semantics> names = {
+      {"weak", Semantics::kWeak},       {"volatile", Semantics::kVolatile},
+      {"relaxed", Semantics::kRelaxed}, {"acquire", Semantics::kAcquire},
+      {"release", Semantics::kRelease}, {"acq_rel", Semantics::kAcquireRelease},
+      {"mmio", Semantics::kMmio}};
+  return names;
+}
+
+const std::unordered_map<std::string_view, Scope>& scope_names() {
+  static const std::unordered_map<std::string_view, Scope> names = {
+      {"cta", Scope::kCta}, {"cluster", Scope::kCluster}, {"gpu", Scope::kGpu}, {"sys", Scope::kSys}};
+  return names;
+}
+
+const std::unordered_map<std::string_view, Space>& space_names() {
+  static const std::unordered_map<std::string_view, Space> names = {
+      {"global", Space::kGlobal},           {"const", Space::kConst},
+      {"local", Space::kLocal},             {"param", Space::kParam},
+      {"param::entry", Space::kParam},      {"param::func", Space::kParam},
+      {"shared", Space::kShared},           {"shared::cta", Space::kShared},
+      {"shared::cluster", Space::kShared}};
+  return names;
+}
+
+bool read_ordering(const std::string& name, MemoryModifiers& modifiers) {
+  if (const auto found = semantics_names().find(name); found != semantics_names().end()) {
+    // .mmio.relaxed is one semantics written as two modifiers.
+    if (modifiers.semantics != Semantics::kMmio) modifiers.semantics = found->second;
+    return true;
+  }
+  if (const auto found = scope_names().find(name); found != scope_names().end()) {
+    modifiers.scope = found->second;
+    return true;
+  }
+  return false;
+}
+
+bool read_place(const std::string& name, MemoryModifiers& modifiers) {
+  if (const auto found = space_names().find(name); found != space_names().end()) {
+    modifiers.space = found->second;
+    modifiers.cluster = name == "shared::cluster";
+    return true;
+  }
+  if (name == "v2" || name == "v4") {
+    modifiers.vector = name[1] - '0';
+    return true;
+  }
+  if (name == "nc") return modifiers.non_coherent = true;
+  if (name == "L2::cache_hint") return modifiers.cache_hint = true;
+  return is_cache_modifier(name);
+}
+
+bool read_type(const std::string& name, MemoryModifiers& modifiers) {
+  const Type type = type_from_name(name);
+  if (type == Type::kNone) return false;
+  Type& place = modifiers.type == Type::kNone ? modifiers.type : modifiers.second_type;
+  if (place != Type::kNone) return false;
+  place = type;
+  return true;
+}
+
+/// Conflicts of one phase: the most distinct words in one bank, less one.
+uint32_t phase_conflicts(const uint32_t* words, int count) {
+  uint32_t used = 0;
+  bool collision = false;
+  for (int i = 0; i < count; ++i) {
+    const uint32_t bank = 1u << (words[i] & 31);
+    collision |= (used & bank) != 0;
+    used |= bank;
+  }
+  if (!collision) return 0;
+  uint32_t sorted[kWarpSize];
+  std::copy(words, words + count, sorted);
+  std::sort(sorted, sorted + count);
+  const uint32_t* end = std::unique(sorted, sorted + count);
+  uint32_t load[32] = {};
+  uint32_t most = 1;
+  for (const uint32_t* word = sorted; word != end; ++word) most = std::max(most, ++load[*word & 31]);
+  return most - 1;
+}
+
+void count_bytes(Warp& warp, Space space, uint32_t bytes, AccessKind kind, LaneMask active,
+                 const uint64_t* addresses) {
+  Counters& counters = warp.machine().counters();
+  const uint64_t total = static_cast<uint64_t>(__builtin_popcount(active)) * bytes;
+  const uint64_t first = addresses[__builtin_ctz(active)];
+  const bool generic_shared = space == Space::kGeneric && first >> 60 == kSharedWindow >> 60;
+  if (space == Space::kShared || generic_shared) {
+    if (kind != AccessKind::kWrite) counters.shared_bytes_read += total;
+    if (kind != AccessKind::kRead) counters.shared_bytes_written += total;
+    counters.shared_bank_conflicts += bank_conflicts(addresses, bytes, active);
+  } else if (space == Space::kGlobal || (space == Space::kGeneric && first >> 60 == 0)) {
+    if (kind != AccessKind::kWrite) counters.global_bytes_read += total;
+    if (kind != AccessKind::kRead) counters.global_bytes_written += total;
+  }
+}
+
+}  // namespace
+
+MemoryModifiers read_memory_modifiers(const Builder& builder, std::string_view operations) {
+  MemoryModifiers modifiers;
+  for (const std::string& name : builder.statement().modifiers) {
+    if (is_word(operations, name) && modifiers.operation.empty()) {
+      modifiers.operation = name;
+    } else if (!read_ordering(name, modifiers) && !read_place(name, modifiers) &&
+               !read_type(name, modifiers)) {
+      builder.fail("unknown modifier ." + name);
+    }
+  }
+  if (modifiers.type == Type::kNone) builder.fail("a type is missing");
+  return modifiers;
+}
+
+uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64) {
+  // A shared::cluster address is resolved as the generic address of the same bytes: the rank counts.
+  const Space space = modifiers.cluster ? Space::kGeneric : modifiers.space;
+  return static_cast<uint16_t>((base_is_64 ? kBase64 : 0) | (modifiers.cluster ? kClusterAddress : 0) |
+                               (modifiers.non_coherent ? kNonCoherent : 0) |
+                               static_cast<int>(space) << kSpaceShift |
+                               static_cast<int>(modifiers.semantics) << kSemanticsShift |
+                               static_cast<int>(modifiers.scope) << kScopeShift);
+}
+
+void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers, int slot) {
+  Instruction& inst = builder.instruction();
+  bool base_is_64 = false;
+  builder.address(operand, modifiers.space, &inst.operands[slot], &base_is_64, &inst.immediate);
+  inst.variant = memory_variant(modifiers, base_is_64);
+}
+
+namespace {
+
+/// The untyped type of the register's width, no narrower than `type`; `type` itself for anything else.
+Type register_type(const Builder& builder, const Operand& operand, Type type) {
+  const int bits = builder.register_bits(operand);
+  if (operand.kind != Operand::Kind::kRegister || bits == 0) return type;
+  if (bits < type_bits(type)) {
+    builder.fail("register of " + std::to_string(bits) + " bits for a value of ." +
+                 std::string(type_name(type)));
+  }
+  switch (bits) {
+    case 8: return Type::kB8;
+    case 16: return Type::kB16;
+    case 32: return Type::kB32;
+    case 64: return Type::kB64;
+    default: return Type::kB128;
+  }
+}
+
+}  // namespace
+
+Slot register_source(Builder& builder, const Operand& operand, Type type) {
+  return builder.source(operand, register_type(builder, operand, type));
+}
+
+Slot register_destination(Builder& builder, const Operand& operand, Type type) {
+  return builder.destination(operand, register_type(builder, operand, type));
+}
+
+void lane_addresses(Warp& warp, const Instruction& inst, Slot slot, uint64_t* addresses) {
+  const uint64_t window = (inst.variant & kClusterAddress) != 0 ? kSharedWindow : 0;
+  const auto offset = static_cast<uint64_t>(inst.immediate);
+  if (slot == kNoSlot) {
+    // A symbol's address is folded without the rank that the same address has in a register.
+    const uint64_t rank = window == 0 ? 0 : uint64_t{warp.cta().rank} << kClusterRankShift;
+    std::fill(addresses, addresses + kWarpSize, (window | rank) + offset);
+  } else if ((inst.variant & kBase64) != 0) {
+    const uint64_t* base = warp.lanes<uint64_t>(slot);
+    for (int lane = 0; lane < kWarpSize; ++lane) addresses[lane] = (base[lane] + offset) | window;
+  } else {
+    const uint32_t* base = warp.lanes<uint32_t>(slot);
+    const auto offset32 = static_cast<uint32_t>(offset);
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      addresses[lane] = static_cast<uint32_t>(base[lane] + offset32) | window;
+    }
+  }
+}
+
+void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes, AccessKind kind,
+            LaneMask active, uint8_t** pointers) {
+  const Space space = access_space(inst);
+  if (!resolve_all(warp, space, addresses, bytes, kind, active, pointers)) {
+    for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest);
+      pointers[lane] = resolve(warp, space, addresses[lane], bytes, kind, lane);
+    }
+  }
+  count_bytes(warp, space, bytes, kind, active, addresses);
+}
+
+bool contiguous(uint8_t* const* pointers, uint32_t bytes) {
+  const auto first = reinterpret_cast<uintptr_t>(pointers[0]);
+  uintptr_t differs = 0;
+  for (uintptr_t lane = 0; lane < kWarpSize; ++lane) {
+    differs |= reinterpret_cast<uintptr_t>(pointers[lane]) ^ (first + lane * bytes);
+  }
+  return differs == 0;
+}
+
+uint32_t bank_conflicts(const uint64_t* addresses, uint32_t bytes, LaneMask active) {
+  const int lanes_per_phase = bytes <= 4 ? 32 : static_cast<int>(128 / bytes);
+  const uint32_t words_per_lane = std::max(1u, bytes / 4);
+  uint32_t extra = 0;
+  for (int first = 0; first < kWarpSize; first += lanes_per_phase) {
+    uint32_t words[kWarpSize];
+    int count = 0;
+    for (int lane = first; lane < first + lanes_per_phase; ++lane) {
+      if ((active >> lane & 1) == 0) continue;
+      const auto word = static_cast<uint32_t>(addresses[lane] >> 2);
+      for (uint32_t i = 0; i < words_per_lane; ++i) words[count++] = word + i;
+    }
+    extra += phase_conflicts(words, count);
+  }
+  return extra;
+}
+
+}  // namespace pykernels::emulator

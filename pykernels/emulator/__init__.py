@@ -1,0 +1,32 @@
+"""A PTX emulator for sm_90a: runs the PTX that ``ptxas`` assembles for the GPU, on any CPU.
+
+It executes what the GPU executes (warps, CTAs, clusters, TMA, mbarriers, WGMMA), bit for bit where
+the hardware's arithmetic is known, and reports bad addresses, uninitialised reads, misused barriers
+and deadlocks.
+"""
+
+from pykernels.emulator.emulator import Emulator, Launch
+from pykernels.emulator.errors import EmulationError, PtxError
+from pykernels.emulator.facts import GpuFact, gpu_facts
+from pykernels.emulator.module import Kernel, Module, Parameter
+from pykernels.emulator.report import Counters, EmulationReport, Finding, Report, Site
+from pykernels.emulator.tensor_map import TensorMap, TensorMapFields
+
+__all__ = [
+    "Counters",
+    "EmulationError",
+    "EmulationReport",
+    "Emulator",
+    "Finding",
+    "GpuFact",
+    "Kernel",
+    "Launch",
+    "Module",
+    "Parameter",
+    "PtxError",
+    "Report",
+    "Site",
+    "TensorMap",
+    "TensorMapFields",
+    "gpu_facts",
+]

@@ -1,0 +1,162 @@
+"""Launches of kernels in the emulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pykernels import _C
+from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
+from pykernels.emulator.module import Kernel
+from pykernels.emulator.report import Report
+
+MAX_SHARED_BYTES = 232448  # of a CTA on sm_90, static and dynamic together
+MAX_THREADS = 1024
+MAX_CLUSTER = 16
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_MAX_BLOCK = (1024, 1024, 64)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel launch as a value.
+
+    Attributes:
+        kernel: What runs.
+        grid: CTAs, (x, y, z); missing dimensions are 1.
+        block: Threads of a CTA, (x, y, z).
+        args: One per parameter of the kernel. Torch CPU tensors and NumPy arrays are passed as
+            addresses and bounded by their own bytes; ints and floats are typed by the parameter;
+            ``TensorMap``; ``bytes`` for by-value structs; None for a null pointer.
+        cluster: CTAs of a cluster, (x, y, z).
+        dynamic_smem_bytes: Dynamic shared memory of a CTA.
+        programmatic_dependent: Whether the launch before may still run; see ``griddepcontrol``.
+
+    Raises:
+        ValueError: a dimension, size or argument is not possible on sm_90.
+    """
+
+    kernel: Kernel
+    grid: Sequence[int]
+    block: Sequence[int]
+    args: Sequence[Argument] = field(default=())
+    cluster: Sequence[int] = (1, 1, 1)
+    dynamic_smem_bytes: int = 0
+    programmatic_dependent: bool = False
+
+    def __post_init__(self) -> None:
+        for name, limits in (("grid", _MAX_GRID), ("block", _MAX_BLOCK), ("cluster", (16, 16, 16))):
+            object.__setattr__(self, name, _dimensions(name, getattr(self, name), limits))
+        self._check_threads()
+        size = math.prod(self.cluster)
+        if size > MAX_CLUSTER:
+            raise ValueError(f"cluster must have at most {MAX_CLUSTER} CTAs, got {size}")
+        if any(grid % cluster for grid, cluster in zip(self.grid, self.cluster, strict=True)):
+            raise ValueError(
+                f"grid must be a multiple of the cluster {self.cluster}, got {self.grid}"
+            )
+        total = self.dynamic_smem_bytes + self.kernel.static_shared_bytes
+        if self.dynamic_smem_bytes < 0 or total > MAX_SHARED_BYTES:
+            raise ValueError(
+                f"dynamic_smem_bytes must be from 0 to {MAX_SHARED_BYTES} less the "
+                f"{self.kernel.static_shared_bytes} static bytes, got {self.dynamic_smem_bytes}"
+            )
+
+    def _check_threads(self) -> None:
+        threads = math.prod(self.block)
+        limit = min(MAX_THREADS, self.kernel.max_threads or MAX_THREADS)
+        required = self.kernel.required_threads
+        if threads > limit or (required and threads != required):
+            wanted = f"exactly {required}" if required else f"at most {limit}"
+            raise ValueError(f"block must have {wanted} threads, got {threads} ({self.block})")
+
+
+class Emulator:
+    """Runs PTX kernels on the CPU, and checks what they do."""
+
+    def __init__(
+        self,
+        num_sms: int = 132,
+        seed: int = 0,
+        async_completion: str = "late",
+        checks: str | Iterable[str] = "all",
+    ) -> None:
+        """Make an emulated GPU.
+
+        Args:
+            num_sms: Its SMs: how many CTAs are resident at a time.
+            seed: Decides all that hardware leaves open; the same seed gives the same run.
+            async_completion: When TMA, WGMMA and bulk copies take effect: ``"early"`` (at once),
+                ``"late"`` (only when a wait needs them) or ``"random"`` (by the seed).
+            checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"sync"``; ``()`` for
+                speed.
+
+        Raises:
+            ValueError: an argument is not as above.
+        """
+        names = checks if isinstance(checks, str) else tuple(checks)
+        self._options = _C.emulator.Options(num_sms, seed, async_completion, names)
+        self._registered: list[ArrayView] = []
+
+    def register(self, tensor: Array) -> None:
+        """Let kernels reach this memory through pointers that are stored in memory."""
+        self._registered.append(view_of("tensor", tensor))
+
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Argument] = (),
+        cluster: Sequence[int] = (1, 1, 1),
+        dynamic_smem_bytes: int = 0,
+    ) -> Report:
+        """Run one kernel to its end; see :class:`Launch` for the arguments.
+
+        Raises:
+            ValueError: an argument is not possible on sm_90 or does not fit the kernel.
+            EmulationError: the launch cannot go on.
+        """
+        return self.launch_concurrent(
+            [Launch(kernel, grid, block, args, cluster, dynamic_smem_bytes)]
+        )
+
+    def launch_concurrent(self, launches: Sequence[Launch]) -> Report:
+        """Run several kernels together: ranks of a collective, or a producer and its consumer.
+
+        Raises:
+            ValueError: an argument does not fit its kernel.
+            EmulationError: the launches cannot go on.
+        """
+        registered = [
+            view.memory_range(f"registered tensor {i}") for i, view in enumerate(self._registered)
+        ]
+        native = []
+        kept: list[object] = []
+        for launch in launches:
+            block, memory, objects = pack_arguments(launch.kernel, launch.args)
+            kept += objects
+            native.append(
+                _C.emulator.MachineLaunch(
+                    kernel=launch.kernel.native,
+                    grid=tuple(launch.grid),
+                    block=tuple(launch.block),
+                    cluster=tuple(launch.cluster),
+                    dynamic_shared_bytes=launch.dynamic_smem_bytes,
+                    programmatic_dependent=launch.programmatic_dependent,
+                    parameters=block,
+                    memory=[entry for entry in memory + registered if entry[1] > 0],
+                )
+            )
+        return Report.from_native(_C.emulator.run(self._options, native))
+
+
+def _dimensions(name: str, value: object, limits: tuple[int, int, int]) -> tuple[int, int, int]:
+    sizes = (value,) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(size, int) for size in sizes):
+        raise ValueError(f"{name} must be one to three integers, got {value!r}")
+    sizes += (1,) * (3 - len(sizes))
+    if not all(1 <= size <= limit for size, limit in zip(sizes, limits, strict=True)):
+        raise ValueError(f"{name} must be from (1, 1, 1) to {limits}, got {sizes}")
+    return sizes

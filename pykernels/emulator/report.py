@@ -1,0 +1,235 @@
+"""What launches found and counted, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from pykernels.emulator.errors import EmulationError
+
+if TYPE_CHECKING:
+    from pykernels import _C
+
+
+@dataclass(frozen=True)
+class Site:
+    """One side of a finding: an instruction, and who executed it.
+
+    Attributes:
+        kernel: Name of the entry point.
+        ptx: The statement as written.
+        ptx_line: Its line in the PTX, from 1.
+        cuda_file: The CUDA source, empty where the PTX names none.
+        cuda_line: The line in it.
+        grid: Index of the launch in ``launch_concurrent``, else 0.
+        ctaid: The CTA, (x, y, z).
+        thread: Linear index in the CTA, or -1 for an asynchronous agent or a whole warp.
+    """
+
+    kernel: str
+    ptx: str
+    ptx_line: int
+    cuda_file: str
+    cuda_line: int
+    grid: int
+    ctaid: tuple[int, int, int]
+    thread: int
+
+    def __str__(self) -> str:
+        source = f", {self.cuda_file}:{self.cuda_line}" if self.cuda_file else ""
+        thread = f" thread {self.thread}" if self.thread >= 0 else ""
+        return (
+            f"{self.kernel}, PTX line {self.ptx_line}{source}: {self.ptx.strip()} "
+            f"(CTA {self.ctaid}{thread})"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found.
+
+    Attributes:
+        kind: ``"memory"``, ``"init"``, ``"sync"`` or ``"deadlock"``.
+        message: What happened, with the values.
+        sites: The instructions involved.
+        occurrences: How often, at the same instructions.
+    """
+
+    kind: str
+    message: str
+    sites: tuple[Site, ...] = ()
+    occurrences: int = 1
+
+    @property
+    def first(self) -> Site | None:
+        """The instruction at which it was found."""
+        return self.sites[0] if self.sites else None
+
+    @property
+    def second(self) -> Site | None:
+        """The other instruction, where there is one."""
+        return self.sites[1] if len(self.sites) > 1 else None
+
+    def __str__(self) -> str:
+        times = f" ({self.occurrences} times)" if self.occurrences > 1 else ""
+        return "\n    ".join([f"[{self.kind}] {self.message}{times}", *map(str, self.sites)])
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What was executed.
+
+    Attributes:
+        warp_instructions: Warp instructions by class.
+        thread_instructions: The same times active lanes.
+        wgmma: Warpgroup matrix instructions.
+        tensor_multiply_adds: Multiply-adds of all matrix instructions.
+        global_bytes_read: By threads, bulk copies and TMA.
+        global_bytes_written: The same, written.
+        shared_bytes_read: By threads, bulk copies and TMA.
+        shared_bytes_written: The same, written.
+        tma_bytes_loaded: Global to shared, once per multicast.
+        tma_bytes_stored: Shared to global.
+        shared_bank_conflicts: Wavefronts beyond the least possible.
+    """
+
+    warp_instructions: Mapping[str, int] = field(default_factory=dict)
+    thread_instructions: int = 0
+    wgmma: int = 0
+    tensor_multiply_adds: int = 0
+    global_bytes_read: int = 0
+    global_bytes_written: int = 0
+    shared_bytes_read: int = 0
+    shared_bytes_written: int = 0
+    tma_bytes_loaded: int = 0
+    tma_bytes_stored: int = 0
+    shared_bank_conflicts: int = 0
+
+    @property
+    def instructions(self) -> int:
+        """Warp instructions of all classes."""
+        return sum(self.warp_instructions.values())
+
+    def __add__(self, other: Counters) -> Counters:
+        classes = {**dict.fromkeys(self.warp_instructions), **dict.fromkeys(other.warp_instructions)}
+        sums: dict[str, Any] = {
+            item.name: getattr(self, item.name) + getattr(other, item.name)
+            for item in fields(self)
+            if item.name != "warp_instructions"
+        }
+        return Counters(
+            {
+                name: self.warp_instructions.get(name, 0) + other.warp_instructions.get(name, 0)
+                for name in classes
+            },
+            **sums,
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.instructions} warp instructions:"]
+        lines += [f"  {name} {count}" for name, count in self.warp_instructions.items() if count]
+        lines += [
+            f"{item.name} {getattr(self, item.name)}"
+            for item in fields(self)
+            if item.name != "warp_instructions"
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one launch (or several together) found and counted.
+
+    Attributes:
+        findings: In the order in which they were found.
+        counters: What was executed.
+        checks: The checks that ran.
+        notes: What the result relies on that is not certain.
+        seed: Of the emulator.
+        async_completion: Of the emulator.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    counters: Counters = field(default_factory=Counters)
+    checks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    async_completion: str = "late"
+
+    @classmethod
+    def from_native(cls, values: Mapping[str, Any]) -> Report:
+        """The report of a run, from what the compiled part returns."""
+        findings = tuple(
+            Finding(**{**finding, "sites": tuple(Site(**site) for site in finding["sites"])})
+            for finding in values["findings"]
+        )
+        return cls(
+            findings,
+            Counters(**values["counters"]),
+            tuple(values["checks"]),
+            tuple(values["notes"]),
+            values["seed"],
+            values["async_completion"],
+        )
+
+    def raise_if_findings(self) -> None:
+        """Raise.
+
+        Raises:
+            EmulationError: there are findings; the message lists them.
+        """
+        if self.findings:
+            raise EmulationError(str(self), self)
+
+    def __str__(self) -> str:
+        checks = ", ".join(self.checks) or "none"
+        head = (
+            f"{len(self.findings)} findings (checks: {checks}; seed {self.seed}, "
+            f"{self.async_completion} completion)"
+        )
+        return "\n".join([head, *map(str, self.findings), *(f"note: {n}" for n in self.notes)])
+
+
+class EmulationReport:
+    """All launches inside one ``pykernels.emulate`` block, also while it is still open."""
+
+    def __init__(self, device: _C.EmulatedDevice) -> None:
+        self._device = device
+
+    @property
+    def launches(self) -> Sequence[tuple[str, Report]]:
+        """Kernel name and report of every launch, in their order."""
+        return [(name, Report.from_native(values)) for name, values in self._device.reports]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of all launches."""
+        return tuple(finding for _, report in self.launches for finding in report.findings)
+
+    @property
+    def counters(self) -> Counters:
+        """Sums over all launches."""
+        return sum((report.counters for _, report in self.launches), Counters())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Of all launches, each once."""
+        return tuple(dict.fromkeys(note for _, report in self.launches for note in report.notes))
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The checks that ran; empty before the first launch."""
+        return tuple(dict.fromkeys(check for _, report in self.launches for check in report.checks))
+
+    def raise_if_findings(self) -> None:
+        """Raise.
+
+        Raises:
+            EmulationError: a launch has findings; the message and report are those of the first.
+        """
+        for _, report in self.launches:
+            report.raise_if_findings()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {report}" for name, report in self.launches)
