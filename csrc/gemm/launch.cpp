@@ -1,0 +1,149 @@
+// Tensor maps, grid and parameters of an FP8 GEMM.
+#include "gemm/launch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/check.h"
+
+namespace pykernels::gemm {
+namespace {
+
+constexpr int64_t kScaleBlock = 128;
+
+int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+void check_matrix(const char* name, const TensorView& tensor, int64_t rows, int64_t columns) {
+  PK_CHECK(tensor.rank == 2 && tensor.sizes[0] == rows && tensor.sizes[1] == columns, name,
+           " must be [", rows, ", ", columns, "], got ", tensor.describe());
+}
+
+/// What the kernel relies on when it forms addresses.
+void check_arguments(const GemmArguments& arguments) {
+  const auto& [a, sfa, b, sfb, d, num_sms] = arguments;
+  PK_CHECK(a.rank == 2 && b.rank == 2, "a and b must be matrices, got ", a.describe(), " and ",
+           b.describe());
+  const int64_t m = a.sizes[0];
+  const int64_t n = b.sizes[0];
+  const int64_t k = a.sizes[1];
+  const int64_t k_tiles = ceil_div(k, kScaleBlock);
+  constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
+  PK_CHECK(m > 0 && n > 0 && m <= kMaxSize && n <= kMaxSize && k <= kMaxSize,
+           "m, n and k must be from 1 (k: 0) to ", kMaxSize, ", got ", m, ", ", n, ", ", k);
+  check_matrix("b", b, n, k);
+  check_matrix("sfa", sfa, m, k_tiles);
+  check_matrix("sfb", sfb, ceil_div(n, kScaleBlock), k_tiles);
+  check_matrix("d", d, m, n);
+  PK_CHECK(a.dtype == DataType::kFloat8E4m3 && b.dtype == DataType::kFloat8E4m3,
+           "a and b must be float8_e4m3fn, got ", a.describe(), " and ", b.describe());
+  PK_CHECK(sfa.dtype == DataType::kFloat32 && sfb.dtype == DataType::kFloat32,
+           "sfa and sfb must be float32, got ", sfa.describe(), " and ", sfb.describe());
+  PK_CHECK(d.dtype == DataType::kBfloat16 || d.dtype == DataType::kFloat32,
+           "d must be bfloat16 or float32, got ", d.describe());
+}
+
+/// Boxes of `box_rows` rows of 128 bytes with 128B swizzle, the layout of all shared tiles.
+TensorMap encode_map(Device& device, const TensorView& matrix, TensorMapType type,
+                     uint32_t box_rows, TensorMapL2Promotion l2_promotion) {
+  const uint32_t bytes = element_bytes(matrix.dtype);
+  TensorMapFields fields;
+  fields.type = type;
+  fields.rank = 2;
+  fields.address = matrix.address;
+  fields.dims[0] = static_cast<uint64_t>(matrix.sizes[1]);
+  fields.dims[1] = static_cast<uint64_t>(matrix.sizes[0]);
+  fields.strides[0] = static_cast<uint64_t>(matrix.strides[0]) * bytes;
+  fields.box[0] = 128 / bytes;
+  fields.box[1] = box_rows;
+  fields.swizzle = TensorMapSwizzle::k128B;
+  fields.l2_promotion = l2_promotion;
+  return device.encode_tensor_map(fields);
+}
+
+/// Cluster tiles along m in a raster group: as many as make the operands of the tiles that run at
+/// one time, a group's rows and the columns beside them, fewest bytes.
+uint32_t raster_group(const GemmConfig& config, int64_t num_clusters, int64_t num_m) {
+  const double rows = config.block_m * config.cluster;
+  const double square = std::sqrt(static_cast<double>(num_clusters) * config.block_n / rows);
+  return static_cast<uint32_t>(std::clamp<int64_t>(std::llround(square), 1, num_m));
+}
+
+GemmParams make_params(Device& device, const GemmArguments& arguments, const GemmConfig& config) {
+  GemmParams params{};
+  const int64_t k = arguments.a.sizes[1];
+  if (k > 0) {
+    params.map_a = encode_map(device, arguments.a, TensorMapType::kUint8, config.block_m,
+                              TensorMapL2Promotion::k256B);
+    params.map_b = encode_map(device, arguments.b, TensorMapType::kUint8,
+                              config.block_n / config.cluster, TensorMapL2Promotion::k256B);
+  }
+  params.d_is_fp32 = arguments.d.dtype == DataType::kFloat32;
+  params.map_d =
+      encode_map(device, arguments.d,
+                 params.d_is_fp32 ? TensorMapType::kFloat32 : TensorMapType::kBfloat16,
+                 kWarpgroupRows, TensorMapL2Promotion::kNone);
+  params.sfa = reinterpret_cast<const float*>(arguments.sfa.address);
+  params.sfb = reinterpret_cast<const float*>(arguments.sfb.address);
+  params.sfa_stride_m = arguments.sfa.strides[0];
+  params.sfa_stride_k = arguments.sfa.strides[1];
+  params.sfb_stride_n = arguments.sfb.strides[0];
+  params.sfb_stride_k = arguments.sfb.strides[1];
+  params.m = static_cast<uint32_t>(arguments.a.sizes[0]);
+  params.n = static_cast<uint32_t>(arguments.b.sizes[0]);
+  params.num_k_tiles = static_cast<uint32_t>(ceil_div(k, kBlockK));
+  return params;
+}
+
+}  // namespace
+
+Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments) {
+  check_arguments(arguments);
+  GemmProblem problem;
+  problem.m = arguments.a.sizes[0];
+  problem.n = arguments.b.sizes[0];
+  problem.k = arguments.a.sizes[1];
+  problem.d_bytes = element_bytes(arguments.d.dtype);
+  problem.num_sms = device.properties().num_sms;
+  if (arguments.num_sms) {
+    problem.num_sms = static_cast<int>(std::min<int64_t>(problem.num_sms, *arguments.num_sms));
+  }
+  const GemmCandidate choice =
+      choose_config(problem, Registry::instance().family("fp8_gemm_nt"));
+  return make_fp8_gemm_nt_launch(device, arguments, *choice.kernel);
+}
+
+Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments,
+                               const KernelInfo& kernel) {
+  check_arguments(arguments);
+  const GemmConfig config = config_of(kernel);
+  Launch launch;
+  launch.kernel = kernel.name;
+  launch.block.x = kernel.threads;
+  launch.cluster.x = config.cluster;
+  launch.dynamic_shared_bytes = kernel.dynamic_shared_bytes;
+  launch.programmatic_dependent = true;
+
+  const int64_t num_m = ceil_div(arguments.a.sizes[0], config.block_m * config.cluster);
+  const int64_t num_n = ceil_div(arguments.b.sizes[0], config.block_n);
+  // The kernel counts tiles in 32 bits, one step beyond the last one included.
+  PK_CHECK(num_m * num_n <= std::numeric_limits<int32_t>::max(), "d must have at most ",
+           std::numeric_limits<int32_t>::max(), " tiles of ", config.block_m * config.cluster, " x ",
+           config.block_n, ", got ", num_m, " x ", num_n, "; split the call");
+  int64_t max_clusters = device.max_active_clusters(kernel, launch.cluster);
+  if (arguments.num_sms) max_clusters = std::min(max_clusters, *arguments.num_sms / config.cluster);
+  PK_CHECK(max_clusters > 0, "kernel ", kernel.name, " needs at least ", config.cluster,
+           " SMs, got num_sms = ", arguments.num_sms.value_or(0));
+  const int64_t num_clusters = std::min(max_clusters, num_m * num_n);
+  launch.grid.x = static_cast<uint32_t>(num_clusters * config.cluster);
+
+  GemmParams params = make_params(device, arguments, config);
+  params.raster_group = raster_group(config, num_clusters, num_m);
+  launch.arguments = argument_bytes(params);
+  launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
+                   arguments.b.memory_range("b"), arguments.sfb.memory_range("sfb"),
+                   arguments.d.memory_range("d")};
+  return launch;
+}
+
+}  // namespace pykernels::gemm
