@@ -1,4 +1,4 @@
-# make demo | test | test-all | build | lint | clean: each creates what it needs in .venv and runs.
+# make demo | test | test-all | build | lint | format | clean: each creates what it needs in .venv and runs.
 #   PYTHON  the Python that .venv is made from (3.10 to 3.13)
 #   TORCH   what pip installs as torch; add an index to choose among its builds:
 #           make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES = $(shell find csrc ptx tests -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test test-all build lint clean
+.PHONY: demo test test-all build lint format clean
 
 demo: build
 	$(BIN)/python -m pykernels demo $(if $(SENTENCE),"$(SENTENCE)")
@@ -30,6 +30,11 @@ lint: $(VENV)/requirements.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict pykernels csrc/kernel_build
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/requirements.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
 	rm -rf build dist pykernels.egg-info pykernels/kernels pykernels/include pykernels/_C*.so
