@@ -1,24 +1,9 @@
-// Choices and identities within a warp or cluster.
+// Exchange within a warp, and identities.
 #pragma once
 
 #include "ptx/types.cuh"
 
 namespace pykernels::ptx {
-
-/// elect.sync _|p, membermask;      PTX 8.0, sm_90
-///
-/// True in exactly one thread of the warp, the same one each time. A converged warp.
-__device__ __forceinline__ bool elect_sync() {
-  uint32_t elected;
-  asm volatile(
-      "{\n\t"
-      ".reg .pred p;\n\t"
-      "elect.sync _|p, 0xffffffff;\n\t"
-      "selp.u32 %0, 1, 0, p;\n\t"
-      "}"
-      : "=r"(elected)::"memory");
-  return elected != 0;
-}
 
 /// shfl.sync.idx.b32 d, a, lane, segment, 0xffffffff;      PTX 6.0, sm_30
 ///

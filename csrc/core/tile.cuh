@@ -12,4 +12,8 @@ __device__ __forceinline__ uint32_t uniform(uint32_t value) {
   return ptx::shfl_sync_idx_b32(value, 0, kWholeWarp);
 }
 
+/// Keeps every use of `value` that follows in the program behind this point. The compiler takes an
+/// accumulator as written where its WGMMA is issued; what reads it must stay behind the wait.
+__device__ __forceinline__ void hold_uses(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+
 }  // namespace pykernels

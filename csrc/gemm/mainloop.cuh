@@ -137,8 +137,7 @@ __device__ __forceinline__ void promote(Accumulator<kConfig>& acc, const float (
                                         Accumulator<kConfig>& total) {
 #pragma unroll
   for (uint32_t i = 0; i < kConfig.block_n / 2; ++i) {
-    // The compiler knows acc as written where the multiply was issued: no use may move before here.
-    asm volatile("" : "+f"(acc[i])::"memory");
+    hold_uses(acc[i]);
     total[i] = fmaf(acc[i], scale[i / 2 % 2], total[i]);
   }
 }
