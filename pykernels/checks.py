@@ -308,10 +308,10 @@ def can_run(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Capability:
 
 def _check_out_dtype(out: Tensor | None, out_dtype: torch.dtype) -> None:
     allowed = (torch.bfloat16, torch.float32)
-    if out_dtype not in allowed:
-        raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype}")
     if out is not None:
         check_dtype("out", out, *allowed)
+    elif out_dtype not in allowed:
+        raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype}")
 
 
 def _dtype_fix(name: str, dtype: torch.dtype) -> str:

@@ -68,11 +68,12 @@ def emulate(**options: Any) -> Iterator[EmulationReport]:
         A report that gathers all launches inside the block.
 
     Raises:
-        ValueError: an option is unknown or not as documented.
+        ValueError: an option is not as documented there.
+        RuntimeError: the extension or the kernels are not built.
     """
+    device = native().EmulatedDevice(**options)
     from pykernels.emulator import EmulationReport
 
-    device = native().EmulatedDevice(**options)
     token = _emulated_device.set(device)
     try:
         yield EmulationReport(device)

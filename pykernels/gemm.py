@@ -81,10 +81,10 @@ def _check_call(
 
 def _check_out(out: Tensor, out_dtype: torch.dtype) -> None:
     checks.check_tensor("out", out)
-    # bfloat16 is the default, so only float32 is known to be the caller's wish.
-    if out_dtype is torch.float32 and out.dtype != torch.float32:
+    # bfloat16 is the default, so only another dtype is known to be the caller's wish.
+    if out_dtype not in (torch.bfloat16, out.dtype):
         raise ValueError(
-            f"out_dtype is float32 but out is {out.dtype}; pass one of the two, or let them agree"
+            f"out_dtype is {out_dtype} but out is {out.dtype}; pass one of the two, or let them agree"
         )
 
 

@@ -1,0 +1,7 @@
+"""``python -m pykernels``."""
+
+import sys
+
+from pykernels.cli import main
+
+sys.exit(main())

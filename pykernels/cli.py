@@ -1,0 +1,77 @@
+"""The command line: ``python -m pykernels demo | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MIN_WIDTH = 130  # of tables where the output is no terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        console = _console()
+        if options.command == "demo":
+            from pykernels import demo
+
+            sentences = options.sentences or demo.SENTENCES
+            emulation = {"seed": options.seed, "checks": options.checks}
+            return demo.run(sentences, emulation, console)
+        from pykernels import doctor
+
+        return doctor.run(console)
+    except (RuntimeError, ImportError) as error:
+        print(f"pykernels {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pykernels", description="FP8 kernels for Hopper, and the emulator behind them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="embed sentences with a real model whose Linears run on the kernels",
+        description="Embeds sentences with all-MiniLM-L6-v2, every Linear in FP8 on the real kernels "
+        "(on the GPU if there is one, else in the emulator), and compares with FP32.",
+    )
+    demo.add_argument("sentences", nargs="*", help="what to embed; two of its own if none are given")
+    demo.add_argument("--seed", type=int, default=0, help="of the emulator")
+    demo.add_argument(
+        "--checks",
+        type=_checks,
+        default="all",
+        help="the emulator's checks: all, none, or some of memory,init,sync",
+    )
+    commands.add_parser(
+        "doctor",
+        help="report GPU, driver, toolkit, kernels and torch, and what will run where",
+        description="Reports what this machine has and what will run where.",
+    )
+    return parser
+
+
+def _checks(text: str) -> str | tuple[str, ...]:
+    if text in ("all", "none"):
+        return "all" if text == "all" else ()
+    return tuple(text.split(","))
+
+
+def _console() -> Console:
+    """Wide enough for the tables where the output goes into a file or pipe."""
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise RuntimeError(
+            "tables need the package rich; install it with `pip install pykernels[demo]`"
+        ) from error
+    console = Console()
+    return console if console.is_terminal else Console(width=_MIN_WIDTH)
