@@ -9,6 +9,7 @@ set(kernel_build
   --repository ${PROJECT_SOURCE_DIR} --generated ${generated_dir} --output ${kernels_dir})
 
 file(GLOB kernel_build_sources CONFIGURE_DEPENDS csrc/kernel_build/*.py)
+list(FILTER kernel_build_sources EXCLUDE REGEX "/ptx_index\\.py$")  # makes the README of ptx/
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
   csrc/manifest.json ${kernel_build_sources})
 
