@@ -1,5 +1,5 @@
-// One function per area; each adds its part to pykernels._C. bind_core comes first: it registers the types
-// that the others take (Device, TensorView, TensorMapFields, Launch).
+// One function per area; each adds its part to pykernels._C. bind_core comes first: it registers the
+// types that the others take (Device, TensorView, Launch).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +7,11 @@
 namespace pykernels::bindings {
 
 void bind_core(pybind11::module_& module);
+void bind_cuda(pybind11::module_& module);
+void bind_gemm(pybind11::module_& module);
 void bind_quantize(pybind11::module_& module);
+void bind_emulator(pybind11::module_& module);
+/// Takes the submodule `emulator`.
+void bind_numerics(pybind11::module_& module);
 
 }  // namespace pykernels::bindings

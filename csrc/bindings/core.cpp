@@ -1,11 +1,14 @@
-// Bindings of csrc/core: the registry of kernels, tensors as the host path sees them, launches as values.
+// Bindings of csrc/core: the registry of kernels, tensors as the host path sees them, launches as
+// values.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
-
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
 #include "core/check.h"
@@ -20,13 +23,13 @@ namespace py = pybind11;
 namespace pykernels::bindings {
 namespace {
 
-TensorView make_tensor_view(uint64_t address, const py::sequence& sizes, const py::sequence& strides,
-                            const std::string& dtype) {
+TensorView make_tensor_view(uint64_t address, const py::sequence& sizes,
+                            const py::sequence& strides, const std::string& dtype) {
   const size_t rank = sizes.size();
   PK_CHECK(rank <= TensorView::kMaxRank, "a tensor must have at most ", TensorView::kMaxRank,
            " dimensions, got ", rank);
-  PK_CHECK(strides.size() == rank, "a tensor of ", rank, " dimensions must have as many strides, got ",
-           strides.size());
+  PK_CHECK(strides.size() == rank, "a tensor of ", rank,
+           " dimensions must have as many strides, got ", strides.size());
   TensorView view;
   view.address = address;
   view.dtype = data_type_from_name(dtype);
@@ -49,6 +52,13 @@ py::tuple to_tuple(const int64_t* values, int count) {
 
 py::tuple to_tuple(const Dim3& dim) { return py::make_tuple(dim.x, dim.y, dim.z); }
 
+/// A cubin loads on every driver of the major version of the ptxas that made it, "13.0".
+int min_driver_version(const std::string& ptxas) {
+  const int major = std::atoi(ptxas.c_str());
+  PK_CHECK(major >= 12, "ptxas must be a version from 12.0, got ", ptxas);
+  return 1000 * major;
+}
+
 void bind_registry(py::module_& module) {
   py::class_<KernelInfo>(module, "KernelInfo", "A kernel of the package and what is known of it.")
       .def_readonly("name", &KernelInfo::name)
@@ -63,16 +73,16 @@ void bind_registry(py::module_& module) {
       .def_readonly("min_driver_version", &KernelInfo::min_driver_version);
   module.def(
       "register_kernel",
-      [](std::string name, std::string family, std::map<std::string, int64_t> config, uint32_t threads,
-         uint32_t registers, uint32_t dynamic_shared_bytes, uint32_t param_bytes, std::string ptx_path,
-         std::string cubin_path, int min_driver_version) {
+      [](std::string name, std::string family, std::map<std::string, int64_t> config,
+         uint32_t threads, uint32_t registers, uint32_t dynamic_shared_bytes, uint32_t param_bytes,
+         std::string ptx_path, std::string cubin_path, const std::string& ptxas) {
         Registry::instance().add({std::move(name), std::move(family), std::move(config), threads,
                                   registers, dynamic_shared_bytes, param_bytes, std::move(ptx_path),
-                                  std::move(cubin_path), min_driver_version});
+                                  std::move(cubin_path), min_driver_version(ptxas)});
       },
       py::kw_only(), py::arg("name"), py::arg("family"), py::arg("config"), py::arg("threads"),
       py::arg("registers"), py::arg("dynamic_shared_bytes"), py::arg("param_bytes"),
-      py::arg("ptx_path"), py::arg("cubin_path"), py::arg("min_driver_version") = 13000,
+      py::arg("ptx_path"), py::arg("cubin_path"), py::arg("ptxas") = "13.0",
       "Adds a kernel to the registry, or replaces the one of this name.");
   module.def(
       "registered_kernels",
@@ -85,15 +95,16 @@ void bind_registry(py::module_& module) {
 }
 
 void bind_tensor_view(py::module_& module) {
-  py::class_<TensorView>(module, "TensorView",
-                         "A tensor as kernels take it: address, type, sizes and strides in elements.")
+  py::class_<TensorView>(
+      module, "TensorView",
+      "A tensor as kernels take it: address, type, sizes and strides in elements.")
       .def(py::init(&make_tensor_view), py::arg("address"), py::arg("sizes"), py::arg("strides"),
            py::arg("dtype"))
       .def_readonly("address", &TensorView::address)
       .def_property_readonly(
           "dtype", [](const TensorView& view) { return std::string(data_type_name(view.dtype)); })
-      .def_property_readonly(
-          "sizes", [](const TensorView& view) { return to_tuple(view.sizes, view.rank); })
+      .def_property_readonly("sizes",
+                             [](const TensorView& view) { return to_tuple(view.sizes, view.rank); })
       .def_property_readonly(
           "strides", [](const TensorView& view) { return to_tuple(view.strides, view.rank); })
       .def_property_readonly("spanned_bytes", &TensorView::spanned_bytes)
@@ -106,23 +117,25 @@ void bind_launch(py::module_& module) {
       .def_readonly("kernel", &Launch::kernel)
       .def_property_readonly("grid", [](const Launch& launch) { return to_tuple(launch.grid); })
       .def_property_readonly("block", [](const Launch& launch) { return to_tuple(launch.block); })
-      .def_property_readonly("cluster", [](const Launch& launch) { return to_tuple(launch.cluster); })
+      .def_property_readonly("cluster",
+                             [](const Launch& launch) { return to_tuple(launch.cluster); })
       .def_readonly("dynamic_shared_bytes", &Launch::dynamic_shared_bytes)
       .def_readonly("programmatic_dependent", &Launch::programmatic_dependent)
       .def_property_readonly("arguments",
                              [](const Launch& launch) {
-                               return py::bytes(reinterpret_cast<const char*>(launch.arguments.data()),
-                                                launch.arguments.size());
+                               return py::bytes(
+                                   reinterpret_cast<const char*>(launch.arguments.data()),
+                                   launch.arguments.size());
                              })
-      .def_property_readonly("memory",
-                             [](const Launch& launch) {
-                               py::list ranges;
-                               for (const MemoryRange& range : launch.memory) {
-                                 ranges.append(
-                                     py::make_tuple(range.address, range.bytes, range.name));
-                               }
-                               return ranges;
-                             })
+      .def_property_readonly(
+          "memory",
+          [](const Launch& launch) {
+            py::list ranges;
+            for (const MemoryRange& range : launch.memory) {
+              ranges.append(py::make_tuple(range.address, range.bytes, range.name));
+            }
+            return ranges;
+          })
       .def("__repr__", &describe);
 }
 
@@ -137,7 +150,16 @@ void bind_device(py::module_& module) {
                              })
       .def_readonly("max_shared_bytes_per_block", &DeviceProperties::max_shared_bytes_per_block);
   py::class_<Device>(module, "Device", "What runs a launch: a GPU and stream, or the emulator.")
-      .def_property_readonly("properties", &Device::properties);
+      .def_property_readonly("properties", &Device::properties)
+      .def(
+          "max_active_clusters",
+          [](Device& device, const std::string& kernel, std::array<uint32_t, 3> cluster) {
+            return device.max_active_clusters(Registry::instance().get(kernel),
+                                              {cluster[0], cluster[1], cluster[2]});
+          },
+          py::arg("kernel"), py::arg("cluster"),
+          "How many clusters of this size of a kernel's CTAs the device holds at a time.")
+      .def("run", &Device::run, py::arg("launch"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The extension module pykernels._C: errors first, then every area.
-#include <exception>
-
 #include <pybind11/pybind11.h>
+
+#include <exception>
 
 #include "bindings/bindings.h"
 #include "core/check.h"
@@ -24,8 +24,11 @@ void translate(std::exception_ptr pending) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "The compiled part of pykernels: kernel registry, launches, devices and the emulator.";
+  module.doc() =
+      "The compiled part of pykernels: kernel registry, launches, devices and the emulator.";
   py::register_exception_translator(translate);
   pykernels::bindings::bind_core(module);
+  pykernels::bindings::bind_cuda(module);
+  pykernels::bindings::bind_gemm(module);
   pykernels::bindings::bind_quantize(module);
 }

@@ -13,7 +13,8 @@ class ArgumentError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/// The machine is not as needed (no GPU, wrong driver, a failed driver call). Becomes a RuntimeError.
+/// The machine is not as needed (no GPU, wrong driver, a failed driver call). Becomes a
+/// RuntimeError.
 class EnvironmentError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -30,7 +31,7 @@ std::string concat(const Values&... values) {
 }  // namespace pykernels
 
 /// Throws ArgumentError unless the condition holds: PK_CHECK(n % 8 == 0, "n must be ..., got ", n).
-#define PK_CHECK(condition, ...)                                                     \
-  do {                                                                               \
+#define PK_CHECK(condition, ...)                                                          \
+  do {                                                                                    \
     if (!(condition)) throw ::pykernels::ArgumentError(::pykernels::concat(__VA_ARGS__)); \
   } while (false)

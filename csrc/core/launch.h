@@ -1,4 +1,5 @@
-// A kernel launch as a plain value: printed, compared and tested without a GPU, and run by any Device.
+// A kernel launch as a plain value: printed, compared and tested without a GPU, and run by any
+// Device.
 #pragma once
 
 #include <cstddef>
@@ -31,8 +32,10 @@ struct Launch {
   Dim3 block;
   Dim3 cluster;
   uint32_t dynamic_shared_bytes = 0;
-  bool programmatic_dependent = false;   // may start before the previous kernel of the stream has ended
-  std::vector<std::byte> arguments;      // the one by-value parameter struct, 64-byte aligned members inside
+  bool programmatic_dependent =
+      false;  // may start before the previous kernel of the stream has ended
+  std::vector<std::byte>
+      arguments;  // the one by-value parameter struct, 64-byte aligned members inside
   std::vector<MemoryRange> memory;
 
   friend bool operator==(const Launch&, const Launch&) = default;

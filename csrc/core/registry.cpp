@@ -35,8 +35,9 @@ const KernelInfo& Registry::get(std::string_view name) const {
   if (found != kernels_.end()) return *found->second;
   std::string known;
   for (const auto& [other, info] : kernels_) known += concat(known.empty() ? "" : ", ", other);
-  throw EnvironmentError(concat("no kernel named ", name, " is installed; known kernels: ",
-                                known.empty() ? "none (the package was built without them)" : known));
+  throw EnvironmentError(
+      concat("no kernel named ", name, " is installed; known kernels: ",
+             known.empty() ? "none (the package was built without them)" : known));
 }
 
 std::vector<const KernelInfo*> Registry::family(std::string_view family) const {

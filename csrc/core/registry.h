@@ -1,5 +1,5 @@
-// The kernels of the package: name -> PTX, cubin and metadata. Filled once from the package's metadata
-// files, read by config selection and by both devices, from any thread.
+// The kernels of the package: name -> PTX, cubin and metadata. Filled once from the package's
+// metadata files, read by config selection and by both devices, from any thread.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,18 @@
 namespace pykernels {
 
 struct KernelInfo {
-  std::string name;        // entry point, for example fp8_gemm_nt_m128n128c2
-  std::string family;      // for example fp8_gemm_nt
+  std::string name;                       // entry point, for example fp8_gemm_nt_m128n128c2
+  std::string family;                     // for example fp8_gemm_nt
   std::map<std::string, int64_t> config;  // the family's config fields, for example block_m -> 128
-  uint32_t threads = 0;    // per CTA
-  uint32_t registers = 0;  // per thread, at launch
+  uint32_t threads = 0;                   // per CTA
+  uint32_t registers = 0;                 // per thread, at launch
   uint32_t dynamic_shared_bytes = 0;
   uint32_t param_bytes = 0;
   std::string ptx_path;
   std::string cubin_path;
-  // The oldest driver that loads the cubin, as cuDriverGetVersion counts: 1000 * major + 10 * minor.
-  // A cubin loads on every driver of its ptxas' major version: 13000 for ptxas 13, 12000 for ptxas 12.
+  // The oldest driver that loads the cubin, as cuDriverGetVersion counts: 1000 * major + 10 *
+  // minor. A cubin loads on every driver of its ptxas' major version: 13000 for ptxas 13, 12000 for
+  // ptxas 12.
   int min_driver_version = 13000;
 
   friend bool operator==(const KernelInfo&, const KernelInfo&) = default;

@@ -14,7 +14,8 @@ constexpr uint64_t kMaxStride = 1ull << 40;  // exclusive
 constexpr uint32_t kMaxBox = 256;
 constexpr uint32_t kMaxElementStride = 8;
 
-/// The 128 bytes of an emulated tensor map. The magic tells them from the driver's and from garbage.
+/// The 128 bytes of an emulated tensor map. The magic tells them from the driver's and from
+/// garbage.
 struct EmulatedLayout {
   uint64_t magic;
   uint64_t address;
@@ -58,8 +59,8 @@ void check_enums(const TensorMapFields& fields) {
            static_cast<int>(fields.type));
   PK_CHECK(fields.interleave <= TensorMapInterleave::k32B,
            "tensor map interleave must be from 0 to 2, got ", static_cast<int>(fields.interleave));
-  PK_CHECK(fields.swizzle <= TensorMapSwizzle::k128B, "tensor map swizzle must be from 0 to 3, got ",
-           static_cast<int>(fields.swizzle));
+  PK_CHECK(fields.swizzle <= TensorMapSwizzle::k128B,
+           "tensor map swizzle must be from 0 to 3, got ", static_cast<int>(fields.swizzle));
   PK_CHECK(fields.l2_promotion <= TensorMapL2Promotion::k256B,
            "tensor map L2 promotion must be from 0 to 3, got ",
            static_cast<int>(fields.l2_promotion));
@@ -70,8 +71,8 @@ void check_enums(const TensorMapFields& fields) {
            static_cast<int>(fields.type));
 }
 
-/// The driver documents growing strides too, but accepts any order and 0 (permuted and broadcast tensors
-/// rely on it), so that only alignment and range are required here.
+/// The driver documents growing strides too, but accepts any order and 0 (permuted and broadcast
+/// tensors rely on it), so that only alignment and range are required here.
 void check_global(const TensorMapFields& fields) {
   const uint64_t alignment = fields.interleave == TensorMapInterleave::k32B ? 32 : 16;
   PK_CHECK(fields.address != 0, "tensor map address must not be null");
@@ -98,8 +99,8 @@ void check_box(const TensorMapFields& fields) {
   }
   if (fields.interleave != TensorMapInterleave::kNone) return;
   const uint64_t inner_bytes = uint64_t{fields.box[0]} * element_bytes(fields.type);
-  PK_CHECK(inner_bytes % 16 == 0, "tensor map box of dimension 0 must be a multiple of 16 bytes, got ",
-           inner_bytes);
+  PK_CHECK(inner_bytes % 16 == 0,
+           "tensor map box of dimension 0 must be a multiple of 16 bytes, got ", inner_bytes);
   PK_CHECK(fields.swizzle == TensorMapSwizzle::kNone || inner_bytes <= swizzle_span(fields.swizzle),
            "tensor map box of dimension 0 must be at most the swizzle's ",
            swizzle_span(fields.swizzle), " bytes, got ", inner_bytes);
@@ -119,10 +120,10 @@ void check_tensor_map(const TensorMapFields& fields) {
   const uint32_t min_rank = fields.interleave == TensorMapInterleave::kNone ? 1 : 3;
   PK_CHECK(fields.rank >= min_rank && fields.rank <= TensorMapFields::kMaxRank,
            "tensor map rank must be from ", min_rank, " to 5, got ", fields.rank);
-  PK_CHECK(fields.interleave != TensorMapInterleave::k32B ||
-               fields.swizzle == TensorMapSwizzle::k32B,
-           "tensor map interleave 32B needs swizzle 32B, got swizzle ",
-           static_cast<int>(fields.swizzle));
+  PK_CHECK(
+      fields.interleave != TensorMapInterleave::k32B || fields.swizzle == TensorMapSwizzle::k32B,
+      "tensor map interleave 32B needs swizzle 32B, got swizzle ",
+      static_cast<int>(fields.swizzle));
   check_global(fields);
   check_box(fields);
 }

@@ -42,9 +42,9 @@ struct TensorMapFields {
   TensorMapType type = TensorMapType::kUint8;
   uint32_t rank = 0;
   uint64_t address = 0;
-  uint64_t dims[kMaxRank] = {};            // elements
-  uint64_t strides[kMaxRank - 1] = {};     // bytes, of dimension 1 and up
-  uint32_t box[kMaxRank] = {};             // elements
+  uint64_t dims[kMaxRank] = {};         // elements
+  uint64_t strides[kMaxRank - 1] = {};  // bytes, of dimension 1 and up
+  uint32_t box[kMaxRank] = {};          // elements
   uint32_t element_strides[kMaxRank] = {1, 1, 1, 1, 1};
   TensorMapInterleave interleave = TensorMapInterleave::kNone;
   TensorMapSwizzle swizzle = TensorMapSwizzle::kNone;
@@ -62,8 +62,8 @@ struct alignas(64) TensorMap {
 
 uint32_t element_bytes(TensorMapType type);
 
-/// Throws ArgumentError unless the fields are what cuTensorMapEncodeTiled documents as valid (alignment
-/// of address and strides, box sizes, the inner box against the swizzle).
+/// Throws ArgumentError unless the fields are what cuTensorMapEncodeTiled documents as valid
+/// (alignment of address and strides, box sizes, the inner box against the swizzle).
 void check_tensor_map(const TensorMapFields& fields);
 
 /// The emulator's layout of the 128 bytes, also what the recording driver's encoder writes.

@@ -1,0 +1,105 @@
+// Bindings of the CUDA path: the device that launches cubins, what the driver says of the machine,
+// and the recording driver that tests install in its place.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "bindings/bindings.h"
+#include "core/check.h"
+#include "core/cuda_device.h"
+#include "core/recording_driver.h"
+
+namespace py = pybind11;
+
+namespace pykernels::bindings {
+namespace {
+
+using ReleaseGil = py::call_guard<py::gil_scoped_release>;
+
+std::unique_ptr<RecordingDriver> make_recording_driver(Device* target, int num_devices,
+                                                       int driver_version, const std::string& name,
+                                                       int num_sms,
+                                                       std::pair<int, int> compute_capability,
+                                                       uint32_t max_shared_bytes_per_block) {
+  const auto [major, minor] = compute_capability;
+  return std::make_unique<RecordingDriver>(
+      RecordingOptions{
+          num_devices, driver_version, {name, num_sms, major, minor, max_shared_bytes_per_block}},
+      target);
+}
+
+/// What there is, without an error where there is nothing.
+py::dict driver_info() {
+  py::dict info;
+  info["error"] = py::none();
+  info["version"] = py::none();
+  py::list devices;
+  try {
+    const auto runtime = CudaRuntime::current();
+    info["version"] = runtime->driver_version();
+    for (int i = 0; i < runtime->num_devices(); ++i) {
+      devices.append(py::cast(runtime->device_properties(i)));
+    }
+  } catch (const EnvironmentError& error) {
+    info["error"] = error.what();
+  }
+  info["devices"] = devices;
+  return info;
+}
+
+void bind_recording_driver(py::module_& module) {
+  py::class_<RecordedLaunch>(module, "RecordedLaunch", "A launch as cuLaunchKernelEx received it.")
+      .def_readonly("launch", &RecordedLaunch::launch)
+      .def_readonly("device_index", &RecordedLaunch::device_index)
+      .def_readonly("stream", &RecordedLaunch::stream)
+      .def_readonly("captured", &RecordedLaunch::captured);
+  py::class_<RecordingDriver>(
+      module, "RecordingDriver",
+      "A CUDA driver for tests, installed for the process until it is deleted: checks and records "
+      "launches, and hands them to `target` (an EmulatedDevice) if one is given.")
+      .def(py::init(&make_recording_driver), py::arg("target") = nullptr, py::kw_only(),
+           py::arg("num_devices") = 1, py::arg("driver_version") = 13000,
+           py::arg("name") = "NVIDIA H200 (recording driver)", py::arg("num_sms") = 132,
+           py::arg("compute_capability") = std::pair(9, 0),
+           py::arg("max_shared_bytes_per_block") = 232448, py::keep_alive<1, 2>())
+      .def("register_memory", &RecordingDriver::register_memory, py::arg("address"),
+           py::arg("bytes"), py::arg("name"),
+           "Launches may touch the registered memory only, instead of all addresses.")
+      .def("create_stream", &RecordingDriver::create_stream, py::arg("device_index"))
+      .def("fail", &RecordingDriver::fail, py::arg("function"), py::arg("error"),
+           "Calls of this driver function return the error from now on; 0 ends that.")
+      .def("begin_capture", &RecordingDriver::begin_capture, py::arg("stream"))
+      .def("end_capture", &RecordingDriver::end_capture)
+      .def("replay", &RecordingDriver::replay, ReleaseGil(), "Runs the captured launches.")
+      .def("set_current_device", &RecordingDriver::set_current_device, py::arg("device_index"),
+           "Makes a device current in this thread; -1 for none.")
+      .def("current_device", &RecordingDriver::current_device)
+      .def("clear_launches", &RecordingDriver::clear_launches)
+      .def_property_readonly("launches", &RecordingDriver::launches)
+      .def_property_readonly("calls", &RecordingDriver::calls)
+      .def("max_dynamic_shared_bytes", &RecordingDriver::max_dynamic_shared_bytes,
+           py::arg("kernel"), py::arg("device_index"));
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& module) {
+  py::class_<CudaDevice, Device>(
+      module, "CudaDevice",
+      "Launches on a GPU's stream; raises RuntimeError if the GPU or the "
+      "driver cannot run the kernels.")
+      .def(py::init<int, uint64_t>(), py::arg("device_index"), py::arg("stream"))
+      .def_property_readonly("device_index", &CudaDevice::device_index)
+      .def_property_readonly("stream", &CudaDevice::stream);
+  module.def("driver_info", &driver_info,
+             "{'version': int or None, 'devices': [DeviceProperties], 'error': str or None}: what "
+             "the CUDA driver says of this machine.");
+  bind_recording_driver(module);
+}
+
+}  // namespace pykernels::bindings

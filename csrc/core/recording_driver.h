@@ -1,0 +1,101 @@
+// A CUDA driver for tests: as strict as the real one about contexts, streams, captures and launch
+// attributes, it records every launch as it arrives and hands it to another Device, the emulator.
+// So the CUDA path runs with CPU tensors on a machine without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/device.h"
+#include "core/driver.h"
+#include "core/launch.h"
+
+namespace pykernels {
+
+/// The GPUs that the driver pretends to have: all alike.
+struct RecordingOptions {
+  int num_devices = 1;
+  int driver_version = 13000;
+  DeviceProperties properties;
+};
+
+/// A launch as cuLaunchKernelEx received it.
+struct RecordedLaunch {
+  Launch launch;  // memory: what register_memory named, else all addresses
+  int device_index = 0;
+  uint64_t stream = 0;
+  bool captured = false;  // kept by a capture instead of run
+};
+
+class RecordingDriver {
+ public:
+  /// Installs itself for the whole process until destroyed; one at a time. `target` runs the
+  /// launches; null leaves them recorded only.
+  RecordingDriver(RecordingOptions options, Device* target);
+  ~RecordingDriver();
+  RecordingDriver(const RecordingDriver&) = delete;
+  RecordingDriver& operator=(const RecordingDriver&) = delete;
+
+  /// Memory that launches may touch from now on, instead of all addresses.
+  void register_memory(uint64_t address, uint64_t bytes, std::string name);
+  /// The handle of a new stream of this device.
+  uint64_t create_stream(int device_index);
+  /// Calls of this driver function ("cuInit") return the error from now on; kSuccess ends that.
+  void fail(const std::string& function, cuda::Result error);
+  /// As cuStreamBeginCapture with mode global: launches on the stream are kept, not run, and calls
+  /// that may allocate are refused in every thread that has not asked for relaxed mode.
+  void begin_capture(uint64_t stream);
+  void end_capture();
+  /// Runs the launches that were captured, in order, as the launch of the graph would.
+  void replay();
+  /// Makes a device's primary context current in this thread, as cudaSetDevice does; -1 for none.
+  void set_current_device(int device_index);
+  int current_device() const;  // -1 for none
+
+  std::vector<RecordedLaunch> launches() const;
+  void clear_launches();
+  /// Tells this driver from all others of the process, from 1.
+  uint64_t serial() const { return serial_; }
+  /// How often each driver function was called.
+  std::map<std::string, uint64_t> calls() const;
+  /// The dynamic shared memory that a kernel is allowed on a device; 0 if it is not loaded there.
+  uint32_t max_dynamic_shared_bytes(const std::string& kernel, int device_index) const;
+
+ private:
+  friend struct RecordingFunctions;  // the driver's functions
+
+  using KernelOnDevice = std::pair<cuda::Kernel, int>;
+
+  /// Counts the call; the error that it shall fail with, or success.
+  cuda::Result enter(const char* function);
+  bool refuses_allocation() const;
+  cuda::Result device_of_stream(cuda::Stream stream, int* device_index) const;
+  cuda::Result read_config(const cuda::LaunchConfig& config, cuda::Function function,
+                           Launch* launch) const;
+  void run(const Launch& launch);
+
+  uint64_t serial_;
+  RecordingOptions options_;
+  Device* target_;
+  mutable std::mutex mutex_;  // of all below
+  std::mutex target_mutex_;   // launches run one after the other
+  std::vector<std::unique_ptr<cuda::OpaqueContext>> contexts_;
+  std::vector<std::unique_ptr<cuda::OpaqueStream>> streams_;
+  std::vector<std::unique_ptr<cuda::OpaqueLibrary>> libraries_;
+  std::vector<std::unique_ptr<cuda::OpaqueKernel>> kernels_;
+  std::map<KernelOnDevice, std::unique_ptr<cuda::OpaqueFunction>> functions_;
+  std::vector<RecordedLaunch> launches_;
+  std::vector<MemoryRange> memory_;
+  std::deque<std::string> memory_names_;
+  std::map<std::string, uint64_t, std::less<>> calls_;
+  std::map<std::string, cuda::Result, std::less<>> failures_;
+  cuda::Stream capturing_ = nullptr;
+};
+
+}  // namespace pykernels
