@@ -1,4 +1,4 @@
-"""The wheel: built from a bare copy of the sources, with no network and no nvcc, it holds everything."""
+"""The wheel holds everything, built from a copy of the sources with no network and no nvcc."""
 
 from __future__ import annotations
 
