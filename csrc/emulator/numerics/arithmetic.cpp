@@ -115,10 +115,10 @@ uint32_t fma_f32(uint32_t a, uint32_t b, uint32_t c, Rounding rounding, bool ftz
   if (!std::isfinite(product) || !std::isfinite(addend)) {
     return canonical_f32(static_cast<float>(product + addend));
   }
-  if (product == -addend) {  // exact zero, whose sign depends on the mode
-    return rounded_f32(rounding, ftz, std::bit_cast<uint32_t>(static_cast<float>(addend)),
-                       std::bit_cast<uint32_t>(std::copysign(static_cast<float>(addend), static_cast<float>(product))), 0,
-                       [](float x, float y, float) { return x + y; });
+  if (product == -addend) {  // an exact zero: its sign depends on the mode
+    const auto term = static_cast<float>(addend);
+    const float opposite = std::copysign(term, static_cast<float>(product));
+    return add_f32(std::bit_cast<uint32_t>(term), std::bit_cast<uint32_t>(opposite), rounding, ftz);
   }
   return f64_to_f32(add_to_odd(product, addend), rounding, ftz);
 }
