@@ -77,6 +77,13 @@ struct Parameter {
   uint32_t alignment = 1;
 };
 
+/// A variable of shared memory, for findings.
+struct SharedSymbol {
+  std::string name;
+  uint32_t offset = 0;
+  uint32_t bytes = 0;  // 0 for dynamic shared memory: to the end
+};
+
 struct Program {
   std::string name;
   std::vector<Instruction> instructions;
@@ -87,6 +94,7 @@ struct Program {
   std::vector<uint8_t> constants;          // broadcast immediates
   std::vector<std::unique_ptr<SideData>> side_data;
   std::vector<Parameter> parameters;
+  std::vector<SharedSymbol> shared_symbols;
   uint32_t register_file_bytes = 0;
   uint32_t parameter_bytes = 0;
   uint32_t static_shared_bytes = 0;        // dynamic shared memory follows, aligned to 1024

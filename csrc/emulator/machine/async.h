@@ -10,6 +10,7 @@
 
 namespace pykernels::emulator {
 
+class Cta;
 class Machine;
 struct Instruction;
 class Warp;
@@ -31,12 +32,19 @@ class AsyncOperation {
   /// True where it can take effect now; WGMMA is not ready until all four warps have issued it.
   virtual bool ready() const { return true; }
   virtual std::string describe() const = 0;
+  /// True where what is left to do reads or writes this CTA's shared memory: the CTA must not end before.
+  virtual bool touches(const Cta& cta) const {
+    (void)cta;
+    return false;
+  }
 
   bool source_read = false;
   bool finished = false;
+  Warp* issuer = nullptr;                    // both set by AsyncQueue::issue
+  const Instruction* instruction = nullptr;
 };
 
-/// Operations in flight, machine-wide, in the order of issue.
+/// Operations in flight of one cluster, in the order of issue.
 class AsyncQueue {
  public:
   /// Early mode: takes effect at once (if ready). Otherwise stays until forced or picked.
@@ -46,10 +54,14 @@ class AsyncQueue {
   static void force(Machine& machine, AsyncOperation& operation);
   /// Completes one ready operation: the oldest (late) or one drawn from the seed. False if there is none.
   bool complete_one(Machine& machine);
-  bool empty() const { return operations_.empty(); }
-  size_t size() const { return operations_.size(); }
+  /// Completes all that is ready, oldest first.
+  void complete_ready(Machine& machine);
+  bool empty();
+  const std::deque<std::shared_ptr<AsyncOperation>>& operations() const { return operations_; }
 
  private:
+  void drop_finished();
+
   std::deque<std::shared_ptr<AsyncOperation>> operations_;  // finished ones are dropped lazily
 };
 

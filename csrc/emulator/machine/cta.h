@@ -19,8 +19,13 @@ struct Grid;
 
 /// One of the 16 named barriers of bar.sync / bar.arrive.
 struct NamedBarrier : Waitable {
-  uint32_t expected = 0;   // threads, set by the first arrival of a generation
-  uint32_t arrived = 0;
+  uint32_t expected = 0;    // threads, set by the first arrival of a generation; 0: all that are live
+  uint32_t arrived = 0;     // threads; lanes that do not exist or have ended count with their warp
+  uint32_t warps = 0;       // that have arrived with a lane, by bit
+  uint32_t participants = 0;       // bar.red: threads that voted, and for how many the predicate held
+  uint32_t votes = 0;
+  uint32_t last_participants = 0;  // of the generation before
+  uint32_t last_votes = 0;
   uint64_t generation = 0;
 };
 
@@ -46,21 +51,41 @@ class Cta {
   std::map<uint32_t, AsyncGroups> bulk_groups;               // by thread
   std::map<uint32_t, AsyncGroups> copy_groups;               // cp.async, by thread
   uint32_t num_threads = 0;
+  uint32_t live_threads = 0;
   uint32_t register_pool = 0;              // setmaxnreg accounting: registers of the CTA not in use
   std::vector<uint32_t> warp_registers;    // per warp, a thread's share
+  Waitable register_release;               // woken when the pool grows
   uint32_t live_warps = 0;
+  bool launched_dependents = false;
   bool exited = false;
 
   /// The mbarrier at this offset, or nullptr if none was initialised there.
   Mbarrier* find_mbarrier(uint32_t offset);
+  /// setmaxnreg: gives the warp `registers` a thread. False if the pool has not enough of them now.
+  bool change_registers(int warp, uint32_t registers);
+  /// Marks bytes as holding no value: 0xff, and uninitialised for the init check.
+  void poison(uint32_t offset, uint32_t bytes);
+  /// Named barriers: counts the lanes, and completes the generation when it is due.
+  void arrive(NamedBarrier& barrier, const Warp& warp, uint32_t threads, uint32_t votes);
+  /// Lanes have ended: barriers that wait for all live threads may complete.
+  void on_exit(const Warp& warp, LaneMask lanes);
 };
 
 struct Cluster : Waitable {
   std::vector<std::unique_ptr<Cta>> ctas;  // by rank
   std::array<uint32_t, 3> cluster_ctaid = {};
-  uint32_t arrived = 0;                    // threads at barrier.cluster
+  Grid* grid = nullptr;
+  AsyncQueue async;
+  std::vector<Warp*> runnable;
+  uint32_t live_threads = 0;
+  uint32_t arrived = 0;                    // live threads at barrier.cluster
   uint64_t generation = 0;
-  bool finished() const;
+  uint64_t slice = 0;                      // instructions left until other clusters have their turn
+  uint32_t extensions = 0;                 // of the slice, because something completed
+  uint64_t since_completion = 0;           // instructions while operations were in flight and none completed
+  bool finished() const { return live_threads == 0; }
+  /// barrier.cluster completes when all live threads have arrived.
+  void complete_if_due();
 };
 
 }  // namespace pykernels::emulator

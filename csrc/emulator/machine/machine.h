@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -61,8 +60,8 @@ struct Grid : Waitable {
   /// Shared memory of a CTA: static, then dynamic at the next 1024-aligned offset.
   uint32_t shared_bytes() const;
   uint32_t threads() const { return launch.block.x * launch.block.y * launch.block.z; }
-  /// SMs that this many clusters occupy, in units of 1 / 32 SM.
-  uint64_t occupied(uint64_t clusters) const;
+  /// SMs that this many clusters occupy.
+  double occupied(uint64_t clusters) const;
 };
 
 /// Deterministic: the same launches, inputs and options give the same trace.
@@ -118,8 +117,6 @@ class Machine {
   void progress();
 
  private:
-  friend class Scheduler;
-
   void check_launch(const Grid& grid);
   void start_cluster(Grid& grid);
   void retire(Cluster& cluster);
@@ -129,7 +126,6 @@ class Machine {
   bool select_cluster();
   bool rotate();
   void run_turn();
-  void finish_report();
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
   [[noreturn]] void fail_hung();
@@ -139,7 +135,6 @@ class Machine {
   PagePool pool_;              // outlives the warps of grids_
   Allocations allocations_;
   Report report_;
-  std::set<std::pair<std::string, const Instruction*>> reported_;
   std::vector<std::unique_ptr<Grid>> grids_;
   std::vector<std::unique_ptr<Observer>> observers_;
   std::vector<Cluster*> active_;  // started and not ended, in the order of their turns

@@ -11,15 +11,24 @@ namespace pykernels::emulator {
 
 class Mbarrier : public Waitable {
  public:
+  static constexpr uint32_t kMaxCount = (1u << 20) - 1;  // PTX ISA: range of the expected and pending counts
+
   explicit Mbarrier(uint32_t expected) : expected_(expected), pending_(expected) {}
 
   /// Counts arrivals. Completes the phase when none is pending and no bytes are outstanding.
   /// Returns an error message on misuse (more arrivals than pending), else nullptr.
   const char* arrive(uint32_t count);
+  /// The same, and takes the arrivals from the expected count of the phases that follow.
+  const char* arrive_drop(uint32_t count);
+  /// cp.async.mbarrier.arrive without .noinc: a pending arrival that its completion takes back.
+  void add_pending() { ++pending_; }
   const char* expect_tx(int64_t bytes);    // may run after the copy: the count can be negative
   const char* complete_tx(int64_t bytes);
 
   uint64_t phase() const { return phase_; }                 // completed phases
+  /// The opaque state of mbarrier.arrive: the phase and the arrivals pending in it.
+  uint64_t state() const { return phase_ << 20 | pending_; }
+  bool state_done(uint64_t state) const { return state >> 20 != (phase_ & (~0ull >> 20)); }
   bool phase_done(uint32_t parity) const { return (phase_ & 1) != (parity & 1); }
   uint32_t expected() const { return expected_; }
   uint32_t pending() const { return pending_; }

@@ -29,7 +29,8 @@ class Waitable {
 /// What a blocked split waits for, kept until its instruction runs to its end.
 struct Wait {
   enum class Kind : uint8_t {
-    kNone, kConvergence, kNamedBarrier, kMbarrier, kClusterBarrier, kWarpgroup, kBulkGroup, kAsyncCopy, kGrid
+    kNone, kConvergence, kNamedBarrier, kMbarrier, kClusterBarrier, kWarpgroup, kBulkGroup, kAsyncCopy, kGrid,
+    kRegisters
   };
   Kind kind = Kind::kNone;
   Waitable* on = nullptr;      // null with kConvergence
@@ -43,13 +44,18 @@ struct Split {
   uint32_t pc = 0;
   LaneMask lanes = 0;
   bool blocked = false;
-  bool resumed = false;  // the instruction at pc has blocked before and runs again
+  bool resumed = false;  // the instruction at pc has blocked on a Waitable before and runs again
+  bool yielded = false;  // other splits of the warp have their turn first
+  uint32_t turn = 0;     // instructions left of its turn while the warp is diverged
   Wait wait;             // meaningful while blocked or resumed
 };
 
 class Warp {
  public:
   Warp(Machine& machine, Cta& cta, const Program& program, int index);
+  ~Warp();
+  Warp(const Warp&) = delete;
+  Warp& operator=(const Warp&) = delete;
 
   // ---- registers ----
   /// Lanes of a 32-bit (or narrower) or 64-bit operand.
@@ -83,8 +89,22 @@ class Warp {
   /// block_until_converged(required) and runs again when they have come together here.
   bool converged(LaneMask required) const { return (required & live_ & ~splits_[current_].lanes) == 0; }
   Step block_until_converged(LaneMask required);
+  /// For polling instructions that found nothing: at the next branch the turn passes to other splits and warps.
+  void yield() { yield_ = true; }
   /// For .aligned forms: all live lanes of the warp.
   bool aligned() const { return converged(kFullMask); }
+
+  // ---- checks ----
+  /// Init check, for operands that the loop does not look at (those read only under a condition): reports
+  /// the register unless all lanes have written it. Nothing where the check is off.
+  void check_written(const Instruction& inst, const RegisterAccess& access, LaneMask lanes);
+  /// griddepcontrol.wait has not been executed in a launch that may overlap the one before.
+  bool before_grid_wait() const { return before_grid_wait_; }
+  void set_grid_waited() { before_grid_wait_ = false; }
+
+  // ---- barrier.cluster ----
+  LaneMask cluster_arrived = 0;   // lanes that have arrived and not yet waited
+  LaneMask cluster_parity = 0;    // of the generation that each arrived in
 
   // ---- for the machine ----
   /// Runs until nothing can run, or `budget` warp instructions are spent. Returns those spent.
@@ -100,6 +120,10 @@ class Warp {
 
   bool select_split();
   void merge_splits();
+  void finish_blocking_step(Step step);
+  template <bool kChecked>
+  Step execute(uint64_t limit, uint64_t* spent);
+  void check_registers(const Instruction& inst, LaneMask active);
 
   Machine& machine_;
   Cta& cta_;
@@ -108,7 +132,12 @@ class Warp {
   LaneMask live_;
   size_t current_ = 0;
   std::vector<Split> splits_;
-  std::vector<uint8_t> storage_;
+  uint32_t stop_pc_ = 0;          // where the current split may meet another
+  bool yield_ = false;
+  bool queued_ = false;           // in the cluster's list of runnable warps
+  bool before_grid_wait_ = false;
+  uint8_t* storage_ = nullptr;    // from the machine's pool: register file
+  uint8_t* local_ = nullptr;      // from the pool, on first use
   uint8_t* base_[2];              // register file, constants
   std::vector<LaneMask> written_; // init check: lanes written, by register index; empty if off
 };

@@ -1,0 +1,173 @@
+// The end of a launch in which nothing can run any more: who waits for whom.
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+namespace {
+
+constexpr size_t kMaxGroups = 24;  // in the message
+constexpr size_t kMaxSites = 16;   // in the finding
+constexpr size_t kMaxOperations = 8;
+
+std::string name_of(const Cta& cta) {
+  return concat("CTA (", cta.ctaid[0], ", ", cta.ctaid[1], ", ", cta.ctaid[2], ")");
+}
+
+/// "3", "0-3", "0-3, 8", of the bits set.
+std::string ranges(uint32_t bits) {
+  std::string text;
+  for (int first = 0; first < 32; ++first) {
+    if ((bits >> first & 1) == 0) continue;
+    int last = first;
+    while (last < 31 && (bits >> (last + 1) & 1) != 0) ++last;
+    text += concat(text.empty() ? "" : ", ", first);
+    if (last != first) text += concat("-", last);
+    first = last;
+  }
+  return text;
+}
+
+std::string lanes_text(LaneMask lanes) {
+  return concat(__builtin_popcount(lanes) == 1 ? "lane " : "lanes ", ranges(lanes));
+}
+
+std::string place(const Site& site) {
+  std::string text = concat("PTX line ", site.ptx_line, ": ", site.ptx);
+  if (!site.cuda_file.empty()) text += concat("  [", site.cuda_file, ":", site.cuda_line, "]");
+  return text;
+}
+
+const Instruction& instruction_of(const Warp& warp, const Split& split) {
+  return warp.program().instructions[split.pc];
+}
+
+/// Where the lanes are that a split waits for at a converged instruction.
+std::string missing_lanes(const Machine& machine, const Warp& warp, const Split& split) {
+  const LaneMask missing = split.wait.convergence & warp.live() & ~split.lanes;
+  std::string text = concat(lanes_text(missing), " of the warp to arrive here");
+  for (const Split& other : warp.splits()) {
+    if ((other.lanes & missing) == 0) continue;
+    const Site site = machine.site(warp, instruction_of(warp, other), -1);
+    text += concat("\n      ", lanes_text(other.lanes & missing), " wait at ", place(site));
+  }
+  return text;
+}
+
+std::string awaited(const Machine& machine, const Warp& warp, const Split& split) {
+  const Wait& wait = split.wait;
+  if (wait.describe != nullptr) return wait.describe(warp, wait);
+  switch (wait.kind) {
+    case Wait::Kind::kConvergence: return missing_lanes(machine, warp, split);
+    case Wait::Kind::kWarpgroup: return "the other warps of its warpgroup";
+    case Wait::Kind::kBulkGroup: return "a bulk group";
+    case Wait::Kind::kAsyncCopy: return "asynchronous copies";
+    case Wait::Kind::kGrid: return "the end of the launch that it depends on";
+    default: return "nothing that is known";
+  }
+}
+
+/// Splits that wait at the same instruction for what reads the same.
+struct Group {
+  Site site;
+  std::string awaited;
+  std::vector<const Cta*> ctas;                        // in the order found
+  std::map<const Cta*, std::vector<uint32_t>> lanes;   // by warp
+};
+
+std::string describe(const Group& group) {
+  const Cta& first = *group.ctas.front();
+  const std::vector<uint32_t>& lanes = group.lanes.at(&first);
+  uint32_t whole = 0;
+  std::string partial;
+  for (size_t warp = 0; warp < lanes.size(); ++warp) {
+    if (lanes[warp] == kFullMask) {
+      whole |= 1u << warp;
+    } else if (lanes[warp] != 0) {
+      partial += concat(partial.empty() ? "" : "; ", "warp ", warp, " ", lanes_text(lanes[warp]));
+    }
+  }
+  std::string who = name_of(first) + " ";
+  if (whole != 0) who += concat(__builtin_popcount(whole) == 1 ? "warp " : "warps ", ranges(whole));
+  if (!partial.empty()) who += concat(whole != 0 ? "; " : "", partial);
+  if (group.ctas.size() > 1) who += concat(" (and ", group.ctas.size() - 1, " more CTAs)");
+  return concat("\n  ", group.site.kernel, ", ", place(group.site), "\n    ", who, " waits for ", group.awaited);
+}
+
+/// By the order of CTAs, warps and lanes, so that the report is the same in each run.
+std::vector<Group> gather(const Machine& machine, const std::vector<Cluster*>& clusters, bool blocked) {
+  std::vector<Group> groups;
+  std::map<std::pair<std::string, std::string>, size_t> known;
+  for (const Cluster* cluster : clusters) {
+    for (const auto& cta : cluster->ctas) {
+      for (const auto& warp : cta->warps) {
+        for (const Split& split : warp->splits()) {
+          if (split.blocked != blocked || split.lanes == 0) continue;
+          Site site = machine.site(*warp, instruction_of(*warp, split), __builtin_ctz(split.lanes));
+          std::string text = blocked ? awaited(machine, *warp, split) : std::string();
+          const auto key = std::make_pair(concat(site.grid, ":", site.kernel, ":", split.pc), text);
+          const auto [entry, is_new] = known.try_emplace(key, groups.size());
+          if (is_new) groups.push_back(Group{std::move(site), std::move(text), {}, {}});
+          Group& group = groups[entry->second];
+          std::vector<uint32_t>& lanes = group.lanes[cta.get()];
+          if (lanes.empty()) {
+            lanes.assign(cta->warps.size(), 0);
+            group.ctas.push_back(cta.get());
+          }
+          lanes[static_cast<size_t>(warp->index())] |= split.lanes;
+        }
+      }
+    }
+  }
+  return groups;
+}
+
+void add_groups(const std::vector<Group>& groups, Finding& finding) {
+  for (size_t i = 0; i < groups.size() && i < kMaxGroups; ++i) finding.message += describe(groups[i]);
+  if (groups.size() > kMaxGroups) finding.message += concat("\n  and ", groups.size() - kMaxGroups, " more");
+  for (size_t i = 0; i < groups.size() && i < kMaxSites; ++i) finding.sites.push_back(groups[i].site);
+}
+
+}  // namespace
+
+void Machine::fail_deadlock() {
+  Finding finding{"deadlock", "no warp can run; those that have not ended:", {}, 1};
+  add_groups(gather(*this, active_, true), finding);
+  size_t shown = 0;
+  for (Cluster* cluster : active_) {
+    for (const auto& operation : cluster->async.operations()) {
+      if (operation->finished || ++shown > kMaxOperations) continue;
+      finding.message += concat("\n  in flight, and cannot complete: ", operation->describe());
+    }
+  }
+  for (const auto& grid : grids_) {
+    if (grid->next_cluster == grid->num_clusters) continue;
+    finding.message += concat("\n  ", grid->launch.program->name, ": ", grid->num_clusters - grid->next_cluster,
+                              " of ", grid->num_clusters, " clusters have not started: ", options_.num_sms,
+                              " SMs have no room");
+  }
+  end_with(std::move(finding));
+}
+
+void Machine::fail_hung() {
+  Finding finding{"deadlock",
+                  concat("no end after ", instructions_, " warp instructions (max_warp_instructions); running are:"),
+                  {},
+                  1};
+  for (const Group& group : gather(*this, active_, false)) {
+    if (finding.sites.size() == kMaxSites) break;
+    finding.message += concat("\n  ", group.site.kernel, ", ", place(group.site), "\n    ", name_of(*group.ctas.front()),
+                              group.ctas.size() > 1 ? concat(" and ", group.ctas.size() - 1, " more") : "");
+    finding.sites.push_back(group.site);
+  }
+  const std::vector<Group> waiting = gather(*this, active_, true);
+  if (!waiting.empty()) finding.message += "\nwaiting are:";
+  add_groups(waiting, finding);
+  end_with(std::move(finding));
+}
+
+}  // namespace pykernels::emulator

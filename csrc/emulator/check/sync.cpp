@@ -1,0 +1,32 @@
+#include "emulator/check/sync.h"
+
+#include "core/check.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+
+void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane, const Allocation& allocation) {
+  warp.machine().report(
+      "sync",
+      concat("'", allocation.name, "' is accessed before griddepcontrol.wait: the launch before may still write it"),
+      warp, inst, lane);
+}
+
+void report_before_grid_wait(const AsyncOperation& operation) {
+  operation.issuer->machine().report(
+      "sync",
+      concat("issued before griddepcontrol.wait, while the launch before may still run: ", operation.describe()),
+      *operation.issuer, *operation.instruction);
+}
+
+void report_unfinished_operations(Machine& machine, Cta& cta) {
+  for (const auto& operation : cta.cluster->async.operations()) {
+    if (operation->finished || !operation->touches(cta)) continue;
+    machine.report("sync",
+                   concat("the CTA has ended while this was in flight: ", operation->describe(),
+                          "; nothing has waited for it"),
+                   *operation->issuer, *operation->instruction);
+  }
+}
+
+}  // namespace pykernels::emulator

@@ -1,0 +1,100 @@
+#include "emulator/machine/async.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "emulator/check/sync.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+
+void AsyncQueue::issue(Machine& machine, std::shared_ptr<AsyncOperation> operation) {
+  operation->issuer = &machine.current_warp();
+  operation->instruction = &machine.current_warp().instruction();
+  const bool copies = operation->instruction->instruction_class == InstructionClass::kBulkCopy;
+  if (copies && operation->issuer->before_grid_wait()) report_before_grid_wait(*operation);
+  if (machine.observed()) {
+    machine.notify(SyncEvent{SyncEvent::Kind::kAsyncIssue, operation->issuer, 0, nullptr,
+                             reinterpret_cast<uint64_t>(operation.get()), 0, operation->instruction});
+  }
+  operations_.push_back(std::move(operation));
+  if (machine.options().completion == Completion::kEarly) complete_ready(machine);
+}
+
+void AsyncQueue::force_source(Machine& machine, AsyncOperation& operation) {
+  if (operation.finished || operation.source_read) return;
+  operation.source_read = true;
+  operation.read_source(machine);
+}
+
+void AsyncQueue::force(Machine& machine, AsyncOperation& operation) {
+  if (operation.finished) return;
+  force_source(machine, operation);
+  operation.finished = true;
+  operation.finish(machine);
+  machine.progress();
+  if (machine.observed()) {
+    machine.notify(SyncEvent{SyncEvent::Kind::kAsyncComplete, nullptr, 0, nullptr,
+                             reinterpret_cast<uint64_t>(&operation), 0, operation.instruction});
+  }
+}
+
+void AsyncQueue::drop_finished() {
+  while (!operations_.empty() && operations_.front()->finished) operations_.pop_front();
+}
+
+bool AsyncQueue::empty() {
+  drop_finished();
+  return operations_.empty();
+}
+
+bool AsyncQueue::complete_one(Machine& machine) {
+  drop_finished();
+  const auto can_finish = [](const auto& operation) { return !operation->finished && operation->ready(); };
+  const bool random = machine.options().completion == Completion::kRandom;
+  auto pick = std::find_if(operations_.begin(), operations_.end(), can_finish);
+  if (pick == operations_.end()) return false;
+  if (random) {
+    auto start = operations_.begin() + machine.random().below(static_cast<uint32_t>(operations_.size()));
+    if (const auto other = std::find_if(start, operations_.end(), can_finish); other != operations_.end()) {
+      pick = other;
+    }
+  }
+  const std::shared_ptr<AsyncOperation> operation = *pick;  // finish() may add to the queue
+  if (random && !operation->source_read && machine.random().one_in(2)) {
+    force_source(machine, *operation);
+  } else {
+    force(machine, *operation);
+  }
+  return true;
+}
+
+void AsyncQueue::complete_ready(Machine& machine) {
+  for (bool any = true; any;) {
+    any = false;
+    for (size_t i = 0; i < operations_.size(); ++i) {
+      const std::shared_ptr<AsyncOperation> operation = operations_[i];
+      if (operation->finished || !operation->ready()) continue;
+      force(machine, *operation);
+      any = true;
+    }
+    drop_finished();
+  }
+}
+
+void AsyncGroups::commit() {
+  committed.push_back(std::move(open));
+  open.clear();
+}
+
+std::vector<std::vector<std::shared_ptr<AsyncOperation>>> AsyncGroups::take_older(size_t keep) {
+  std::vector<std::vector<std::shared_ptr<AsyncOperation>>> older;
+  while (committed.size() > keep) {
+    older.push_back(std::move(committed.front()));
+    committed.pop_front();
+  }
+  return older;
+}
+
+}  // namespace pykernels::emulator

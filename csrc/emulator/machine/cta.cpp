@@ -1,0 +1,84 @@
+#include "emulator/machine/cta.h"
+
+#include <cstring>
+
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+namespace {
+
+/// Completes the barrier's generation if all that it waits for have arrived.
+void complete_if_due(const Cta& cta, NamedBarrier& barrier) {
+  if (barrier.arrived == 0) return;
+  const uint32_t needed = barrier.expected != 0 ? barrier.expected : cta.live_threads;
+  if (barrier.arrived < needed) return;
+  barrier.last_participants = barrier.participants;
+  barrier.last_votes = barrier.votes;
+  barrier.arrived = barrier.expected = barrier.warps = barrier.participants = barrier.votes = 0;
+  ++barrier.generation;
+  cta.machine->progress();
+  barrier.wake_all();
+}
+
+}  // namespace
+
+Mbarrier* Cta::find_mbarrier(uint32_t offset) {
+  const auto found = mbarriers.find(offset);
+  return found == mbarriers.end() ? nullptr : found->second.get();
+}
+
+bool Cta::change_registers(int warp, uint32_t registers) {
+  uint32_t& held = warp_registers[static_cast<size_t>(warp)];
+  if (registers > held) {
+    const uint32_t more = (registers - held) * kWarpSize;
+    if (more > register_pool) return false;
+    register_pool -= more;
+    held = registers;
+    return true;
+  }
+  register_pool += (held - registers) * kWarpSize;
+  held = registers;
+  register_release.wake_all();
+  return true;
+}
+
+void Cta::poison(uint32_t offset, uint32_t bytes) {
+  std::memset(shared.data() + offset, 0xff, bytes);
+  if (!shared_initialised.empty()) std::memset(shared_initialised.data() + offset, 0, bytes);
+}
+
+void Cta::arrive(NamedBarrier& barrier, const Warp& warp, uint32_t threads, uint32_t votes) {
+  const uint32_t bit = 1u << warp.index();
+  barrier.arrived += threads;
+  if (barrier.expected != 0 && (barrier.warps & bit) == 0) {
+    barrier.arrived += static_cast<uint32_t>(__builtin_popcount(~warp.live()));
+  }
+  barrier.warps |= bit;
+  barrier.participants += threads;
+  barrier.votes += votes;
+  complete_if_due(*this, barrier);
+}
+
+void Cta::on_exit(const Warp& warp, LaneMask lanes) {
+  const auto count = static_cast<uint32_t>(__builtin_popcount(lanes));
+  live_threads -= count;
+  if (warp.live() == 0) --live_warps;
+  for (NamedBarrier& barrier : barriers) {
+    if (barrier.expected != 0 && (barrier.warps >> warp.index() & 1) != 0) barrier.arrived += count;
+    complete_if_due(*this, barrier);
+  }
+  // A lane that has arrived in the current generation leaves with its arrival.
+  const LaneMask current = (cluster->generation & 1) != 0 ? warp.cluster_parity : ~warp.cluster_parity;
+  cluster->arrived -= static_cast<uint32_t>(__builtin_popcount(lanes & warp.cluster_arrived & current));
+  cluster->live_threads -= count;
+  cluster->complete_if_due();
+}
+
+void Cluster::complete_if_due() {
+  if (arrived == 0 || arrived < live_threads) return;
+  arrived = 0;
+  ++generation;
+  wake_all();
+}
+
+}  // namespace pykernels::emulator

@@ -1,0 +1,270 @@
+// Grids and their clusters: checking a launch, making CTAs resident, retiring them; findings.
+#include "emulator/machine/machine.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "emulator/check/memory.h"
+#include "emulator/check/sync.h"
+
+namespace pykernels::emulator {
+namespace {
+
+// Compute capability 9.0, CUDA programming guide, "Features and technical specifications".
+constexpr uint64_t kMaxThreadsPerCta = 1024;
+constexpr uint64_t kMaxThreadsPerSm = 2048;
+constexpr uint64_t kMaxCtasPerSm = 32;
+constexpr uint64_t kRegistersPerSm = 65536;
+constexpr uint64_t kSharedBytesPerSm = 228 * 1024;
+constexpr uint64_t kReservedSharedBytes = 1024;  // of each CTA, by the system
+constexpr uint64_t kMaxSharedBytes = 232448;
+constexpr uint64_t kMaxClusterSize = 16;
+constexpr uint32_t kMaxGridX = 0x7fffffff;
+constexpr uint32_t kMaxGridYz = 65535;
+constexpr uint32_t kDynamicAlignment = 1024;
+
+uint64_t volume(const Dim3& dim) { return uint64_t{dim.x} * dim.y * dim.z; }
+
+std::string text(const Dim3& dim) { return concat("(", dim.x, ", ", dim.y, ", ", dim.z, ")"); }
+
+uint32_t launch_registers(const Grid& grid) {
+  if (grid.launch.registers != 0) return grid.launch.registers;
+  return std::min<uint32_t>(static_cast<uint32_t>(kRegistersPerSm) / grid.threads() / 8 * 8, 255);
+}
+
+uint32_t ctas_per_sm(const Grid& grid) {
+  const uint64_t threads = (grid.threads() + kWarpSize - 1) / kWarpSize * kWarpSize;
+  uint64_t fit = std::min(kMaxCtasPerSm, kMaxThreadsPerSm / threads);
+  fit = std::min(fit, kSharedBytesPerSm / (grid.shared_bytes() + kReservedSharedBytes));
+  if (grid.launch.registers != 0) fit = std::min(fit, kRegistersPerSm / (grid.launch.registers * threads));
+  return static_cast<uint32_t>(std::max<uint64_t>(fit, 1));
+}
+
+std::array<uint32_t, 3> coordinates(uint64_t index, const Dim3& size) {
+  return {static_cast<uint32_t>(index % size.x), static_cast<uint32_t>(index / size.x % size.y),
+          static_cast<uint32_t>(index / size.x / size.y)};
+}
+
+}  // namespace
+
+uint32_t Grid::shared_bytes() const {
+  const uint32_t fixed = launch.program->static_shared_bytes;
+  if (launch.dynamic_shared_bytes == 0) return fixed;
+  return (fixed + kDynamicAlignment - 1) / kDynamicAlignment * kDynamicAlignment + launch.dynamic_shared_bytes;
+}
+
+double Grid::occupied(uint64_t clusters) const {
+  return static_cast<double>(clusters) * cluster_size / ctas_per_sm;
+}
+
+Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches)
+    : options_(options), random_(options.seed) {
+  report_.seed = options.seed;
+  static constexpr const char* kModes[] = {"early", "late", "random"};
+  report_.async_completion = kModes[static_cast<size_t>(options.completion)];
+  if (options.check_memory) report_.checks.emplace_back("memory");
+  if (options.check_init) report_.checks.emplace_back("init");
+  if (options.check_sync) report_.checks.emplace_back("sync");
+  for (MachineLaunch& launch : launches) {
+    auto grid = std::make_unique<Grid>();
+    grid->index = static_cast<int>(grids_.size());
+    grid->launch = std::move(launch);
+    check_launch(*grid);
+    for (const Allocation& allocation : grid->launch.memory) allocations_.add(allocation);
+    for (const auto& [name, place] : grid->launch.module->storage.variables) {
+      allocations_.add({reinterpret_cast<uint64_t>(place.first), place.second, name, true});
+    }
+    const Dim3& size = grid->launch.cluster;
+    grid->cluster_size = static_cast<uint32_t>(volume(size));
+    grid->num_clusters = volume(grid->launch.grid) / grid->cluster_size;
+    grid->ctas_per_sm = ctas_per_sm(*grid);
+    if (grid->launch.programmatic_dependent && !grids_.empty()) grid->prerequisite = grids_.back().get();
+    if (grid->launch.program->has_contractible_fp32) {
+      note("'" + grid->launch.program->name +
+           "' multiplies and adds FP32 without .rn: ptxas may contract them, and the GPU may round differently");
+    }
+    grids_.push_back(std::move(grid));
+  }
+}
+
+Machine::~Machine() = default;
+
+void Machine::check_launch(const Grid& grid) {
+  const MachineLaunch& launch = grid.launch;
+  const Program& program = *launch.program;
+  const uint64_t threads = volume(launch.block);
+  const std::string who = concat("launch of '", program.name, "': ");
+  PK_CHECK(threads >= 1 && threads <= kMaxThreadsPerCta && launch.block.x <= 1024 && launch.block.y <= 1024 &&
+               launch.block.z <= 64,
+           who, "the block must have 1 to 1024 threads (z at most 64), got ", text(launch.block));
+  PK_CHECK(volume(launch.grid) >= 1 && launch.grid.x <= kMaxGridX && launch.grid.y <= kMaxGridYz &&
+               launch.grid.z <= kMaxGridYz,
+           who, "the grid must lie in (1..2^31-1, 1..65535, 1..65535), got ", text(launch.grid));
+  const uint64_t cluster = volume(launch.cluster);
+  PK_CHECK(cluster >= 1 && cluster <= kMaxClusterSize && launch.cluster.x <= kMaxClusterSize &&
+               launch.cluster.y <= kMaxClusterSize && launch.cluster.z <= kMaxClusterSize,
+           who, "a cluster must have 1 to 16 CTAs, got ", text(launch.cluster));
+  PK_CHECK(launch.grid.x % launch.cluster.x == 0 && launch.grid.y % launch.cluster.y == 0 &&
+               launch.grid.z % launch.cluster.z == 0,
+           who, "the grid must be a multiple of the cluster, got ", text(launch.grid), " and ", text(launch.cluster));
+  PK_CHECK(options_.num_sms >= 1 && cluster <= static_cast<uint64_t>(options_.num_sms), who, "a cluster of ", cluster,
+           " CTAs does not fit ", options_.num_sms, " SMs");
+  PK_CHECK(launch.dynamic_shared_bytes <= kMaxSharedBytes &&
+               uint64_t{program.static_shared_bytes} + launch.dynamic_shared_bytes <= kMaxSharedBytes,
+           who, "a CTA has at most ", kMaxSharedBytes, " bytes of shared memory, got ", program.static_shared_bytes,
+           " static and ", launch.dynamic_shared_bytes, " dynamic");
+  PK_CHECK(launch.parameters.size() >= program.parameter_bytes, who, "the parameters have ", program.parameter_bytes,
+           " bytes, got ", launch.parameters.size());
+  PK_CHECK(program.required_threads == 0 || threads == program.required_threads, who, "the kernel was compiled for ",
+           program.required_threads, " threads (.reqntid), got ", threads);
+  PK_CHECK(program.max_threads == 0 || threads <= program.max_threads, who, "the kernel was compiled for at most ",
+           program.max_threads, " threads (.maxntid), got ", threads);
+  PK_CHECK(!program.instructions.empty(), who, "the kernel has no instructions");
+}
+
+void Machine::start_cluster(Grid& grid) {
+  auto cluster = std::make_unique<Cluster>();
+  const Dim3& size = grid.launch.cluster;
+  const Dim3 clusters{grid.launch.grid.x / size.x, grid.launch.grid.y / size.y, grid.launch.grid.z / size.z};
+  cluster->grid = &grid;
+  cluster->cluster_ctaid = coordinates(grid.next_cluster++, clusters);
+  const uint32_t threads = grid.threads();
+  const uint32_t num_warps = (threads + kWarpSize - 1) / kWarpSize;
+  const uint32_t shared_bytes = grid.shared_bytes();
+  for (uint32_t rank = 0; rank < grid.cluster_size; ++rank) {
+    auto cta = std::make_unique<Cta>();
+    const std::array<uint32_t, 3> inner = coordinates(rank, size);
+    cta->machine = this;
+    cta->grid = &grid;
+    cta->cluster = cluster.get();
+    cta->rank = rank;
+    cta->ctaid = {cluster->cluster_ctaid[0] * size.x + inner[0], cluster->cluster_ctaid[1] * size.y + inner[1],
+                  cluster->cluster_ctaid[2] * size.z + inner[2]};
+    cta->shared.assign(shared_bytes, 0xff);
+    if (options_.check_init) cta->shared_initialised.assign(shared_bytes, 0);
+    cta->num_threads = cta->live_threads = threads;
+    cta->warp_registers.assign(num_warps, launch_registers(grid));
+    cta->live_warps = num_warps;
+    cluster->live_threads += threads;
+    cluster->ctas.push_back(std::move(cta));
+  }
+  active_.push_back(cluster.get());
+  for (const auto& cta : cluster->ctas) {
+    for (uint32_t index = 0; index < num_warps; ++index) {
+      cta->warps.push_back(std::make_unique<Warp>(*this, *cta, *grid.launch.program, static_cast<int>(index)));
+      cta->warps.back()->before_grid_wait_ = grid.launch.programmatic_dependent && options_.check_sync;
+      add_runnable(*cta->warps.back());
+    }
+  }
+  grid.resident.push_back(std::move(cluster));
+}
+
+/// CTAs whose last thread has ended: nothing in flight may touch their shared memory any more.
+void Machine::end_ctas(Cluster& cluster) {
+  for (const auto& cta : cluster.ctas) {
+    if (cta->exited || cta->live_threads != 0) continue;
+    report_unfinished_operations(*this, *cta);
+    for (const auto& operation : std::deque(cluster.async.operations())) {
+      if (operation->ready() && operation->touches(*cta)) AsyncQueue::force(*this, *operation);
+    }
+    cta->exited = true;
+    if (!cta->launched_dependents) ++cta->grid->dependents_launched;
+    cta->launched_dependents = true;
+  }
+}
+
+/// The cluster's threads have all ended: what it still has in flight completes, and its place becomes free.
+void Machine::retire(Cluster& cluster) {
+  cluster.async.complete_ready(*this);
+  Grid& grid = *cluster.grid;
+  ++grid.finished_clusters;
+  active_.erase(std::find(active_.begin(), active_.end(), &cluster));
+  if (current_ == &cluster) current_ = nullptr;
+  const auto place = std::find_if(grid.resident.begin(), grid.resident.end(),
+                                  [&](const auto& resident) { return resident.get() == &cluster; });
+  grid.resident.erase(place);
+  if (grid.finished()) grid.wake_all();
+}
+
+Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
+  Site site;
+  const Program& program = warp.program();
+  const Cta& cta = const_cast<Warp&>(warp).cta();
+  site.kernel = program.name;
+  if (inst.statement < program.texts.size()) site.ptx = program.texts[inst.statement];
+  if (inst.statement < program.locations.size()) {
+    const SourceLocation& location = program.locations[inst.statement];
+    site.ptx_line = location.ptx_line;
+    site.cuda_line = location.line;
+    const auto& files = cta.grid->launch.module->parsed.files;
+    if (const auto file = files.find(location.file); file != files.end()) site.cuda_file = file->second;
+  }
+  site.grid = cta.grid->index;
+  site.ctaid = cta.ctaid;
+  if (lane >= 0) site.thread = warp.index() * kWarpSize + lane;
+  return site;
+}
+
+void Machine::report(const std::string& kind, const std::string& message, const Warp& warp, const Instruction& inst,
+                     int lane) {
+  if ((kind == "memory" && !options_.check_memory) || (kind == "init" && !options_.check_init) ||
+      (kind == "sync" && !options_.check_sync)) {
+    return;
+  }
+  report_.add(Finding{kind, message, {site(warp, inst, lane)}, 1});
+}
+
+void Machine::fail(const std::string& kind, const std::string& message, const Warp& warp, const Instruction& inst,
+                   int lane) {
+  end_with(Finding{kind, message, {site(warp, inst, lane)}, 1});
+}
+
+void Machine::fail(const std::string& kind, const std::string& message) {
+  end_with(Finding{kind, message, {}, 1});
+}
+
+void Machine::end_with(Finding finding) {
+  std::string text = concat(finding.kind, ": ", finding.message);
+  if (!finding.sites.empty()) {
+    const Site& site = finding.sites.front();
+    text += concat("\n  in ", site.kernel, ", PTX line ", site.ptx_line, ": ", site.ptx);
+    if (!site.cuda_file.empty()) text += concat("\n  from ", site.cuda_file, ":", site.cuda_line);
+    text += concat("\n  CTA (", site.ctaid[0], ", ", site.ctaid[1], ", ", site.ctaid[2], ")");
+    if (site.thread >= 0) text += concat(", thread ", site.thread);
+  }
+  report_.add(std::move(finding));
+  throw EmulationError(text, report_);
+}
+
+void Machine::note(const std::string& text) {
+  if (std::find(report_.notes.begin(), report_.notes.end(), text) == report_.notes.end()) report_.notes.push_back(text);
+}
+
+Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address, uint32_t* offset) {
+  const uint32_t rank = shared_address >> kClusterRankShift;
+  *offset = (shared_address & ((1u << kClusterRankShift) - 1)) - kSharedBase;
+  Cluster& cluster = *warp.cta().cluster;
+  if (rank >= cluster.ctas.size()) {
+    fail("memory", concat("shared::cluster address ", hexadecimal(shared_address), " names rank ", rank,
+                          " in a cluster of ", cluster.ctas.size()),
+         warp, inst);
+  }
+  Cta& cta = *cluster.ctas[rank];
+  if (cta.exited || cta.live_threads == 0) {
+    fail("sync", concat("access to the shared memory of the CTA of rank ", rank, ", which has ended"), warp, inst);
+  }
+  return cta;
+}
+
+void Machine::add_observer(std::unique_ptr<Observer> observer) { observers_.push_back(std::move(observer)); }
+
+void Machine::notify(const MemoryEvent& event) {
+  for (const auto& observer : observers_) observer->on_memory(event);
+}
+
+void Machine::notify(const SyncEvent& event) {
+  for (const auto& observer : observers_) observer->on_sync(event);
+}
+
+}  // namespace pykernels::emulator

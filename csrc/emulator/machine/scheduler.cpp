@@ -1,0 +1,144 @@
+// Which cluster, which warp, which asynchronous operation comes next. One cluster runs until nothing in it can,
+// or its slice is over: its registers stay in the cache. Decisions are drawn from the seed.
+#include <algorithm>
+
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+namespace {
+
+// All in warp instructions.
+constexpr uint64_t kTurn = 2048;             // of a warp; a random addition of as much
+constexpr uint64_t kIdleSlice = 16 * 1024;   // of a cluster in which nothing completes: it may wait for others
+constexpr uint64_t kSlice = 64 * 1024;       // of a cluster that gets on; a random addition of as much
+constexpr uint32_t kExtensions = 32;         // most such slices in a row
+constexpr uint64_t kPatience = 4096;         // warps may poll for an operation that "late" would hold back for ever
+constexpr uint64_t kPollInterval = 1 << 17;  // between looks at MachineOptions::poll
+constexpr uint32_t kRandomCompletion = 4;    // random mode: one scheduling point in so many completes something
+
+}  // namespace
+
+void Machine::add_runnable(Warp& warp) {
+  if (warp.queued_ || &warp == current_warp_) return;  // the running one is looked at after its turn
+  warp.queued_ = true;
+  warp.cta().cluster->runnable.push_back(&warp);
+}
+
+void Machine::progress() {
+  if (current_ == nullptr) return;
+  current_->since_completion = 0;
+  if (current_->slice >= kSlice || current_->extensions == kExtensions) return;
+  ++current_->extensions;
+  current_->slice = kSlice + random_.below(static_cast<uint32_t>(kSlice));
+}
+
+/// True if the SMs have room for one more cluster of the grid, leaving the other grids their fair share.
+bool Machine::may_start(const Grid& grid) const {
+  if (grid.next_cluster == grid.num_clusters) return false;
+  if (grid.prerequisite != nullptr && !grid.prerequisite->finished()) {
+    const Grid& before = *grid.prerequisite;
+    if (before.dependents_launched < before.num_clusters * before.cluster_size) return false;
+  }
+  const double capacity = options_.num_sms;
+  const double fair = capacity / static_cast<double>(grids_.size());
+  double held = 0;      // by all
+  double reserved = 0;  // by others, or due to them
+  for (const auto& other : grids_) {
+    const double holds = other->occupied(other->resident.size());
+    held += holds;
+    if (other.get() == &grid) continue;
+    const double wanted = holds + other->occupied(other->num_clusters - other->next_cluster);
+    reserved += std::max(holds, std::min(wanted, fair));
+  }
+  constexpr double kRounding = 1e-6;
+  if (grid.occupied(grid.resident.size() + 1) + reserved <= capacity + kRounding) return true;
+  // A cluster may be larger than a fair share: the first starts where there is room at all.
+  return grid.resident.empty() && held + grid.occupied(1) <= capacity + kRounding;
+}
+
+/// The grid to start a cluster of: the one with the fewest started, or nullptr.
+Grid* Machine::next_grid() {
+  Grid* next = nullptr;
+  for (const auto& grid : grids_) {
+    if (may_start(*grid) && (next == nullptr || grid->next_cluster < next->next_cluster)) next = grid.get();
+  }
+  return next;
+}
+
+/// Passes on to a cluster that can do something: a new one first, so that all that fit get started while others
+/// spin; else the next in turn. False if there is none.
+bool Machine::rotate() {
+  if (Grid* grid = next_grid(); grid != nullptr) {
+    start_cluster(*grid);
+    current_ = active_.back();
+    current_->slice = kIdleSlice;
+    return true;
+  }
+  const auto place = std::find(active_.begin(), active_.end(), current_);
+  const size_t first = place == active_.end() ? 0 : static_cast<size_t>(place - active_.begin()) + 1;
+  for (size_t i = 0; i < active_.size(); ++i) {
+    Cluster* cluster = active_[(first + i) % active_.size()];
+    current_ = cluster;
+    cluster->extensions = 0;
+    if (cluster->runnable.empty() && !cluster->async.complete_one(*this)) continue;
+    cluster->slice = std::max(cluster->slice, kIdleSlice);
+    return true;
+  }
+  return false;
+}
+
+/// Makes current_ a cluster with a runnable warp. False where every grid has ended.
+bool Machine::select_cluster() {
+  while (true) {
+    const bool finished = std::all_of(grids_.begin(), grids_.end(), [](const auto& grid) { return grid->finished(); });
+    if (finished) return false;
+    if (current_ != nullptr && current_->finished()) {
+      end_ctas(*current_);
+      retire(*current_);
+      continue;
+    }
+    if (current_ != nullptr && current_->slice != 0) {
+      if (!current_->runnable.empty()) return true;
+      if (current_->async.complete_one(*this)) continue;
+    }
+    if (!rotate()) fail_deadlock();
+  }
+}
+
+void Machine::run_turn() {
+  Cluster& cluster = *current_;
+  const uint32_t pick = random_.below(static_cast<uint32_t>(cluster.runnable.size()));
+  Warp& warp = *cluster.runnable[pick];
+  cluster.runnable[pick] = cluster.runnable.back();
+  cluster.runnable.pop_back();
+  warp.queued_ = false;
+  current_warp_ = &warp;
+  const uint64_t spent = warp.run(kTurn + random_.below(static_cast<uint32_t>(kTurn)));
+  current_warp_ = nullptr;
+  if (warp.runnable()) add_runnable(warp);
+  end_ctas(cluster);
+  instructions_ += spent;
+  cluster.slice -= std::min(cluster.slice, spent);
+  cluster.since_completion = cluster.async.empty() ? 0 : cluster.since_completion + spent;
+  if (options_.completion == Completion::kEarly) {
+    cluster.async.complete_ready(*this);
+  } else if (cluster.since_completion >= kPatience ||
+             (options_.completion == Completion::kRandom && random_.one_in(kRandomCompletion))) {
+    cluster.async.complete_one(*this);
+    cluster.since_completion = 0;
+  }
+}
+
+Report Machine::run() {
+  while (select_cluster()) {
+    run_turn();
+    if (instructions_ < next_poll_) continue;
+    next_poll_ = instructions_ + kPollInterval;
+    if (options_.poll) options_.poll();
+    if (instructions_ > options_.max_warp_instructions) fail_hung();
+  }
+  for (const auto& observer : observers_) observer->on_end();
+  return report_;
+}
+
+}  // namespace pykernels::emulator

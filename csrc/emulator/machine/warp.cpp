@@ -1,0 +1,282 @@
+// The execution loop: picks a split of the warp and runs its instructions until it blocks, ends, meets another
+// split, or its turn is over.
+#include "emulator/machine/warp.h"
+
+#include <algorithm>
+
+#include "emulator/check/init.h"
+#include "emulator/machine/cta.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+namespace {
+
+// Instructions that a split of a diverged warp runs before the others have their turn: long enough that
+// lanes which leave a loop early wait for the rest, short enough that a spinning lane starves no one.
+constexpr uint32_t kSplitTurn = 512;
+
+/// Blocked until other lanes arrive; nothing has been counted yet, so it may merge with those.
+bool waits_for_convergence(const Split& split) {
+  return split.blocked && split.wait.kind == Wait::Kind::kConvergence;
+}
+
+/// True where the split may join others at its instruction.
+bool mergeable(const Split& split) {
+  return !split.resumed && (!split.blocked || waits_for_convergence(split));
+}
+
+}  // namespace
+
+void Waitable::wake_all() {
+  std::vector<Warp*> woken;
+  woken.swap(waiting_);
+  for (Warp* warp : woken) warp->wake(this);
+  if (waiting_.empty()) {  // keeps the capacity
+    woken.clear();
+    waiting_.swap(woken);
+  }
+}
+
+Warp::Warp(Machine& machine, Cta& cta, const Program& program, int index)
+    : machine_(machine), cta_(cta), program_(program), index_(index) {
+  const uint32_t first = static_cast<uint32_t>(index) * kWarpSize;
+  const uint32_t count = std::min<uint32_t>(cta.num_threads - first, kWarpSize);
+  live_ = count == kWarpSize ? kFullMask : (1u << count) - 1;
+  splits_.reserve(kWarpSize + 1);  // references to splits stay valid while branches add some
+  splits_.emplace_back();
+  splits_[0].lanes = live_;
+  storage_ = machine.pool().take(program.register_file_bytes);
+  base_[0] = storage_;
+  base_[1] = const_cast<uint8_t*>(program.constants.data());
+  if (machine.options().check_init) written_.assign(program.register_names.size(), 0);
+}
+
+Warp::~Warp() {
+  machine_.pool().give_back(storage_, program_.register_file_bytes);
+  machine_.pool().give_back(local_, size_t{program_.local_bytes} * kWarpSize);
+}
+
+uint8_t* Warp::local(int lane) {
+  if (local_ == nullptr) local_ = machine_.pool().take(size_t{program_.local_bytes} * kWarpSize);
+  return local_ + size_t{program_.local_bytes} * static_cast<size_t>(lane);
+}
+
+Step Warp::branch(LaneMask taken, uint32_t target) {
+  Split& split = splits_[current_];
+  if (taken == split.lanes) {
+    split.pc = target;
+  } else if (taken == 0) {
+    ++split.pc;
+  } else {
+    Split other;
+    other.pc = target;
+    other.lanes = taken;
+    split.lanes &= ~taken;
+    ++split.pc;
+    splits_.push_back(other);
+  }
+  return Step::kJumped;
+}
+
+Step Warp::exit(LaneMask lanes) {
+  if (machine_.observed()) {
+    machine_.notify(SyncEvent{SyncEvent::Kind::kThreadExit, this, lanes, &cta_, 0, 0, &instruction()});
+  }
+  Split& split = splits_[current_];
+  split.lanes &= ~lanes;
+  ++split.pc;
+  live_ &= ~lanes;
+  for (Split& other : splits_) {  // they may have waited for lanes that now never come
+    if (waits_for_convergence(other)) other.blocked = false;
+  }
+  cta_.on_exit(*this, lanes);
+  return Step::kExited;
+}
+
+Step Warp::block(const Wait& wait) {
+  Split& split = splits_[current_];
+  split.wait = wait;
+  split.blocked = true;
+  if (wait.on != nullptr) wait.on->add(*this);
+  return Step::kBlocked;
+}
+
+Step Warp::block_until_converged(LaneMask required) {
+  Wait wait;
+  wait.kind = Wait::Kind::kConvergence;
+  wait.convergence = required;
+  return block(wait);
+}
+
+void Warp::wake(const Waitable* on) {
+  for (Split& split : splits_) {
+    if (!split.blocked || split.wait.on != on) continue;
+    split.blocked = false;
+    split.resumed = true;
+  }
+  machine_.add_runnable(*this);
+}
+
+bool Warp::runnable() const {
+  return std::any_of(splits_.begin(), splits_.end(), [](const Split& split) { return !split.blocked; });
+}
+
+void Warp::merge_splits() {
+  for (size_t i = 0; i < splits_.size(); ++i) {
+    if (!mergeable(splits_[i])) continue;
+    for (size_t j = splits_.size() - 1; j > i; --j) {
+      Split& other = splits_[j];
+      if (other.pc != splits_[i].pc || !mergeable(other)) continue;
+      splits_[i].lanes |= other.lanes;
+      splits_[i].blocked = false;
+      splits_[i].yielded &= other.yielded;
+      splits_.erase(splits_.begin() + static_cast<std::ptrdiff_t>(j));
+    }
+  }
+}
+
+bool Warp::select_split() {
+  const auto end = static_cast<uint32_t>(program_.instructions.size());
+  if (splits_.size() == 1) {
+    current_ = 0;
+    stop_pc_ = end;
+    splits_[0].turn = 0;
+    splits_[0].yielded = false;
+    return !splits_[0].blocked;
+  }
+  merge_splits();
+  const Split* best = nullptr;
+  bool any_yielded = false;
+  for (const Split& split : splits_) {
+    if (split.blocked) continue;
+    any_yielded |= split.yielded;
+    if (!split.yielded && (best == nullptr || split.pc < best->pc)) best = &split;
+  }
+  if (best == nullptr) {
+    if (!any_yielded) return false;
+    for (Split& split : splits_) split.yielded = false;
+    return select_split();
+  }
+  current_ = static_cast<size_t>(best - splits_.data());
+  stop_pc_ = end;
+  for (const Split& split : splits_) {
+    if (&split != best && mergeable(split) && split.pc > best->pc) stop_pc_ = std::min(stop_pc_, split.pc);
+  }
+  return true;
+}
+
+/// After an instruction that had blocked and ran again: forgets the wait, unless it waits once more.
+void Warp::finish_blocking_step(Step step) {
+  if (step == Step::kBlocked) return;
+  Split& split = splits_[current_];
+  split.resumed = false;
+  split.wait = Wait{};
+}
+
+template <bool kChecked>
+Step Warp::execute(uint64_t limit, uint64_t* spent) {
+  const Instruction* const code = program_.instructions.data();
+  Counters& counters = machine_.counters();
+  Split* const split = &splits_[current_];
+  const uint32_t stop = stop_pc_;
+  const bool resumed = split->resumed;
+  Step step = Step::kNext;
+  uint64_t count = 0;
+  uint64_t threads = 0;
+  if (resumed) limit = 1;
+  while (count < limit) {
+    const Instruction& inst = code[split->pc];
+    LaneMask active = split->lanes;
+    ++count;
+    if (inst.guard != kNoSlot) {
+      const LaneMask guard = mask(inst.guard);
+      active &= inst.guard_negated ? ~guard : guard;
+    }
+    if constexpr (kChecked) check_registers(inst, active);
+    if (active != 0) [[likely]] {
+      step = inst.handler(*this, inst, active);
+      if (step == Step::kBlocked) break;
+      ++counters.warp_instructions[static_cast<size_t>(inst.instruction_class)];
+      threads += active == kFullMask ? kWarpSize : static_cast<uint64_t>(__builtin_popcount(active));
+    } else {
+      step = Step::kNext;
+    }
+    if (step == Step::kNext) [[likely]] {
+      if (++split->pc >= stop) break;
+    } else if (step == Step::kExited || splits_.size() > 1 || yield_) {
+      break;
+    }
+  }
+  if (resumed) finish_blocking_step(step);
+  counters.thread_instructions += threads;
+  *spent += count;
+  return step;
+}
+
+uint64_t Warp::run(uint64_t budget) {
+  const bool checked = !written_.empty();
+  const auto end = static_cast<uint32_t>(program_.instructions.size());
+  uint64_t spent = 0;
+  yield_ = false;
+  while (spent < budget && live_ != 0 && select_split()) {
+    const bool diverged = splits_.size() > 1;
+    Split& chosen = splits_[current_];
+    uint64_t limit = budget - spent;
+    if (diverged) {
+      if (chosen.turn == 0) chosen.turn = kSplitTurn + machine_.random().below(kSplitTurn);
+      limit = std::min<uint64_t>(limit, chosen.turn);
+    }
+    const uint64_t before = spent;
+    checked ? execute<true>(limit, &spent) : execute<false>(limit, &spent);
+    if (chosen.pc >= end && chosen.lanes != 0) {  // falling off the end of an entry is a return
+      const LaneMask lanes = chosen.lanes;
+      chosen.pc = end - 1;
+      exit(lanes);
+    }
+    chosen.turn -= std::min<uint32_t>(chosen.turn, static_cast<uint32_t>(spent - before));
+    if (diverged && chosen.turn == 0) chosen.yielded = true;
+    if (chosen.lanes == 0) splits_.erase(splits_.begin() + static_cast<std::ptrdiff_t>(current_));
+    if (yield_) {
+      if (current_ < splits_.size()) splits_[current_].yielded = true;
+      break;
+    }
+  }
+  return spent;
+}
+
+void Warp::check_registers(const Instruction& inst, LaneMask active) {
+  const RegisterAccess* const accesses = program_.accesses.data() + inst.accesses_begin;
+  const LaneMask lanes = splits_[current_].lanes;
+  // A value that was never written may be moved about; using it is the finding. Accumulators are read only
+  // where the instruction's scale-d says so: isa/wgmma.cpp looks at them.
+  const bool moves = inst.instruction_class == InstructionClass::kMove;
+  const bool accumulates = inst.instruction_class == InstructionClass::kWgmma;
+  LaneMask defined = kFullMask;
+  for (uint32_t i = 0; i < inst.num_reads; ++i) {
+    const RegisterAccess& access = accesses[i];
+    const LaneMask written = written_[access.register_index];
+    const bool is_guard = access.slot == inst.guard;
+    const LaneMask needed = is_guard ? lanes : active;
+    if ((needed & ~written) == 0) continue;
+    if (moves && !is_guard) {
+      defined &= written;
+    } else if (!accumulates) {
+      report_unwritten_register(*this, inst, access, needed & ~written);
+      written_[access.register_index] |= needed;  // once
+    }
+  }
+  for (uint32_t i = inst.num_reads; i < uint32_t{inst.num_reads} + inst.num_writes; ++i) {
+    LaneMask& written = written_[accesses[i].register_index];
+    written = (written & ~active) | (active & defined);
+  }
+}
+
+void Warp::check_written(const Instruction& inst, const RegisterAccess& access, LaneMask lanes) {
+  if (written_.empty()) return;
+  LaneMask& written = written_[access.register_index];
+  if ((lanes & ~written) == 0) return;
+  report_unwritten_register(*this, inst, access, lanes & ~written);
+  written |= lanes;
+}
+
+}  // namespace pykernels::emulator
