@@ -4,7 +4,8 @@
 set(kernels_dir ${PROJECT_BINARY_DIR}/kernels)
 set(generated_dir ${PROJECT_BINARY_DIR}/generated)
 set(kernel_build
-  ${CMAKE_COMMAND} -E env PYTHONPATH=${PROJECT_SOURCE_DIR}/csrc PYTHONDONTWRITEBYTECODE=1
+  ${CMAKE_COMMAND} -E env PYTHONDONTWRITEBYTECODE=1
+  --modify PYTHONPATH=path_list_prepend:${PROJECT_SOURCE_DIR}/csrc --
   ${Python_EXECUTABLE} -m kernel_build
   --repository ${PROJECT_SOURCE_DIR} --generated ${generated_dir} --output ${kernels_dir})
 

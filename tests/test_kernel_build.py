@@ -222,19 +222,25 @@ def test_nvcc_is_looked_for_in_the_documented_order(tmp_path: Path) -> None:
     home = make_tool(tmp_path / "home" / "bin" / "nvcc")
     on_path = make_tool(tmp_path / "path" / "nvcc")
     wheel = make_tool(tmp_path / "wheel" / "nvidia" / "cu13" / "bin" / "nvcc")
-    environment = {"PYTHONPATH": str(tmp_path / "wheel")}
-    assert toolkit.find_nvcc(environment) == wheel
+    packages = [str(tmp_path / "none"), str(tmp_path / "wheel")]
+    environment: dict[str, str] = {}
+    assert toolkit.find_nvcc(environment, packages) == wheel
     environment["PATH"] = str(on_path.parent)
-    assert toolkit.find_nvcc(environment) == on_path
+    assert toolkit.find_nvcc(environment, packages) == on_path
     environment["CUDA_PATH"] = str(home.parent.parent)
-    assert toolkit.find_nvcc(environment) == home
+    assert toolkit.find_nvcc(environment, packages) == home
     environment["CUDACXX"] = str(named)
-    assert toolkit.find_nvcc(environment) == named
+    assert toolkit.find_nvcc(environment, packages) == named
 
 
 def test_a_variable_that_names_no_nvcc_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="CUDA_HOME is set, but"):
         toolkit.find_nvcc({"CUDA_HOME": str(tmp_path)})
+
+
+def test_no_nvcc_at_all_is_an_error_that_names_the_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"CUDACXX.*PATH.*nvidia-cuda-nvcc.*PYKERNELS_KERNELS_DIR"):
+        toolkit.find_nvcc({"PATH": str(tmp_path)}, [])
 
 
 def test_a_failing_tool_shows_its_command_and_output() -> None:

@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kernel_build.errors import BuildError
@@ -15,8 +15,15 @@ from kernel_build.errors import BuildError
 WHEELS = "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
 
 
-def find_nvcc(environment: Mapping[str, str] | None = None) -> Path:
+def find_nvcc(
+    environment: Mapping[str, str] | None = None, packages: Sequence[str] | None = None
+) -> Path:
     """Return nvcc: from CUDACXX, CUDA_HOME or CUDA_PATH, PATH, the wheels, in this order.
+
+    Args:
+        environment: the variables; None for those of this process.
+        packages: the folders that may hold the wheels; None for Python's own, which include those
+            of the environment that pip makes for a build.
 
     Raises:
         BuildError: a variable names no nvcc, or there is none anywhere.
@@ -29,7 +36,8 @@ def find_nvcc(environment: Mapping[str, str] | None = None) -> Path:
     on_path = shutil.which("nvcc", path=environment.get("PATH", ""))
     if on_path:
         return Path(on_path)
-    for nvcc in _wheel_candidates(environment):
+    for folder in sys.path if packages is None else packages:
+        nvcc = Path(folder) / "nvidia" / "cu13" / "bin" / "nvcc"
         if nvcc.is_file():
             return nvcc
     raise BuildError(
@@ -45,14 +53,6 @@ def _named_candidates(environment: Mapping[str, str]) -> Iterator[tuple[str, Pat
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         if environment.get(variable):
             yield variable, Path(environment[variable]) / "bin" / "nvcc"
-
-
-def _wheel_candidates(environment: Mapping[str, str]) -> Iterator[Path]:
-    # pip builds in an environment of its own and names its packages by PYTHONPATH.
-    folders = environment.get("PYTHONPATH", "").split(os.pathsep)
-    folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    for folder in filter(None, folders):
-        yield Path(folder) / "nvidia" / "cu13" / "bin" / "nvcc"
 
 
 def find_ptxas(nvcc: Path) -> Path:
