@@ -15,6 +15,6 @@ __all__ = [
     "emulate",
     "explain_config",
     "fp8_gemm_nt",
-    "quantize_128x128",
     "quantize_1x128",
+    "quantize_128x128",
 ]

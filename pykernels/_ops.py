@@ -7,7 +7,8 @@ than ``torch.library.custom_op``. CPU and CUDA share one implementation, which a
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ def define(
     """Defines one overload and returns it.
 
     Args:
-        schema: the overload's schema, for example ``"scale.out(Tensor x, *, Tensor(a!) out) -> ()"``.
+        schema: the overload's schema, for example
+            ``"scale.out(Tensor x, *, Tensor(a!) out) -> ()"``.
         implementation: takes CPU and CUDA tensors.
         fake: takes fake and meta tensors; checks as the implementation does.
     """

@@ -50,7 +50,7 @@ class BertLayer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x`` is ``[batch, seqlen, hidden]``; ``mask`` ``[batch, seqlen]``, True for real tokens."""
+        """Takes ``[batch, seqlen, hidden]`` and a mask ``[batch, seqlen]``, True for tokens."""
         q, k, v = (self._heads(linear(x)) for linear in (self.query, self.key, self.value))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1))
         scores = scores.masked_fill(~mask[:, None, None, :], -math.inf)

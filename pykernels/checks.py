@@ -7,7 +7,8 @@ shape, stride, values that the host knows (alignment of addresses among them). N
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def check_size(name: str, value: int) -> None:
 
 
 def check_rows(name: str, tensor: Tensor) -> None:
-    """Row-major: the last dimension contiguous, rows apart by a multiple of 16 bytes, no overlap."""
+    """Row-major: last dimension contiguous, rows a multiple of 16 bytes apart, no overlap."""
     rows, columns = tensor.size(0), tensor.size(1)
     if rows == 0 or columns == 0:
         return
@@ -272,7 +273,7 @@ _CALL_CHECKS: dict[Callable[..., Any], Callable[..., Tensor]] = {}
 
 
 def checks_call(op: Callable[..., Any]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Registers the function that checks a public op's very arguments and returns its first tensor."""
+    """Registers what checks a public op's very arguments; it returns the op's first tensor."""
 
     def register(check: Callable[..., Tensor]) -> Callable[..., Tensor]:
         _CALL_CHECKS[op] = check
@@ -290,7 +291,7 @@ def can_run(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Capability:
         kwargs: its keyword arguments.
 
     Returns:
-        ``Capability(ok, reason)``; the reason is the message of the error that the call would raise.
+        ``Capability(ok, reason)``; the reason is the message of the error that the call raises.
 
     Raises:
         ValueError: ``op`` is not an op of this package.

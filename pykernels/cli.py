@@ -34,16 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pykernels", description="FP8 kernels for Hopper, and the emulator behind them."
+        prog="python -m pykernels",
+        description="FP8 kernels for Hopper, and their emulator.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
         help="embed sentences with a real model whose Linears run on the kernels",
-        description="Embeds sentences with all-MiniLM-L6-v2, every Linear in FP8 on the real kernels "
-        "(on the GPU if there is one, else in the emulator), and compares with FP32.",
+        description="Embeds sentences with all-MiniLM-L6-v2, every Linear in FP8 on the real "
+        "kernels (on the GPU if there is one, else in the emulator), and compares with FP32.",
     )
-    demo.add_argument("sentences", nargs="*", help="what to embed; two of its own if none are given")
+    demo.add_argument(
+        "sentences", nargs="*", help="what to embed; two of its own if none are given"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of the emulator")
     demo.add_argument(
         "--checks",

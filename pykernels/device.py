@@ -54,6 +54,25 @@ def require_device(tensor: Tensor) -> None:
     launch_device(tensor)
 
 
+def device_num_sms(device: torch.device | str | None) -> int:
+    """The SMs of a GPU; for None those of the current GPU, else of the emulated one.
+
+    Raises:
+        ValueError: the device is neither None nor a CUDA device.
+        RuntimeError: the GPU cannot run the kernels.
+    """
+    if device is None:
+        if not torch.cuda.is_available():
+            emulated = _emulated_device.get() or native().EmulatedDevice()
+            return emulated.properties.num_sms
+        device = "cuda"
+    device = torch.device(device)
+    if device.type != "cuda":
+        raise ValueError(f"device must be a CUDA device or None, got {device}")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return native().CudaDevice(index, 0).properties.num_sms
+
+
 @contextmanager
 def emulate(**options: Any) -> Iterator[EmulationReport]:
     """Runs the real kernels on CPU tensors, in the PTX emulator, inside the ``with`` block.

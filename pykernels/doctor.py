@@ -47,8 +47,7 @@ def machine_rows() -> Iterator[Row]:
     """What is installed, each row found out by itself so that one failure hides no other."""
     yield "Python", f"{platform.python_version()} ({platform.machine()})"
     yield "torch", _torch()
-    for row in _driver():
-        yield row
+    yield from _driver()
     yield "toolkit", _toolkit()
     yield "extension", _extension()
     yield "kernels", _kernels()
@@ -103,7 +102,9 @@ def _toolkit() -> str:
     if found is None:
         return "no nvcc; not needed to run"
     try:
-        text = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         return f"{found} does not run: {error}"
     release = re.search(r"release ([0-9.]+)", text)

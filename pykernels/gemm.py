@@ -1,4 +1,4 @@
-"""The FP8 GEMM with fine-grained scales: public function, op, and the torch implementation on CPUs."""
+"""The FP8 GEMM with fine-grained scales: public function, op, and its torch implementation."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def fp8_gemm_nt(
     emulator, which computes the GPU's bits.
 
     Args:
-        a: ``[m, k]``, ``float8_e4m3fn``, row-major; ``[m, ceil(k / 128)]``, ``float32``, any strides:
-            one scale per row and 128 columns. k is a multiple of 16.
-        b: ``[n, k]``, ``float8_e4m3fn``, row-major; ``[ceil(n / 128), ceil(k / 128)]``, ``float32``,
-            any strides: one scale per 128x128 block. n is a multiple of 8.
+        a: ``[m, k]``, ``float8_e4m3fn``, row-major; ``[m, ceil(k / 128)]``, ``float32``, any
+            strides: one scale per row and 128 columns. k is a multiple of 16.
+        b: ``[n, k]``, ``float8_e4m3fn``, row-major; ``[ceil(n / 128), ceil(k / 128)]``,
+            ``float32``, any strides: one scale per 128x128 block. n is a multiple of 8.
         out: ``[m, n]``, ``bfloat16`` or ``float32``, row-major, to write into; None to allocate.
         out_dtype: ``bfloat16`` or ``float32``, of the result allocated when ``out`` is None.
         num_sms: how many SMs the kernel may take; None for all.
@@ -44,20 +44,17 @@ def fp8_gemm_nt(
         ``[m, n]``, row-major: ``out`` where given. m = 0 or n = 0: empty; k = 0: zeros.
 
     Raises:
-        ValueError: a shape, dtype, stride, alignment or device is not as above, or an input requires
-            grad; nothing has been written.
+        ValueError: a shape, dtype, stride, alignment or device is not as above, or an input
+            requires grad; nothing has been written.
         RuntimeError: the GPU or its driver cannot run the kernels.
 
-    Reference: :func:`pykernels.reference.fp8_gemm_nt` (DeepSeek-V3 technical report, section 3.3.2).
+    Reference: :func:`pykernels.reference.fp8_gemm_nt` (DeepSeek-V3 report, section 3.3.2).
     """
-    a_values, sfa = checks.check_pair("a", a)
-    b_values, sfb = checks.check_pair("b", b)
-    checks.check_no_gradient("fp8_gemm_nt", a=a_values, sfa=sfa, b=b_values, sfb=sfb)
+    operands = _operands(a, b, out, out_dtype)
     if out is None:
-        result: Tensor = _OP(a_values, sfa, b_values, sfb, out_dtype, num_sms)
+        result: Tensor = _OP(*operands, out_dtype, num_sms)
         return result
-    _check_out(out, out_dtype)
-    _OP_OUT(a_values, sfa, b_values, sfb, num_sms, out=out)
+    _OP_OUT(*operands, num_sms, out=out)
     return out
 
 
@@ -70,22 +67,27 @@ def _check_call(
     out_dtype: torch.dtype = torch.bfloat16,
     num_sms: int | None = None,
 ) -> Tensor:
+    operands = _operands(a, b, out, out_dtype)
+    checks.check_fp8_gemm_nt(*operands, out, out_dtype, num_sms)
+    return operands[0]
+
+
+def _operands(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor | None, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The op's tensors, after the checks of what the op itself does not see."""
     a_values, sfa = checks.check_pair("a", a)
     b_values, sfb = checks.check_pair("b", b)
     checks.check_no_gradient("fp8_gemm_nt", a=a_values, sfa=sfa, b=b_values, sfb=sfb)
     if out is not None:
-        _check_out(out, out_dtype)
-    checks.check_fp8_gemm_nt(a_values, sfa, b_values, sfb, out, out_dtype, num_sms)
-    return a_values
-
-
-def _check_out(out: Tensor, out_dtype: torch.dtype) -> None:
-    checks.check_tensor("out", out)
-    # bfloat16 is the default, so only another dtype is known to be the caller's wish.
-    if out_dtype not in (torch.bfloat16, out.dtype):
-        raise ValueError(
-            f"out_dtype is {out_dtype} but out is {out.dtype}; pass one of the two, or let them agree"
-        )
+        checks.check_tensor("out", out)
+        # bfloat16 is the default, so only another dtype is known to be the caller's wish.
+        if out_dtype not in (torch.bfloat16, out.dtype):
+            raise ValueError(
+                f"out_dtype is {out_dtype} but out is {out.dtype}; "
+                "pass one of the two, or let them agree"
+            )
+    return a_values, sfa, b_values, sfb
 
 
 def _allocate(

@@ -1,4 +1,4 @@
-"""The extension module, loaded when a kernel is first needed, with the package's kernels registered.
+"""The extension module, loaded when a kernel is first needed, with all kernels registered.
 
 ``import pykernels`` does not need it: CPU tensors outside ``emulate`` never come here.
 """
@@ -36,7 +36,7 @@ def native() -> Any:
         RuntimeError: the extension or the kernels are not built or cannot be read.
     """
     try:
-        from pykernels import _C as module
+        from pykernels import _C
     except ImportError as error:
         raise RuntimeError(
             f"the extension pykernels._C cannot be loaded ({error}); build it with "
@@ -44,12 +44,12 @@ def native() -> Any:
         ) from error
     for metadata in kernel_metadata():
         path = KERNELS_DIR / str(metadata["name"])
-        module.register_kernel(
+        _C.register_kernel(
             **{field: metadata[field] for field in _KERNEL_FIELDS},
             ptx_path=str(path.with_suffix(".ptx")),
             cubin_path=str(path.with_suffix(".cubin")),
         )
-    return module
+    return _C
 
 
 def kernel_metadata() -> list[dict[str, Any]]:
@@ -79,5 +79,8 @@ def tensor_view(tensor: Tensor) -> _C.TensorView:
     if columns == 1:
         column_stride = 1
     return native().TensorView(
-        tensor.data_ptr(), (rows, columns), (row_stride, column_stride), str(tensor.dtype).removeprefix("torch.")
+        tensor.data_ptr(),
+        (rows, columns),
+        (row_stride, column_stride),
+        str(tensor.dtype).removeprefix("torch."),
     )

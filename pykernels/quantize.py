@@ -1,11 +1,11 @@
-"""Casts to FP8 with fine-grained scales: public functions, ops, and the torch implementation on CPUs.
+"""Casts to FP8 with fine-grained scales: public functions, ops, and their torch implementation.
 
 The kernels (csrc/quantize) and the torch implementation agree bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ def quantize_1x128(
     """Cast to FP8 with one scale per row and 128 columns: ``x ~ q * scale``.
 
     In each block, ``scale = amax / 448`` and ``q = e4m3(x / scale)``, both divisions rounded to
-    nearest, the cast to nearest even and saturating at 448. With ``ue8m0`` the scale is the smallest
-    power of two (from 2^-127 up) that is not below ``amax / 448``. A block whose scale would be zero
-    (all zero, or amax below 2^-141) has scale 1; a block with NaN or infinity has scale NaN and q NaN
-    (0x7F) throughout. Zeros keep their sign.
+    nearest, the cast to nearest even and saturating at 448. With ``ue8m0`` the scale is the
+    smallest power of two (from 2^-127 up) that is not below ``amax / 448``. A block whose scale
+    would be zero (all zero, or amax at most 224 * 2^-149) has scale 1 and q 0; a block with NaN or
+    infinity has scale NaN and q NaN (0x7F) throughout. Zeros keep their sign.
 
     CUDA tensors run on their device and its current stream; CPU tensors run in torch or, inside
     :func:`pykernels.emulate`, in the emulator; all three give the same bits.
@@ -45,8 +45,8 @@ def quantize_1x128(
     16, the rows of an allocated ``q`` lie the next multiple of 16 bytes apart.
 
     Returns:
-        q ``[m, k]``, ``float8_e4m3fn``, and scales ``[m, ceil(k / 128)]``, ``float32``; ``out`` where
-        given.
+        q ``[m, k]``, ``float8_e4m3fn``, and scales ``[m, ceil(k / 128)]``, ``float32``; ``out``
+        where given.
 
     Raises:
         ValueError: a shape, dtype, stride, alignment, device or format is not as above, or ``x``
@@ -141,9 +141,7 @@ def _compute(x: Tensor, scale_fmt: str, block_rows: int, q: Tensor, scales: Tens
         )
 
 
-def compute_in_torch(
-    x: Tensor, scale_fmt: str, block_rows: int, q: Tensor, scales: Tensor
-) -> None:
+def compute_in_torch(x: Tensor, scale_fmt: str, block_rows: int, q: Tensor, scales: Tensor) -> None:
     """The kernels' arithmetic in torch, with the same bits."""
     m, k = x.shape
     m_blocks, k_blocks = scales.shape

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -60,14 +61,18 @@ def padded(tensor: Tensor, columns: int) -> Tensor:
 
 
 WRONG_GEMM = [
-    Wrong("device of b", put(b=lambda v: v["b"].to("meta")), "one device, got a[0] on cpu and b[0]"),
+    Wrong(
+        "device of b", put(b=lambda v: v["b"].to("meta")), "one device, got a[0] on cpu and b[0]"
+    ),
     Wrong("device of out", put(out=lambda v: v["out"].to("meta")), "out on meta"),
     Wrong("dtype of a", put(a=lambda v: v["a"].bfloat16()), "a[0] must be float8_e4m3fn, got bf"),
     Wrong("e5m2", put(b=lambda v: v["b"].to(torch.float8_e5m2)), "b[0] must be float8_e4m3fn"),
     Wrong("dtype of sfa", put(sfa=lambda v: v["sfa"].half()), "a[1] must be float32, got float16"),
     Wrong("dtype of sfb", put(sfb=lambda v: v["sfb"].double()), "b[1] must be float32"),
     Wrong("dtype of out", put(out=lambda v: v["out"].half()), "out must be bfloat16 or float32"),
-    Wrong("out_dtype", put(out=lambda v: None, out_dtype=lambda v: torch.half), "out_dtype must be"),
+    Wrong(
+        "out_dtype", put(out=lambda v: None, out_dtype=lambda v: torch.half), "out_dtype must be"
+    ),
     Wrong("out against out_dtype", put(out_dtype=lambda v: torch.float32), "out is torch.bfloat16"),
     Wrong("rank of a", put(a=lambda v: v["a"][None]), "a[0] must have 2 dimensions, got 3"),
     Wrong("rank of sfb", put(sfb=lambda v: v["sfb"][0]), "b[1] must have 2 dimensions, got 1"),
@@ -78,7 +83,9 @@ WRONG_GEMM = [
         put(a=lambda v: v["a"][:, :264], b=lambda v: v["b"][:, :264]),
         "k (columns of a and b) must be a multiple of 16, got 264",
     ),
-    Wrong("m of sfa", put(sfa=lambda v: v["sfa"][:39]), "[m, ceil(k / 128)] = [40, 3], got [39, 3]"),
+    Wrong(
+        "m of sfa", put(sfa=lambda v: v["sfa"][:39]), "[m, ceil(k / 128)] = [40, 3], got [39, 3]"
+    ),
     Wrong("k of sfa", put(sfa=lambda v: v["sfa"][:, :2]), "= [40, 3], got [40, 2]"),
     Wrong("transposed sfa", put(sfa=lambda v: v["sfa"].T), "= [40, 3], got [3, 40]"),
     Wrong("rows of sfb", put(sfb=lambda v: v["sfb"][:1]), "= [2, 3], got [1, 3]"),
@@ -147,8 +154,12 @@ def quantize_arguments() -> dict[str, Any]:
 
 WRONG_QUANTIZE = [
     Wrong("device of q", put(q=lambda v: v["q"].to("meta")), "x on cpu and out[0] on meta"),
-    Wrong("dtype of x", put(x=lambda v: v["x"].double()), "x must be bfloat16 or float16 or float32"),
-    Wrong("dtype of q", put(q=lambda v: v["q"].to(torch.float8_e5m2)), "out[0] must be float8_e4m3fn"),
+    Wrong(
+        "dtype of x", put(x=lambda v: v["x"].double()), "x must be bfloat16 or float16 or float32"
+    ),
+    Wrong(
+        "dtype of q", put(q=lambda v: v["q"].to(torch.float8_e5m2)), "out[0] must be float8_e4m3fn"
+    ),
     Wrong("dtype of scales", put(scales=lambda v: v["scales"].half()), "out[1] must be float32"),
     Wrong("rank of x", put(x=lambda v: v["x"][0]), "x must have 2 dimensions, got 1"),
     Wrong("shape of q", put(q=lambda v: v["q"][:, :256]), "out[0] must be [m, k] = [40, 272]"),
@@ -156,7 +167,9 @@ WRONG_QUANTIZE = [
     Wrong("column-major x", put(x=lambda v: v["x"].T.contiguous().T), "x must be row-major"),
     Wrong("row stride of x", put(x=lambda v: padded(v["x"], 273)), "16 bytes, got 1092"),
     Wrong("row stride of q", put(q=lambda v: padded(v["q"], 273)), "16 bytes, got 273"),
-    Wrong("scales overlap", put(scales=lambda v: torch.ones(1, 3).expand(M, 3)), "must not overlap"),
+    Wrong(
+        "scales overlap", put(scales=lambda v: torch.ones(1, 3).expand(M, 3)), "must not overlap"
+    ),
     Wrong("scale_fmt", put(scale_fmt=lambda v: "e8m0"), "'fp32' or 'ue8m0', got 'e8m0'"),
     Wrong("address of x", put(x=lambda v: misaligned(v["x"])), "(4 past one)"),
     Wrong("address of q", put(q=lambda v: misaligned(v["q"])), "(1 past one)"),

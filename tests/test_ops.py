@@ -69,7 +69,8 @@ def test_schemas() -> None:
             f"pykernels::{name}(Tensor x, str scale_fmt) -> (Tensor, Tensor)"
         )
         assert str(overloads.out._schema) == (
-            f"pykernels::{name}.out(Tensor x, str scale_fmt, *, Tensor(a!) q, Tensor(b!) scales) -> ()"
+            f"pykernels::{name}.out(Tensor x, str scale_fmt, *, Tensor(a!) q, Tensor(b!) scales)"
+            " -> ()"
         )
 
 
@@ -132,7 +133,7 @@ def test_fake_and_meta_tensors_have_the_shapes_of_real_ones() -> None:
 
 
 def test_fake_tensors_are_checked_too() -> None:
-    with FakeTensorMode(), pytest.raises(ValueError, match="n .rows of b. must be a multiple of 8"):
+    with FakeTensorMode(), pytest.raises(ValueError, match="must be a multiple of 8, got 132"):
         layer(torch.empty(3, 272), torch.empty(132, 272).to(FP8), torch.empty(2, 3))
 
 
@@ -144,7 +145,9 @@ def test_import_is_light() -> None:
         "heavy = {'pykernels._C', 'rich', 'safetensors', 'tokenizers'}; "
         "print(seconds, sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     seconds, loaded = result.stdout.split(maxsplit=1)
     assert float(seconds) < 0.5
     assert loaded.strip() == "[]"

@@ -7,10 +7,10 @@ from pykernels.reference.gemm import dequantize_1x128, dequantize_128x128, fp8_g
 from pykernels.reference.quantize import quantize_1x128, quantize_128x128, round_to_e4m3
 
 __all__ = [
-    "dequantize_128x128",
     "dequantize_1x128",
+    "dequantize_128x128",
     "fp8_gemm_nt",
-    "quantize_128x128",
     "quantize_1x128",
+    "quantize_128x128",
     "round_to_e4m3",
 ]

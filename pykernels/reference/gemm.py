@@ -1,4 +1,4 @@
-"""Reference of the FP8 GEMM with fine-grained scales (DeepSeek-V3 technical report, section 3.3.2)."""
+"""Reference of the FP8 GEMM with fine-grained scales (DeepSeek-V3 report, section 3.3.2)."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def _scale(block: np.ndarray, scale_fmt: str) -> float:
     if scale == 0.0:
         return 1.0
     if scale_fmt == "ue8m0":
-        mantissa, exponent = math.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
+        mantissa, exponent = math.frexp(
+            scale
+        )  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
         if mantissa == 0.5:
             exponent -= 1
         return math.ldexp(1.0, max(exponent, _UE8M0_MIN_EXPONENT))

@@ -1,4 +1,4 @@
-"""The GEMM reference against a second formula: each element as an exactly rounded sum of products."""
+"""The GEMM reference against a second formula: every element as an exactly rounded sum."""
 
 from __future__ import annotations
 

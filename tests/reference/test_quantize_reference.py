@@ -1,4 +1,4 @@
-"""The quantise references against ml_dtypes, torch's own casts and a second way to find the scale."""
+"""The quantise references against ml_dtypes, torch's casts and a second way to the scale."""
 
 from __future__ import annotations
 
