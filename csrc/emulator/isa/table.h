@@ -30,6 +30,8 @@ class Builder {
   virtual Slot accumulator(const Operand& operand, Type type) = 0;
   /// Slot of a predicate that is read (register or literal 0/1/-1); negated operands get *negated.
   virtual Slot predicate(const Operand& operand, bool* negated) = 0;
+  /// Slot of the thread's carry flag (CC.CF), a predicate that add.cc and the like write.
+  virtual Slot carry(bool is_write) = 0;
   /// Declared width in bits of a register operand, 0 for anything else.
   virtual int register_bits(const Operand& operand) const = 0;
 
@@ -38,6 +40,9 @@ class Builder {
   /// the offset with base kNoSlot. *base_is_64: lanes of the base are uint64_t.
   virtual void address(const Operand& operand, Space space, Slot* base, bool* base_is_64,
                        int64_t* offset) = 0;
+
+  /// Memory that a symbol lies in; kGeneric for anything but a variable or parameter.
+  virtual Space symbol_space(const Operand& operand) const = 0;
 
   /// Value of an operand that must be an integer literal.
   virtual int64_t integer(const Operand& operand) = 0;
@@ -48,6 +53,12 @@ class Builder {
 
   /// Throws PtxError at this statement.
   [[noreturn]] virtual void fail(const std::string& message) const = 0;
+};
+
+/// Targets of a computed branch, as Builder::target gave them: the resolver makes instruction indices of
+/// them once these are known.
+struct TargetList : SideData {
+  std::vector<uint32_t> targets;
 };
 
 /// Fills builder.instruction() (handler, operands, side data).

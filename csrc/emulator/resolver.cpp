@@ -1,0 +1,420 @@
+// Expansion of a kernel into instructions; calls are in resolver_calls.cpp.
+#include "emulator/resolver.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "emulator/machine/memory.h"
+#include "emulator/statement_builder.h"
+
+namespace pykernels::emulator {
+namespace {
+
+constexpr size_t kMaxInstructions = 4u << 20;    // calls are expanded; nested ones can multiply
+constexpr uint32_t kDynamicSharedAlignment = 1024;
+constexpr uint64_t kMaxSharedBytes = 1u << kClusterRankShift;
+
+uint64_t align_up(uint64_t value, uint64_t alignment) {
+  return (value + alignment - 1) / alignment * alignment;
+}
+
+bool has_rounding(const Statement& statement) {
+  return std::any_of(statement.modifiers.begin(), statement.modifiers.end(), [](const auto& name) {
+    return name == "rn" || name == "rz" || name == "rm" || name == "rp";
+  });
+}
+
+/// Symbols of an operand, also within addresses and lists.
+template <typename Visit>
+void for_symbols(const Operand& operand, Visit visit) {
+  if (operand.kind == Operand::Kind::kSymbol) visit(operand.symbol);
+  for (const Operand& element : operand.elements) for_symbols(element, visit);
+}
+
+}  // namespace
+
+Resolver::Resolver(const LoadedModule& module, const Function& entry)
+    : module_(module), entry_(entry) {
+  for (const Function& function : module.parsed.functions) functions_[function.name] = &function;
+  for (const Variable& variable : module.parsed.variables) {
+    module_variables_[variable.name] = &variable;
+    const auto stored = module.storage.variables.find(variable.name);
+    if (stored == module.storage.variables.end()) continue;
+    module_places_[variable.name] = {variable.space,
+                                     reinterpret_cast<uint64_t>(stored->second.first)};
+  }
+}
+
+/// Two passes over the same statements: the first learns how registers are used, the second binds them to
+/// their final slots.
+std::unique_ptr<Program> Resolver::resolve() {
+  run_pass();
+  layout_ = pack_registers(*program_, flows_, registers_);
+  run_pass();
+  program_->register_file_bytes = layout_.bytes;
+  for (const int32_t index : added_) program_->has_contractible_fp32 |= multiplied_[index];
+  return std::move(program_);
+}
+
+void Resolver::run_pass() {
+  program_ = std::make_unique<Program>();
+  program_->name = entry_.name;
+  program_->max_threads = entry_.max_threads;
+  program_->required_threads = entry_.required_threads;
+  registers_.clear();
+  flows_.clear();
+  starts_.clear();
+  constants_.clear();
+  multiplied_.clear();
+  added_.clear();
+  carry_register_ = -1;
+  next_id_ = 0;
+  local_top_ = 0;
+  place_parameters();
+  place_shared();
+  Frame frame = open_frame(entry_, nullptr);
+  expand_body(frame);
+  Statement end;
+  end.opcode = "exit";
+  end.location = entry_.statements.empty() ? entry_.location : entry_.statements.back().location;
+  text_ = "end of " + entry_.name;
+  expand_form(frame, end);
+  bind_targets();
+}
+
+// ---- places of variables ----
+
+void Resolver::place_parameters() {
+  uint64_t offset = 0;
+  for (const Variable& variable : entry_.params) {
+    offset = align_up(offset, variable.alignment);
+    program_->parameters.push_back({variable.name, variable.type, static_cast<uint32_t>(offset),
+                                    static_cast<uint32_t>(variable.bytes), variable.alignment});
+    offset += variable.bytes;
+  }
+  program_->parameter_bytes = static_cast<uint32_t>(offset);
+}
+
+/// Shared variables that the kernel and the functions it calls name.
+void Resolver::collect_shared(const Function& function, std::unordered_map<std::string, bool>& used,
+                              std::vector<const Function*>& visited) const {
+  if (std::find(visited.begin(), visited.end(), &function) != visited.end()) return;
+  visited.push_back(&function);
+  for (const Statement& statement : function.statements) {
+    for (const Operand& operand : statement.operands) {
+      for_symbols(operand, [&](const std::string& name) {
+        used[name] = true;
+        const auto callee = functions_.find(name);
+        if (callee != functions_.end()) collect_shared(*callee->second, used, visited);
+      });
+    }
+  }
+}
+
+/// Static variables in the module's order, then dynamic shared memory, where every extern one starts.
+void Resolver::place_shared() {
+  std::unordered_map<std::string, bool> used;
+  std::vector<const Function*> visited;
+  collect_shared(entry_, used, visited);
+  uint64_t offset = 0;
+  std::vector<const Variable*> dynamic;
+  shared_.clear();
+  const auto place = [&](const Variable& variable, const std::string& key) {
+    if (variable.space != Space::kShared || !used.contains(variable.name)) return;
+    if (variable.is_extern) {
+      dynamic.push_back(&variable);
+      return;
+    }
+    offset = align_up(offset, variable.alignment);
+    shared_[key] = {Space::kShared, kSharedBase + offset};
+    offset += variable.bytes;
+  };
+  for (const Variable& variable : module_.parsed.variables) place(variable, variable.name);
+  for (const Function* function : visited) {
+    for (const Variable& variable : function->variables) {
+      place(variable, function->name + "/" + variable.name);
+    }
+  }
+  if (offset > kMaxSharedBytes) {
+    throw PtxError(entry_.location.ptx_line, "", "too much shared memory in '" + entry_.name + "'");
+  }
+  program_->static_shared_bytes = static_cast<uint32_t>(offset);
+  const uint64_t start = kSharedBase + align_up(offset, kDynamicSharedAlignment);
+  for (const Variable* variable : dynamic) shared_[variable->name] = {Space::kShared, start};
+}
+
+/// Offsets of .local variables and of the .param variables of calls, from the frames below.
+uint32_t Resolver::place_locals(Frame& frame) {
+  uint64_t top = local_top_;
+  for (const Variable& variable : frame.function->variables) {
+    if (variable.space != Space::kLocal) continue;
+    top = align_up(top, variable.alignment);
+    frame.variables[variable.name] = {Space::kLocal, top};
+    top += variable.bytes;
+    if (top > kMaxSharedBytes) {
+      throw PtxError(frame.function->location.ptx_line, "", "too much local memory");
+    }
+  }
+  return place_call_parameters(frame, static_cast<uint32_t>(align_up(top, 16)));
+}
+
+/// A call's parameters live from their first to their last mention; those of later calls take the same
+/// memory.
+uint32_t Resolver::place_call_parameters(Frame& frame, uint32_t base) {
+  std::unordered_map<std::string, const Variable*> declared;
+  for (const Variable& variable : frame.function->variables) {
+    if (variable.space == Space::kParam) declared[variable.name] = &variable;
+  }
+  if (declared.empty()) return base;
+  std::unordered_map<std::string, size_t> last;
+  const std::vector<Statement>& statements = frame.function->statements;
+  const auto visit = [&](size_t i, auto&& found) {
+    for (const Operand& operand : statements[i].operands) {
+      for_symbols(operand, [&](const std::string& name) {
+        if (declared.contains(name)) found(name);
+      });
+    }
+  };
+  for (size_t i = 0; i < statements.size(); ++i) visit(i, [&](const auto& name) { last[name] = i; });
+  uint64_t top = base;
+  uint64_t highest = base;
+  size_t busy_until = 0;
+  for (size_t i = 0; i < statements.size(); ++i) {
+    visit(i, [&](const std::string& name) {
+      if (frame.variables.contains(name)) return;
+      if (i > busy_until) top = base;
+      top = align_up(top, declared[name]->alignment);
+      frame.variables[name] = {Space::kLocal, top};
+      top += declared[name]->bytes;
+      highest = std::max(highest, top);
+      busy_until = std::max(busy_until, last[name]);
+    });
+  }
+  return static_cast<uint32_t>(align_up(highest, 16));
+}
+
+// ---- expansion ----
+
+Frame Resolver::open_frame(const Function& function, const Frame* caller) {
+  Frame frame;
+  frame.function = &function;
+  frame.caller = caller;
+  for (const RegisterDeclaration& declared : function.registers) {
+    frame.registers.push_back(new_register(declared.name, type_bits(declared.type)));
+  }
+  for (const Variable& variable : function.variables) {
+    const auto shared = shared_.find(function.name + "/" + variable.name);
+    if (shared != shared_.end()) frame.variables[variable.name] = shared->second;
+  }
+  if (caller == nullptr) {
+    for (const Parameter& parameter : program_->parameters) {
+      frame.variables[parameter.name] = {Space::kParam, parameter.offset};
+    }
+  }
+  local_top_ = place_locals(frame);
+  program_->local_bytes = std::max(program_->local_bytes, local_top_);
+  frame.first_id = next_id_;
+  next_id_ += static_cast<uint32_t>(function.statements.size()) + 1;
+  starts_.resize(next_id_);
+  return frame;
+}
+
+void Resolver::expand_body(Frame& frame) {
+  uint32_t id = frame.first_id;
+  for (const Statement& statement : frame.function->statements) {
+    starts_[id++] = static_cast<uint32_t>(program_->instructions.size());
+    if (!layout_.slots.empty()) text_ = to_string(*frame.function, statement);
+    expand_statement(frame, statement);
+    if (program_->instructions.size() > kMaxInstructions) fail(statement, "the program is too large");
+  }
+  starts_[id] = static_cast<uint32_t>(program_->instructions.size());
+}
+
+void Resolver::expand_statement(const Frame& frame, const Statement& statement) {
+  if (statement.opcode == "call") return expand_call(frame, statement);
+  if (statement.opcode == "ret" && frame.caller != nullptr) {
+    return expand_jump(frame, statement, false);
+  }
+  if (!is_thread_parameter(frame, statement)) return expand_form(frame, statement);
+  Statement local = statement;
+  for (std::string& modifier : local.modifiers) {
+    if (modifier.substr(0, 5) == "param") modifier = "local";
+  }
+  expand_form(frame, local);
+}
+
+/// Parameters of device functions are memory of the thread: their caller's .param variables.
+bool Resolver::is_thread_parameter(const Frame& frame, const Statement& statement) const {
+  const std::string& opcode = statement.opcode;
+  if (opcode != "ld" && opcode != "st" && opcode != "cvta") return false;
+  const auto is_param = [](const std::string& name) { return name.substr(0, 5) == "param"; };
+  if (std::none_of(statement.modifiers.begin(), statement.modifiers.end(), is_param)) return false;
+  if (frame.caller != nullptr) return true;
+  bool found = false;
+  for (const Operand& operand : statement.operands) {
+    for_symbols(operand, [&](const std::string& name) {
+      const auto variable = frame.variables.find(name);
+      found |= variable != frame.variables.end() && variable->second.space == Space::kLocal;
+    });
+  }
+  return found;
+}
+
+/// To the end of the frame's function, under the guard of `like`.
+void Resolver::expand_jump(const Frame& frame, const Statement& like, bool negate_guard) {
+  Statement jump;
+  jump.opcode = "bra";
+  jump.guard = like.guard;
+  jump.guard_negated = like.guard_negated != negate_guard;
+  jump.location = like.location;
+  Operand end;
+  end.kind = Operand::Kind::kLabel;
+  end.target = static_cast<int32_t>(frame.function->statements.size());
+  jump.operands = {end};
+  expand_form(frame, jump);
+}
+
+void Resolver::expand_move(const Frame& frame, const Statement& statement, int32_t index, int bits,
+                           const Operand& value) {
+  Statement move;
+  move.opcode = "mov";
+  move.modifiers = {"b" + std::to_string(bits)};
+  move.location = statement.location;
+  Operand destination;
+  destination.kind = Operand::Kind::kRegister;
+  destination.reg = 0;
+  move.operands = {destination, value};
+  expand_form(scratch_frame(frame, {index}), move);
+}
+
+Frame Resolver::scratch_frame(const Frame& frame, std::vector<int32_t> registers) const {
+  Frame scratch;
+  scratch.function = frame.function;
+  scratch.caller = &frame;
+  scratch.registers = std::move(registers);
+  scratch.first_id = frame.first_id;
+  return scratch;
+}
+
+void Resolver::expand_form(const Frame& frame, const Statement& statement) {
+  const Form* form = Table::instance().find(statement);
+  if (form == nullptr) {
+    std::string name = statement.opcode;
+    for (const std::string& modifier : statement.modifiers) name += "." + modifier;
+    fail(statement, "unknown instruction form '" + name + "'");
+  }
+  StatementBuilder builder(*this, frame, statement);
+  builder.build(*form);
+  Instruction inst = builder.instruction();
+  inst.statement = static_cast<uint32_t>(program_->locations.size());
+  inst.accesses_begin = static_cast<uint32_t>(program_->accesses.size());
+  inst.num_reads = static_cast<uint16_t>(builder.reads().size());
+  inst.num_writes = static_cast<uint16_t>(builder.writes().size());
+  std::vector<RegisterAccess>& accesses = program_->accesses;
+  accesses.insert(accesses.end(), builder.reads().begin(), builder.reads().end());
+  accesses.insert(accesses.end(), builder.writes().begin(), builder.writes().end());
+  program_->locations.push_back(statement.location);
+  program_->texts.push_back(text_);
+  program_->instructions.push_back(inst);
+  const std::string& opcode = statement.opcode;
+  const bool leaves = opcode == "bra" || opcode == "brx" || opcode == "ret" || opcode == "exit";
+  flows_.push_back({!leaves || statement.guard >= 0, builder.has_target(), statement.guard >= 0});
+  note_arithmetic(statement, inst);
+}
+
+/// Products and sums without a rounding modifier, which ptxas may fuse when one feeds the other.
+void Resolver::note_arithmetic(const Statement& statement, const Instruction& inst) {
+  const bool product = statement.opcode == "mul";
+  if (!product && statement.opcode != "add" && statement.opcode != "sub") return;
+  if (statement.modifiers.empty() || has_rounding(statement)) return;
+  if (statement.modifiers.back() != "f32" && statement.modifiers.back() != "f32x2") return;
+  const RegisterAccess* accesses = program_->accesses.data() + inst.accesses_begin;
+  for (int i = 0; i < inst.num_reads && !product; ++i) {
+    added_.push_back(static_cast<int32_t>(accesses[i].register_index));
+  }
+  for (int i = inst.num_reads; i < inst.num_reads + inst.num_writes && product; ++i) {
+    multiplied_[accesses[i].register_index] = true;
+  }
+}
+
+/// Statement ids in branch targets become instruction indices.
+void Resolver::bind_targets() {
+  for (size_t i = 0; i < program_->instructions.size(); ++i) {
+    Instruction& inst = program_->instructions[i];
+    if (flows_[i].has_target) inst.target = starts_[inst.target];
+  }
+  for (const auto& data : program_->side_data) {
+    auto* list = dynamic_cast<TargetList*>(data.get());
+    if (list == nullptr) continue;
+    for (uint32_t& target : list->targets) target = starts_[target];
+  }
+}
+
+// ---- for StatementBuilder ----
+
+int32_t Resolver::new_register(const std::string& name, int bits) {
+  const auto index = static_cast<int32_t>(registers_.size());
+  registers_.push_back({bits, false});
+  program_->register_names.push_back(name);
+  multiplied_.push_back(false);
+  return index;
+}
+
+/// One for the whole program: the flag belongs to the thread.
+int32_t Resolver::carry_register() {
+  if (carry_register_ < 0) carry_register_ = new_register("CC.CF", 1);
+  return carry_register_;
+}
+
+/// In the first pass all slots differ.
+Slot Resolver::slot_of(int32_t index) const {
+  return layout_.slots.empty() ? static_cast<Slot>(index) * 4 : layout_.slots[index];
+}
+
+Slot Resolver::constant(uint64_t value, int bits) {
+  const auto [entry, added] = constants_.emplace(std::pair(bits, value), kNoSlot);
+  if (!added) return entry->second;
+  constexpr size_t kUnit = 128;
+  std::vector<uint8_t>& bytes = program_->constants;
+  const size_t offset = bytes.size();
+  entry->second = kConstantSlot | static_cast<Slot>(offset);
+  if (bits == 1) {
+    const LaneMask mask = value != 0 ? kFullMask : 0;
+    bytes.resize(offset + kUnit);
+    std::copy_n(reinterpret_cast<const uint8_t*>(&mask), sizeof mask, bytes.begin() + offset);
+    return entry->second;
+  }
+  const size_t lane_bytes = static_cast<size_t>(bits) / 8;
+  bytes.resize(offset + lane_bytes * kWarpSize);
+  for (size_t lane = 0; lane < kWarpSize; ++lane) {
+    for (size_t i = 0; i < std::min<size_t>(lane_bytes, 8); ++i) {
+      bytes[offset + lane * lane_bytes + i] = static_cast<uint8_t>(value >> (8 * i));
+    }
+  }
+  return entry->second;
+}
+
+const Placement* Resolver::find_variable(const Frame& frame, const Statement& statement,
+                                         const std::string& name) const {
+  for (const Frame* scope = &frame; scope != nullptr && scope->function == frame.function;
+       scope = scope->caller) {
+    const auto found = scope->variables.find(name);
+    if (found != scope->variables.end()) return &found->second;
+  }
+  if (const auto shared = shared_.find(name); shared != shared_.end()) return &shared->second;
+  if (const auto stored = module_places_.find(name); stored != module_places_.end()) {
+    return &stored->second;
+  }
+  const auto declared = module_variables_.find(name);
+  if (declared == module_variables_.end()) return nullptr;
+  fail(statement, "variable '" + name + "' is declared .extern and defined nowhere");
+}
+
+void Resolver::fail(const Statement& statement, const std::string& message) const {
+  const auto line = static_cast<size_t>(statement.location.ptx_line);
+  const std::vector<std::string>& lines = module_.parsed.lines;
+  throw PtxError(statement.location.ptx_line,
+                 line >= 1 && line <= lines.size() ? lines[line - 1] : "", message);
+}
+
+}  // namespace pykernels::emulator
