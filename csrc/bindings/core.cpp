@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -112,6 +113,32 @@ void bind_tensor_view(py::module_& module) {
            [](const TensorView& view) { return concat("TensorView(", view.describe(), ")"); });
 }
 
+py::list to_list(const auto* values, uint32_t count) {
+  py::list result;
+  for (uint32_t i = 0; i < count; ++i) result.append(values[i]);
+  return result;
+}
+
+py::dict decode_tensor_map(const std::string& bytes) {
+  TensorMap map;
+  PK_CHECK(bytes.size() == sizeof(map.bytes), "a tensor map has ", sizeof(map.bytes),
+           " bytes, got ", bytes.size());
+  std::memcpy(map.bytes, bytes.data(), sizeof(map.bytes));
+  const TensorMapFields fields = decode_emulated(map);
+  py::dict result;
+  result["type"] = static_cast<int>(fields.type);
+  result["address"] = fields.address;
+  result["dims"] = to_list(fields.dims, fields.rank);
+  result["strides"] = to_list(fields.strides, fields.rank - 1);
+  result["box"] = to_list(fields.box, fields.rank);
+  result["element_strides"] = to_list(fields.element_strides, fields.rank);
+  result["interleave"] = static_cast<int>(fields.interleave);
+  result["swizzle"] = static_cast<int>(fields.swizzle);
+  result["l2_promotion"] = static_cast<int>(fields.l2_promotion);
+  result["fill"] = static_cast<int>(fields.fill);
+  return result;
+}
+
 void bind_launch(py::module_& module) {
   py::class_<Launch>(module, "Launch", "A kernel launch as a plain value.")
       .def_readonly("kernel", &Launch::kernel)
@@ -137,6 +164,9 @@ void bind_launch(py::module_& module) {
             return ranges;
           })
       .def("__repr__", &describe);
+  module.def("decode_tensor_map", &decode_tensor_map, py::arg("bytes"),
+             "The arguments of cuTensorMapEncodeTiled that the 128 bytes of an emulated tensor map "
+             "hold, as the driver numbers them.");
 }
 
 void bind_device(py::module_& module) {
