@@ -80,7 +80,7 @@ def draw_accumulators(rng: np.random.Generator, n: int, case: Distribution) -> W
     shape = (64, n)
     if case.accumulator == "zero":
         return np.zeros(shape, np.uint32)
-    if case.accumulator == "near":  # of the products' magnitudes, both signs, some zeros of each sign
+    if case.accumulator == "near":  # of the products' magnitudes, and some negative zeros
         exponents = rng.integers(-40, 24, shape)
         values = np.ldexp(rng.standard_normal(shape), exponents).astype(np.float32)
         values[rng.random(shape) < 0.05] = -0.0
@@ -88,8 +88,11 @@ def draw_accumulators(rng: np.random.Generator, n: int, case: Distribution) -> W
     words = rng.integers(0, 1 << 32, shape, dtype=np.uint32)
     if case.accumulator == "special":
         special = np.array(
-            [0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0x7F7FFFFF, 0xFF7FFFFF]
-            + [0x00000001, 0x80000001, 0x007FFFFF, 0x807FFFFF, 0x00800000, 0x80000000, 0],
+            [
+                *(0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF, 0x7F7FFFFF),
+                *(0xFF7FFFFF, 0x00000001, 0x80000001, 0x007FFFFF, 0x807FFFFF, 0x00800000),
+                *(0x80000000, 0),
+            ],
             np.uint32,
         )
         chosen = special[rng.integers(0, len(special), shape)]
@@ -120,7 +123,7 @@ def test_random_dot_products(case: Distribution, types: tuple[str, str]) -> None
 
 @pytest.mark.parametrize("n", range(8, 257, 8))
 def test_every_width(n: int) -> None:
-    """Each n of the instruction, two steps of k, so that the second starts from the first's result."""
+    """Each n of the instruction, two steps of k: the second starts from the first's result."""
     rng = np.random.default_rng(n)
     case = Distribution("chain", exponent_spread=True)
     a = draw_codes(rng, 64, 64, "e4m3", case)
