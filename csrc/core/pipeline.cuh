@@ -75,13 +75,13 @@ class Pipeline {
     }
   }
 
-  /// Consumer warp, converged, once its reads of the stage are complete: hands the stage back to the
+  /// Consumer warp, converged, once its reads of `stage` are complete: hands the stage back to the
   /// producers of all CTAs of the cluster, one lane to each.
-  __device__ __forceinline__ void release() const {
+  __device__ __forceinline__ void release(uint32_t stage) const {
     if constexpr (kClusterSize > 1) {
-      if (threadIdx.x % 32 < kClusterSize) ptx::mbarrier_arrive_cluster(peer_empty_ + stage_ * 8);
+      if (threadIdx.x % 32 < kClusterSize) ptx::mbarrier_arrive_cluster(peer_empty_ + stage * 8);
     } else {
-      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty_ + stage_ * 8);
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty_ + stage * 8);
     }
   }
 

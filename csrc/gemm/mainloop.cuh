@@ -142,42 +142,98 @@ __device__ __forceinline__ void promote(Accumulator<kConfig>& acc, const float (
   }
 }
 
-/// Consumer warpgroup: total = dequant(A) @ dequant(B).T of its 64 rows.
+/// Consumer warpgroup: multiplies the k tiles of one output tile, its 64 rows.
 ///
 /// Each k tile starts from zero in the tensor core, which keeps about 14 bits of a sum, and is
-/// scaled and added in FP32: total = fmaf(acc, sfa * sfb, total).
+/// promoted in FP32: total = fmaf(acc, sfa * sfb, total). Two accumulators take turns, so that the
+/// tensor core multiplies one k tile while the one before is promoted.
+template <GemmConfig kConfig>
+class TileMultiplier {
+ public:
+  __device__ __forceinline__ TileMultiplier(const GemmParams& params,
+                                            const SharedStorage<kConfig>& smem,
+                                            GemmPipeline<kConfig>& pipeline, const Tile& tile,
+                                            Accumulator<kConfig>& total)
+      : pipeline_(pipeline),
+        total_(total),
+        scales_(params, tile.m_start + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, tile.n_start),
+        a_(ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.a) +
+                                        uniform(threadIdx.x / 128) * kWarpgroupRows * kBlockK)),
+        b_(ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.b))) {}
+
+  /// Turns to the next k tiles, at most ScaleLoader::kGroup: scale factors of theirs are at hand.
+  __device__ __forceinline__ void next_group() { scales_.next_group(); }
+
+  /// The four k tiles of a group.
+  __device__ __forceinline__ void multiply_group() {
+    Accumulator<kConfig> even, odd;
+    const uint32_t stage_0 = issue(even);
+    scales_.load_group();
+    const uint32_t stage_1 = issue(odd);
+    ptx::wgmma_wait_group<1>();  // all but the k tile just issued
+    finish(even, stage_0, 0);
+    const uint32_t stage_2 = issue(even);
+    ptx::wgmma_wait_group<1>();
+    finish(odd, stage_1, 1);
+    const uint32_t stage_3 = issue(odd);
+    ptx::wgmma_wait_group<1>();
+    finish(even, stage_2, 2);
+    ptx::wgmma_wait_group<0>();
+    finish(odd, stage_3, 3);
+  }
+
+  /// k tile `i` of a group that is not full.
+  __device__ __forceinline__ void multiply_single(uint32_t i) {
+    Accumulator<kConfig> acc;
+    const uint32_t stage = issue(acc);
+    ptx::wgmma_wait_group<0>();
+    finish(acc, stage, i);
+  }
+
+ private:
+  /// Starts acc = a * b of the next k tile and returns its stage.
+  __device__ __forceinline__ uint32_t issue(Accumulator<kConfig>& acc) {
+    constexpr uint64_t kUnit = 16;  // bytes, of descriptor addresses
+    const uint32_t stage = pipeline_.stage();
+    pipeline_.wait_full();  // the stage's bytes have landed
+    multiply_k_tile<kConfig>(acc, a_ + stage * (kConfig.block_m * kBlockK / kUnit),
+                             b_ + stage * (kConfig.block_n * kBlockK / kUnit));
+    pipeline_.advance();
+    return stage;
+  }
+
+  /// After the wait for the k tile: acc is complete and its stage has been read.
+  __device__ __forceinline__ void finish(Accumulator<kConfig>& acc, uint32_t stage, uint32_t i) {
+    pipeline_.release(stage);
+    const float scale[2] = {scales_.scale(0, i), scales_.scale(1, i)};
+    promote<kConfig>(acc, scale, total_);
+  }
+
+  GemmPipeline<kConfig>& pipeline_;
+  Accumulator<kConfig>& total_;
+  ScaleLoader scales_;
+  uint64_t a_;  // descriptors of the first stage's operands
+  uint64_t b_;
+};
+
+/// Consumer warpgroup: total = dequant(A) @ dequant(B).T of its 64 rows.
 template <GemmConfig kConfig>
 __device__ __forceinline__ void multiply_tile(const GemmParams& params,
-                                              SharedStorage<kConfig>& smem,
+                                              const SharedStorage<kConfig>& smem,
                                               GemmPipeline<kConfig>& pipeline, const Tile& tile,
                                               Accumulator<kConfig>& total) {
-  const uint32_t warpgroup_idx = uniform(threadIdx.x / 128);
-  const uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;  // in the CTA's tile
-  const uint64_t a_base = ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.a) +
-                                                       warpgroup_idx * kWarpgroupRows * kBlockK);
-  const uint64_t b_base = ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.b));
 #pragma unroll
   for (float& element : total) element = 0.0f;
   if (params.num_k_tiles == 0) return;
-
-  ScaleLoader scales(params, tile.m_start + row, tile.n_start);
-  for (uint32_t k_tile = 0; k_tile < params.num_k_tiles; k_tile += ScaleLoader::kGroup) {
-    scales.next_group();
-#pragma unroll
-    for (uint32_t i = 0; i < ScaleLoader::kGroup; ++i) {
-      if (i > 0 && k_tile + i >= params.num_k_tiles) break;
-      Accumulator<kConfig> acc;
-      pipeline.wait_full();  // the stage's bytes have landed
-      multiply_k_tile<kConfig>(acc, a_base + pipeline.stage() * (sizeof(smem.a[0]) / 16),
-                               b_base + pipeline.stage() * (sizeof(smem.b[0]) / 16));
-      const float scale[2] = {scales.scale(0, i), scales.scale(1, i)};
-      if (i == 0) scales.load_group();
-      ptx::wgmma_wait_group<0>();  // acc is complete, the stage has been read
-      pipeline.release();
-      promote<kConfig>(acc, scale, total);
-      pipeline.advance();
-    }
+  TileMultiplier<kConfig> multiplier(params, smem, pipeline, tile, total);
+  uint32_t k_tiles_left = params.num_k_tiles;
+  for (; k_tiles_left >= ScaleLoader::kGroup; k_tiles_left -= ScaleLoader::kGroup) {
+    multiplier.next_group();
+    multiplier.multiply_group();
   }
+  multiplier.next_group();
+#pragma unroll 1
+  for (uint32_t i = 0; i < k_tiles_left; ++i) multiplier.multiply_single(i);
 }
 
 }  // namespace pykernels::gemm
