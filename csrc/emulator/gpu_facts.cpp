@@ -20,8 +20,6 @@ constexpr GpuFact kFacts[] = {
     {"multicast_order",
      "A multicast load reaches all its CTAs at one moment, their barriers in the order of the ranks.", "",
      ""},
-    {"interleaved_map",
-     "A tensor map with 16B or 32B interleave is read like one without.", "", ""},
     {"reduce_rounding",
      "Bulk reductions round each element to nearest even once, and keep subnormal values.", "", ""},
     {"descriptor_base_offset",

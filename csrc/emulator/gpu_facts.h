@@ -13,7 +13,6 @@ enum class Fact : uint8_t {
   kBoxNarrowerThanSwizzle,    // an inner box smaller than the swizzle's span
   kNanFillPattern,            // the bits of TMA's NaN fill
   kMulticastOrder,            // the order in which a multicast reaches the CTAs
-  kInterleavedMap,            // 16B and 32B interleaved tensor maps
   kReduceRounding,            // rounding and subnormals of bulk reductions in FP16, BF16 and FP32
   kDescriptorBaseOffset,      // WGMMA descriptors with a base offset
   kDescriptorIgnoredFields,   // descriptor bits that the documents do not name

@@ -157,6 +157,22 @@ void build_address(Builder& builder, const Operand& operand, const MemoryModifie
   inst.variant = memory_variant(modifiers, base_is_64);
 }
 
+uint64_t AddressOperand::at(Warp& warp, int lane) const {
+  if (base == kNoSlot) {
+    const uint64_t rank = cluster ? uint64_t{warp.cta().rank} << kClusterRankShift : 0;
+    return static_cast<uint64_t>(offset) | rank;
+  }
+  if (base_is_64) return warp.lanes<uint64_t>(base)[lane] + static_cast<uint64_t>(offset);
+  return static_cast<uint32_t>(warp.lanes<uint32_t>(base)[lane] + static_cast<uint32_t>(offset));
+}
+
+AddressOperand read_address(Builder& builder, const Operand& operand, Space space, bool cluster) {
+  AddressOperand address;
+  address.cluster = cluster;
+  builder.address(operand, space, &address.base, &address.base_is_64, &address.offset);
+  return address;
+}
+
 namespace {
 
 /// The untyped type of the register's width, no narrower than `type`; `type` itself for anything else.

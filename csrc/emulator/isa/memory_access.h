@@ -51,6 +51,20 @@ inline Space access_space(const Instruction& inst) {
 /// Fills base slot `slot`, offset and variant of the instruction from the address operand.
 void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers, int slot);
 
+/// An address operand of an instruction that has several; kept in its side data.
+struct AddressOperand {
+  Slot base = kNoSlot;
+  bool base_is_64 = false;
+  bool cluster = false;  // .shared::cluster
+  int64_t offset = 0;
+
+  uint64_t at(Warp& warp, int lane) const;
+};
+
+/// `cluster`: a symbol's address is given the CTA's own rank, as it has in a register.
+AddressOperand read_address(Builder& builder, const Operand& operand, Space space,
+                            bool cluster = false);
+
 /// A register that is read or written as wide as it is declared, an immediate as `type`; values narrower
 /// than the register take its low bits.
 Slot register_source(Builder& builder, const Operand& operand, Type type);

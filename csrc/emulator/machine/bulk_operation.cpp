@@ -1,0 +1,168 @@
+#include "emulator/machine/bulk_operation.h"
+
+#include <cstring>
+#include <utility>
+
+#include "core/check.h"
+#include "emulator/check/memory.h"
+#include "emulator/check/sync.h"
+#include "emulator/machine/tensor_copy.h"
+
+namespace pykernels::emulator {
+namespace {
+
+std::string place(const SharedRange& range) {
+  return concat("shared memory of rank ", range.cta->rank, " at ",
+                shared_place(range.cta->warps.front()->program(), range.offset));
+}
+
+std::string place(const GlobalRange& range) {
+  return concat("global memory at ", hexadecimal(range.address));
+}
+
+void count_issue(Machine& machine, const BulkOperation& operation) {
+  Counters& counters = machine.counters();
+  const uint64_t bytes = operation.bytes;
+  if (operation.from_tensor) counters.tma_bytes_loaded += bytes;
+  if (operation.from_tensor || operation.from_global) counters.global_bytes_read += bytes;
+  if (operation.from_shared) counters.shared_bytes_read += bytes;
+  if (operation.to_tensor) counters.tma_bytes_stored += bytes;
+  if (operation.to_tensor || operation.to_global) counters.global_bytes_written += bytes;
+  counters.shared_bytes_written += bytes * operation.to_shared.size();
+}
+
+}  // namespace
+
+SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes, uint32_t alignment) {
+  Machine& machine = issuer.warp.machine();
+  const auto shared_address = static_cast<uint32_t>(address);
+  SharedRange range;
+  range.bytes = bytes;
+  range.cta = &machine.cluster_cta(issuer.warp, issuer.instruction, shared_address, &range.offset);
+  if (shared_address % alignment != 0) {
+    machine.fail("memory",
+                 concat("shared address ", hexadecimal(shared_address), " must be a multiple of ",
+                        alignment, " (it is ", shared_address % alignment, " above one)"),
+                 issuer.warp, issuer.instruction, issuer.lane);
+  }
+  const uint64_t size = range.cta->shared.size();
+  if (range.offset > size || size - range.offset < bytes) {
+    machine.fail("memory", shared_bounds_message(*range.cta, shared_address, bytes, AccessKind::kWrite),
+                 issuer.warp, issuer.instruction, issuer.lane);
+  }
+  return range;
+}
+
+CompletionBarrier completion_barrier(const Issuer& issuer, uint64_t address) {
+  const SharedRange range = shared_range(issuer, address, 8, 8);
+  if (range.cta->find_mbarrier(range.offset) == nullptr) {
+    issuer.warp.machine().report("sync", concat("no mbarrier was initialised in ", place(range)),
+                                 issuer.warp, issuer.instruction, issuer.lane);
+  }
+  return {range.cta, range.offset};
+}
+
+void check_global_range(const Issuer& issuer, const GlobalRange& range, AccessKind kind) {
+  Machine& machine = issuer.warp.machine();
+  const Allocation* allocation = machine.allocations().find(range.address, range.bytes);
+  if (allocation == nullptr || (kind != AccessKind::kRead && !allocation->writable)) {
+    machine.fail("memory",
+                 global_bounds_message(machine.allocations(), allocation, range.address, range.bytes,
+                                       kind),
+                 issuer.warp, issuer.instruction, issuer.lane);
+  }
+  if (issuer.warp.before_grid_wait()) {
+    report_before_grid_wait(issuer.warp, issuer.instruction, issuer.lane, *allocation);
+  }
+}
+
+void BulkOperation::read_source(Machine& machine) {
+  if (from_global) {
+    const uint8_t* source = resolve_global(machine, from_global->address, from_global->bytes,
+                                           AccessKind::kRead, instruction, issuer);
+    data.assign(source, source + from_global->bytes);
+  } else if (from_tensor) {
+    data = gather_box(machine, *from_tensor, instruction, issuer);
+  } else if (from_shared && to_tensor) {
+    data = read_box(machine, *from_shared, *to_tensor, instruction, issuer);
+  } else if (from_shared) {
+    const uint8_t* source = resolve_shared(machine, *from_shared->cta, from_shared->offset,
+                                           from_shared->bytes, AccessKind::kRead, instruction, issuer);
+    data.assign(source, source + from_shared->bytes);
+  }
+}
+
+void BulkOperation::deliver_shared(Machine& machine, const SharedRange& range) {
+  if (!reduction) return write_box(machine, range, data, swizzle, instruction, issuer);
+  uint8_t* destination = resolve_shared(machine, *range.cta, range.offset, range.bytes,
+                                        AccessKind::kAtomic, instruction, issuer);
+  reduce_bytes(*reduction, destination, data.data(), range.bytes);
+}
+
+void BulkOperation::deliver_global(Machine& machine) {
+  uint8_t* destination =
+      resolve_global(machine, to_global->address, to_global->bytes,
+                     reduction ? AccessKind::kAtomic : AccessKind::kWrite, instruction, issuer);
+  if (reduction) {
+    reduce_bytes(*reduction, destination, data.data(), data.size());
+  } else {
+    std::memcpy(destination, data.data(), data.size());
+  }
+}
+
+void BulkOperation::signal(Machine& machine) {
+  for (const CompletionBarrier& barrier : barriers) {
+    Mbarrier* mbarrier = barrier.cta->find_mbarrier(barrier.offset);
+    const char* misuse = mbarrier == nullptr ? "the mbarrier to be signalled does not exist any more"
+                                             : mbarrier->complete_tx(bytes);
+    if (misuse != nullptr) machine.report("sync", misuse, *issuer, *instruction);
+  }
+}
+
+void BulkOperation::finish(Machine& machine) {
+  for (const SharedRange& range : to_shared) deliver_shared(machine, range);
+  if (to_global) deliver_global(machine);
+  if (to_tensor) scatter_box(machine, *to_tensor, data, reduction, instruction, issuer);
+  signal(machine);
+  data = {};
+}
+
+std::string BulkOperation::describe() const {
+  std::string text = concat("copy of ", bytes, " bytes");
+  if (from_global) text += " from " + place(*from_global);
+  if (from_tensor) text += " from a tensor";
+  if (from_shared) text += " from " + place(*from_shared);
+  for (const SharedRange& range : to_shared) text += " to " + place(range);
+  if (to_global) text += " to " + place(*to_global);
+  if (to_tensor) text += " to a tensor";
+  return text;
+}
+
+bool BulkOperation::touches(const Cta& cta) const {
+  if (finished) return false;
+  if (from_shared && !source_read && from_shared->cta == &cta) return true;
+  for (const SharedRange& range : to_shared) {
+    if (range.cta == &cta) return true;
+  }
+  for (const CompletionBarrier& barrier : barriers) {
+    if (barrier.cta == &cta) return true;
+  }
+  return false;
+}
+
+void issue_bulk(const Issuer& issuer, std::shared_ptr<BulkOperation> operation) {
+  Machine& machine = issuer.warp.machine();
+  count_issue(machine, *operation);
+  if (!operation->reduction) {
+    for (const SharedRange& range : operation->to_shared) poison_box(range, operation->swizzle);
+  }
+  machine.async().issue(machine, std::move(operation));
+}
+
+void issue_in_bulk_group(const Issuer& issuer, std::shared_ptr<BulkOperation> operation) {
+  const auto thread = static_cast<uint32_t>(issuer.warp.index() * kWarpSize + issuer.lane);
+  issuer.warp.cta().bulk_groups[thread].open.push_back(operation);
+  issue_bulk(issuer, std::move(operation));
+}
+
+}  // namespace pykernels::emulator
