@@ -1,14 +1,14 @@
-"""Static figures of a kernel's machine code: registers, local memory, and what its main loop issues.
+"""Static figures of a kernel's machine code: registers, local memory, what its main loop issues.
 
 ``python bench/listing.py pykernels/kernels/*.cubin`` prints one row a kernel; needs nvdisasm, which
 comes with the PyPI package nvidia-cuda-nvdisasm.
 
-The main loop is the innermost natural loop with most tensor instructions. Its hot part runs from the
-loop's header to its last back edge; blocks that ptxas moved behind the kernel's end (retries of
-waits) count apart. The issue share is the number of hot instructions over the clocks that the tensor
-cores take for the loop's matrix instructions at their nominal rate: a warpgroup has one warp on each
-of the SM's four schedulers, so at 1 the loop is bound by issue, however many warpgroups there are. No
-latencies: the figure ranks loops, it does not predict time.
+The main loop is the innermost natural loop with most tensor instructions. Its hot part runs from
+the loop's header to its last back edge; blocks that ptxas moved behind the kernel's end (retries
+of waits) count apart. The issue share is the number of hot instructions over the clocks that the
+tensor cores take for the loop's matrix instructions at their nominal rate: a warpgroup has one warp
+on each of the SM's four schedulers, so at 1 the loop is bound by issue, however many warpgroups
+there are. No latencies: the figure ranks loops, it does not predict time.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def find_nvdisasm() -> Path:
 
 def disassemble(cubin: Path) -> dict[str, Function]:
     """The functions of a cubin by name."""
-    command = [find_nvdisasm(), "-c", cubin]
+    command = [str(find_nvdisasm()), "-c", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return parse(text)
 

@@ -1,17 +1,15 @@
 """The PTX wrappers keep the rules of CONTRIBUTING.md, and ptx/README.md lists exactly them."""
 
+from __future__ import annotations
+
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from kernel_build import ptx_index, toolkit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "csrc"))
-
-from kernel_build import ptx_index, toolkit  # noqa: E402
-
 WRAPPERS = ptx_index.read_all(REPOSITORY)
 HEADERS = sorted((REPOSITORY / "ptx").glob("*.cuh"))
 
@@ -41,7 +39,9 @@ def test_wrapper_is_one_instruction_form(wrapper: ptx_index.Wrapper) -> None:
         return
     text = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', wrapper.body))
     assert wrapper.opcode in text, "the comment's form is not the one assembled"
-    assert not re.search(r"\b(for|while|do|goto)\b|#if|\bbra\b", wrapper.body), "no loops, no labels"
+    assert not re.search(r"\b(for|while|do|goto)\b|#if|\bbra\b", wrapper.body), (
+        "no loops, no labels"
+    )
     signature = wrapper.body.partition("{")[0]
     assert "=" not in signature, "no default arguments"
 
@@ -62,15 +62,16 @@ def test_inline_assembly_stands_in_ptx_only() -> None:
 
 
 def test_headers_need_no_host_headers(tmp_path: Path) -> None:
-    """As under NVRTC: every header compiles with nothing before it and no standard headers named."""
+    """As under NVRTC: every header compiles with nothing before it; none names standard headers."""
     source = tmp_path / "headers.cu"
     includes = "".join(f'#include "ptx/{header.name}"\n' for header in HEADERS)
     source.write_text(includes)
     for header in HEADERS:
         system = re.findall(r"#include <(\w+)>", header.read_text())
         assert system == (["cstdint"] if header.stem == "types" else []), header.name
-    command = [toolkit.find_nvcc(), "-std=c++20", "-arch=compute_90a", "-ptx", "-I", REPOSITORY]
-    subprocess.run([*command, source, "-o", tmp_path / "headers.ptx"], check=True, timeout=120)
+    command = [str(toolkit.find_nvcc()), "-std=c++20", "-arch=compute_90a", "-ptx"]
+    files = ["-I", str(REPOSITORY), str(source), "-o", str(tmp_path / "headers.ptx")]
+    subprocess.run([*command, *files], check=True, timeout=120)
 
 
 def _code(text: str) -> str:
