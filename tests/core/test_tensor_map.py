@@ -19,7 +19,7 @@ SWIZZLE_NONE, SWIZZLE_32B, SWIZZLE_64B, SWIZZLE_128B = 0, 1, 2, 3
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """The arguments of cuTensorMapEncodeTiled, valid by default: a matrix of bytes, 128B swizzle."""
+    """The arguments of cuTensorMapEncodeTiled; by default valid ones of a matrix of bytes."""
 
     type: int = UINT8
     address: int = 0x7000
@@ -71,15 +71,16 @@ INVALID = {
     "swizzle unknown": (Fields(swizzle=4), "swizzle must be from 0 to 3, got 4"),
     "interleave unknown": (Fields(interleave=3), "interleave must be from 0 to 2, got 3"),
     "promotion unknown": (Fields(l2_promotion=4), "L2 promotion must be from 0 to 3, got 4"),
-    "interleave of a matrix": (Fields(interleave=INTERLEAVE_16B), "rank must be from 3 to 5, got 2"),
+    "interleave of a matrix": (
+        Fields(interleave=INTERLEAVE_16B),
+        "rank must be from 3 to 5, got 2",
+    ),
     "interleave 32B without its swizzle": (
         dataclasses.replace(CUBE, interleave=INTERLEAVE_32B),
         "interleave 32B needs swizzle 32B, got swizzle 0",
     ),
     "interleave 32B, address off 32": (
-        dataclasses.replace(
-            CUBE, interleave=INTERLEAVE_32B, swizzle=SWIZZLE_32B, address=0x7010
-        ),
+        dataclasses.replace(CUBE, interleave=INTERLEAVE_32B, swizzle=SWIZZLE_32B, address=0x7010),
         "address must be a multiple of 32",
     ),
     "interleave 32B, stride off 32": (

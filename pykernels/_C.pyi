@@ -1,0 +1,331 @@
+"""Stubs of the extension module; a test compares them with the module as built."""  # noqa: N999
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Dim3 = tuple[int, int, int]
+_Words = NDArray[np.uint32]
+_Bytes = NDArray[np.uint8]
+
+class KernelInfo:
+    @property
+    def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def config(self) -> dict[str, int]: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def registers(self) -> int: ...
+    @property
+    def dynamic_shared_bytes(self) -> int: ...
+    @property
+    def param_bytes(self) -> int: ...
+    @property
+    def ptx_path(self) -> str: ...
+    @property
+    def cubin_path(self) -> str: ...
+    @property
+    def min_driver_version(self) -> int: ...
+
+def register_kernel(
+    *,
+    name: str,
+    family: str,
+    config: Mapping[str, int],
+    threads: int,
+    registers: int,
+    dynamic_shared_bytes: int,
+    param_bytes: int,
+    ptx_path: str,
+    cubin_path: str,
+    ptxas: str = "13.0",
+) -> None: ...
+def registered_kernels() -> list[KernelInfo]: ...
+
+class TensorView:
+    def __init__(
+        self, address: int, sizes: Sequence[int], strides: Sequence[int], dtype: str
+    ) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def spanned_bytes(self) -> int: ...
+
+class Launch:
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def grid(self) -> _Dim3: ...
+    @property
+    def block(self) -> _Dim3: ...
+    @property
+    def cluster(self) -> _Dim3: ...
+    @property
+    def dynamic_shared_bytes(self) -> int: ...
+    @property
+    def programmatic_dependent(self) -> bool: ...
+    @property
+    def arguments(self) -> bytes: ...
+    @property
+    def memory(self) -> list[tuple[int, int, str]]: ...
+
+class _TensorMapFields(TypedDict):
+    type: int
+    address: int
+    dims: list[int]
+    strides: list[int]
+    box: list[int]
+    element_strides: list[int]
+    interleave: int
+    swizzle: int
+    l2_promotion: int
+    fill: int
+
+def decode_tensor_map(bytes: bytes) -> _TensorMapFields: ...
+
+class DeviceProperties:
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_sms(self) -> int: ...
+    @property
+    def compute_capability(self) -> tuple[int, int]: ...
+    @property
+    def max_shared_bytes_per_block(self) -> int: ...
+
+class Device:
+    @property
+    def properties(self) -> DeviceProperties: ...
+    def max_active_clusters(self, kernel: str, cluster: Sequence[int]) -> int: ...
+    def run(self, launch: Launch) -> None: ...
+
+class CudaDevice(Device):
+    def __init__(self, device_index: int, stream: int) -> None: ...
+    @property
+    def device_index(self) -> int: ...
+    @property
+    def stream(self) -> int: ...
+
+class EmulatedDevice(Device):
+    def __init__(
+        self,
+        *,
+        num_sms: int = 132,
+        seed: int = 0,
+        async_completion: str = "late",
+        checks: str | Iterable[str] = "all",
+    ) -> None: ...
+    @property
+    def reports(self) -> list[tuple[str, dict[str, Any]]]: ...
+
+class _DriverInfo(TypedDict):
+    version: int | None
+    devices: list[DeviceProperties]
+    error: str | None
+
+def driver_info() -> _DriverInfo: ...
+
+class RecordedLaunch:
+    @property
+    def launch(self) -> Launch: ...
+    @property
+    def device_index(self) -> int: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def captured(self) -> bool: ...
+
+class RecordingDriver:
+    def __init__(
+        self,
+        target: Device | None = None,
+        *,
+        num_devices: int = 1,
+        driver_version: int = 13000,
+        name: str = "NVIDIA H200 (recording driver)",
+        num_sms: int = 132,
+        compute_capability: tuple[int, int] = (9, 0),
+        max_shared_bytes_per_block: int = 232448,
+    ) -> None: ...
+    def register_memory(self, address: int, bytes: int, name: str) -> None: ...
+    def create_stream(self, device_index: int) -> int: ...
+    def fail(self, function: str, error: int) -> None: ...
+    def begin_capture(self, stream: int) -> None: ...
+    def end_capture(self) -> None: ...
+    def replay(self) -> None: ...
+    def set_current_device(self, device_index: int) -> None: ...
+    def current_device(self) -> int: ...
+    def clear_launches(self) -> None: ...
+    @property
+    def launches(self) -> list[RecordedLaunch]: ...
+    @property
+    def calls(self) -> dict[str, int]: ...
+    def max_dynamic_shared_bytes(self, kernel: str, device_index: int) -> int: ...
+
+class GemmCandidate:
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def config(self) -> dict[str, int]: ...
+    @property
+    def num_tiles(self) -> int: ...
+    @property
+    def num_waves(self) -> int: ...
+    @property
+    def memory_us(self) -> float: ...
+    @property
+    def l2_us(self) -> float: ...
+    @property
+    def compute_us(self) -> float: ...
+    @property
+    def total_us(self) -> float: ...
+
+def explain_fp8_gemm_nt(
+    m: int, n: int, k: int, d_bytes: int, num_sms: int
+) -> list[GemmCandidate]: ...
+def make_fp8_gemm_nt_launch(
+    device: Device,
+    a: TensorView,
+    sfa: TensorView,
+    b: TensorView,
+    sfb: TensorView,
+    out: TensorView,
+    num_sms: int | None = None,
+    kernel: str | None = None,
+) -> Launch: ...
+def fp8_gemm_nt(
+    device: Device,
+    a: TensorView,
+    sfa: TensorView,
+    b: TensorView,
+    sfb: TensorView,
+    out: TensorView,
+    num_sms: int | None = None,
+    kernel: str | None = None,
+) -> None: ...
+def make_quantize_launch(
+    x: TensorView, q: TensorView, scales: TensorView, block_m: int, ue8m0: bool
+) -> Launch: ...
+def quantize(
+    device: Device, x: TensorView, q: TensorView, scales: TensorView, block_m: int, ue8m0: bool
+) -> None: ...
+
+class emulator:  # noqa: N801 - a submodule
+    class Kernel:
+        @property
+        def name(self) -> str: ...
+        @property
+        def params(self) -> list[tuple[str, str, int, int, int]]: ...
+        @property
+        def param_bytes(self) -> int: ...
+        @property
+        def static_shared_bytes(self) -> int: ...
+        @property
+        def required_threads(self) -> int: ...
+        @property
+        def max_threads(self) -> int: ...
+
+    class Options:
+        def __init__(
+            self, num_sms: int, seed: int, async_completion: str, checks: str | Iterable[str]
+        ) -> None: ...
+
+    class MachineLaunch:
+        def __init__(
+            self,
+            kernel: emulator.Kernel,
+            grid: Sequence[int],
+            block: Sequence[int],
+            cluster: Sequence[int],
+            dynamic_shared_bytes: int,
+            programmatic_dependent: bool,
+            parameters: bytes,
+            memory: Sequence[tuple[int, int, str, bool]],
+        ) -> None: ...
+
+    @staticmethod
+    def load_module(text: str) -> list[emulator.Kernel]: ...
+    @staticmethod
+    def run(
+        options: emulator.Options, launches: Sequence[emulator.MachineLaunch]
+    ) -> dict[str, Any]: ...
+    @staticmethod
+    def encode_tensor_map(
+        type: int,
+        address: int,
+        dims: Sequence[int],
+        strides: Sequence[int],
+        box: Sequence[int],
+        element_strides: Sequence[int],
+        modes: Sequence[int],
+    ) -> bytes: ...
+    @staticmethod
+    def gpu_facts() -> list[tuple[str, str, str, str]]: ...
+    @staticmethod
+    def available_paths() -> list[str]: ...
+    @staticmethod
+    def multiply_fp8(
+        d: _Words,
+        a: _Bytes,
+        b: _Bytes,
+        a_type: str = "e4m3",
+        b_type: str = "e4m3",
+        scale_d: bool = True,
+        path: str = "auto",
+    ) -> _Words: ...
+    @staticmethod
+    def multiply_wide(d: _Words, a: _Bytes, b: _Bytes, type: str) -> _Words: ...
+    @staticmethod
+    def multiply_int8(
+        d: _Words,
+        a: _Bytes,
+        b: _Bytes,
+        a_signed: bool = True,
+        b_signed: bool = True,
+        satfinite: bool = False,
+    ) -> _Words: ...
+    @staticmethod
+    def encode(
+        value: float,
+        format: str,
+        rounding: str = "rn",
+        satfinite: bool = False,
+        relu: bool = False,
+    ) -> int: ...
+    @staticmethod
+    def decode(bits: int, format: str) -> float: ...
+    @staticmethod
+    def convert_bits(bits: int, name: str) -> int: ...
+    @staticmethod
+    def arithmetic_f32(
+        a: int, b: int, c: int, operation: str, rounding: str = "rn", ftz: bool = False
+    ) -> int: ...
+    @staticmethod
+    def arithmetic_f64(
+        a: float, b: float, c: float, operation: str, rounding: str = "rn"
+    ) -> float: ...
+    @staticmethod
+    def arithmetic_half(a: int, b: int, c: int, operation: str, format: str) -> int: ...
+    @staticmethod
+    def fma_lanes(a: _Words, b: _Words, c: _Words) -> _Words: ...
+    @staticmethod
+    def approximate_f32(a: int, b: int, function: str, ftz: bool = False) -> int: ...
+    @staticmethod
+    def float_to_integer(
+        value: float, rounding: str, bits: int, is_signed: bool, source_is_f64: bool
+    ) -> int: ...
+    @staticmethod
+    def integer_to_float(value: int, is_signed: bool, format: str, rounding: str = "rn") -> int: ...
+    @staticmethod
+    def integer_to_f64(value: int, is_signed: bool, rounding: str = "rn") -> float: ...
