@@ -70,7 +70,7 @@ bool read_place(const std::string& name, MemoryModifiers& modifiers) {
     modifiers.cluster = name == "shared::cluster";
     return true;
   }
-  if (name == "v2" || name == "v4") {
+  if (name == "v2" || name == "v4" || name == "v8") {
     modifiers.vector = name[1] - '0';
     return true;
   }
@@ -131,6 +131,8 @@ MemoryModifiers read_memory_modifiers(const Builder& builder, std::string_view o
   for (const std::string& name : builder.statement().modifiers) {
     if (is_word(operations, name) && modifiers.operation.empty()) {
       modifiers.operation = name;
+    } else if (name == "noftz" && !operations.empty()) {
+      modifiers.noftz = true;
     } else if (!read_ordering(name, modifiers) && !read_place(name, modifiers) &&
                !read_type(name, modifiers)) {
       builder.fail("unknown modifier ." + name);

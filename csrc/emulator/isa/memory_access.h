@@ -22,6 +22,7 @@ struct MemoryModifiers {
   Space space = Space::kGeneric;
   bool cluster = false;      // .shared::cluster
   bool non_coherent = false; // .nc
+  bool noftz = false;        // of atom and red
   bool cache_hint = false;   // .L2::cache_hint: one more operand, without effect
   int vector = 1;
   Type type = Type::kNone;
