@@ -32,7 +32,7 @@ class EmulatedDevice : public Device {
 /// The loaded module of a registered kernel, parsed once in the process.
 std::shared_ptr<const LoadedModule> registered_module(const KernelInfo& kernel);
 
-/// 128 bytes of a registered kernel's launch turned into what the machine runs.
+/// A launch of a registered kernel turned into what the machine runs.
 MachineLaunch make_machine_launch(const Launch& launch);
 
 }  // namespace pykernels::emulator

@@ -12,13 +12,6 @@ void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane, cons
       warp, inst, lane);
 }
 
-void report_before_grid_wait(const AsyncOperation& operation) {
-  operation.issuer->machine().report(
-      "sync",
-      concat("issued before griddepcontrol.wait, while the launch before may still run: ", operation.describe()),
-      *operation.issuer, *operation.instruction);
-}
-
 void report_unfinished_operations(Machine& machine, Cta& cta) {
   for (const auto& operation : cta.cluster->async.operations()) {
     if (operation->finished || !operation->touches(cta)) continue;

@@ -3,7 +3,6 @@
 
 #include <string>
 
-#include "emulator/machine/async.h"
 #include "emulator/machine/memory.h"
 #include "emulator/program.h"
 
@@ -11,9 +10,6 @@ namespace pykernels::emulator {
 
 /// A global access ahead of griddepcontrol.wait in a launch that may overlap the one before it.
 void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane, const Allocation& allocation);
-
-/// The same of a bulk or tensor copy, as it is issued.
-void report_before_grid_wait(const AsyncOperation& operation);
 
 /// Operations in flight that touch the shared memory of a CTA whose last thread has ended.
 void report_unfinished_operations(Machine& machine, Cta& cta);

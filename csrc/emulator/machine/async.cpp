@@ -4,7 +4,6 @@
 #include <iterator>
 #include <utility>
 
-#include "emulator/check/sync.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
@@ -12,8 +11,6 @@ namespace pykernels::emulator {
 void AsyncQueue::issue(Machine& machine, std::shared_ptr<AsyncOperation> operation) {
   operation->issuer = &machine.current_warp();
   operation->instruction = &machine.current_warp().instruction();
-  const bool copies = operation->instruction->instruction_class == InstructionClass::kBulkCopy;
-  if (copies && operation->issuer->before_grid_wait()) report_before_grid_wait(*operation);
   if (machine.observed()) {
     machine.notify(SyncEvent{SyncEvent::Kind::kAsyncIssue, operation->issuer, 0, nullptr,
                              reinterpret_cast<uint64_t>(operation.get()), 0, operation->instruction});

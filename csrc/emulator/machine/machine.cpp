@@ -33,20 +33,20 @@ uint32_t launch_registers(const Grid& grid) {
   return std::min<uint32_t>(static_cast<uint32_t>(kRegistersPerSm) / grid.threads() / 8 * 8, 255);
 }
 
-uint32_t ctas_per_sm(const Grid& grid) {
-  const uint64_t threads = (grid.threads() + kWarpSize - 1) / kWarpSize * kWarpSize;
-  uint64_t fit = std::min(kMaxCtasPerSm, kMaxThreadsPerSm / threads);
-  fit = std::min(fit, kSharedBytesPerSm / (grid.shared_bytes() + kReservedSharedBytes));
-  if (grid.launch.registers != 0) fit = std::min(fit, kRegistersPerSm / (grid.launch.registers * threads));
-  return static_cast<uint32_t>(std::max<uint64_t>(fit, 1));
-}
-
 std::array<uint32_t, 3> coordinates(uint64_t index, const Dim3& size) {
   return {static_cast<uint32_t>(index % size.x), static_cast<uint32_t>(index / size.x % size.y),
           static_cast<uint32_t>(index / size.x / size.y)};
 }
 
 }  // namespace
+
+uint32_t max_ctas_per_sm(uint32_t threads, uint32_t registers, uint32_t shared_bytes) {
+  const uint64_t whole_warps = (uint64_t{threads} + kWarpSize - 1) / kWarpSize * kWarpSize;
+  uint64_t fit = std::min(kMaxCtasPerSm, kMaxThreadsPerSm / whole_warps);
+  fit = std::min(fit, kSharedBytesPerSm / (shared_bytes + kReservedSharedBytes));
+  if (registers != 0) fit = std::min(fit, kRegistersPerSm / (registers * whole_warps));
+  return static_cast<uint32_t>(std::max<uint64_t>(fit, 1));
+}
 
 uint32_t Grid::shared_bytes() const {
   const uint32_t fixed = launch.program->static_shared_bytes;
@@ -78,7 +78,7 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
     const Dim3& size = grid->launch.cluster;
     grid->cluster_size = static_cast<uint32_t>(volume(size));
     grid->num_clusters = volume(grid->launch.grid) / grid->cluster_size;
-    grid->ctas_per_sm = ctas_per_sm(*grid);
+    grid->ctas_per_sm = max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
     if (grid->launch.programmatic_dependent && !grids_.empty()) grid->prerequisite = grids_.back().get();
     if (grid->launch.program->has_contractible_fp32) {
       note("'" + grid->launch.program->name +

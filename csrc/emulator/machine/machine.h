@@ -64,6 +64,9 @@ struct Grid : Waitable {
   double occupied(uint64_t clusters) const;
 };
 
+/// CTAs that one SM holds at once, at least 1. `registers` per thread, 0 if unknown.
+uint32_t max_ctas_per_sm(uint32_t threads, uint32_t registers, uint32_t shared_bytes);
+
 /// Deterministic: the same launches, inputs and options give the same trace.
 class Random {
  public:

@@ -78,6 +78,32 @@ Step Warp::branch(LaneMask taken, uint32_t target) {
   return Step::kJumped;
 }
 
+bool Warp::meet(Handler handler, LaneMask required) {
+  const auto meets = [&](const Split& split) {
+    return waits_for_convergence(split) && split.wait.convergence == required &&
+           program_.instructions[split.pc].handler == handler;
+  };
+  LaneMask present = splits_[current_].lanes;
+  for (const Split& split : splits_) {
+    if (meets(split)) present |= split.lanes;
+  }
+  if ((required & live_ & ~present) != 0) return false;
+  for (Split& split : splits_) {
+    if (!meets(split)) continue;
+    split.blocked = false;
+    ++split.pc;
+  }
+  return true;
+}
+
+void Warp::part(LaneMask lanes) {
+  Split other;
+  other.pc = splits_[current_].pc + 1;
+  other.lanes = lanes;
+  splits_[current_].lanes &= ~lanes;
+  splits_.push_back(other);
+}
+
 Step Warp::exit(LaneMask lanes) {
   if (machine_.observed()) {
     machine_.notify(SyncEvent{SyncEvent::Kind::kThreadExit, this, lanes, &cta_, 0, 0, &instruction()});

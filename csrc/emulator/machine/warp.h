@@ -89,6 +89,12 @@ class Warp {
   /// block_until_converged(required) and runs again when they have come together here.
   bool converged(LaneMask required) const { return (required & live_ & ~splits_[current_].lanes) == 0; }
   Step block_until_converged(LaneMask required);
+  /// Where the current split and those that wait for the same lanes at instructions of this handler hold all of
+  /// them: lets the others go on and is true.
+  bool meet(Handler handler, LaneMask required);
+  /// Lets the lanes (of the current split, not all) go on with the next instruction on their own: those that a
+  /// guard keeps out of an instruction that blocks.
+  void part(LaneMask lanes);
   /// For polling instructions that found nothing: at the next branch the turn passes to other splits and warps.
   void yield() { yield_ = true; }
   /// For .aligned forms: all live lanes of the warp.

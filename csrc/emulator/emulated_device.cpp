@@ -1,0 +1,77 @@
+#include "emulator/emulated_device.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/check.h"
+
+namespace pykernels::emulator {
+namespace {
+
+constexpr uint32_t kMaxSharedBytesPerBlock = 232448;  // sm_90, with opt-in
+
+}  // namespace
+
+EmulatedDevice::EmulatedDevice(const MachineOptions& options) : options_(options) {
+  properties_.name = "emulator";
+  properties_.num_sms = options.num_sms;
+  properties_.compute_capability_major = 9;
+  properties_.compute_capability_minor = 0;
+  properties_.max_shared_bytes_per_block = kMaxSharedBytesPerBlock;
+}
+
+TensorMap EmulatedDevice::encode_tensor_map(const TensorMapFields& fields) {
+  check_tensor_map(fields);
+  return encode_emulated(fields);
+}
+
+int EmulatedDevice::max_active_clusters(const KernelInfo& kernel, Dim3 cluster) {
+  const auto size = static_cast<int>(cluster.x * cluster.y * cluster.z);
+  PK_CHECK(size >= 1, "a cluster must have at least one CTA");
+  const auto per_sm =
+      static_cast<int>(max_ctas_per_sm(std::max(kernel.threads, 1u), kernel.registers, kernel.dynamic_shared_bytes));
+  return options_.num_sms * per_sm / size;
+}
+
+void EmulatedDevice::run(const Launch& launch) {
+  Machine machine(options_, {make_machine_launch(launch)});
+  try {
+    reports_.emplace_back(launch.kernel, machine.run());
+  } catch (const EmulationError& error) {
+    reports_.emplace_back(launch.kernel, error.report());
+    throw;
+  }
+}
+
+std::shared_ptr<const LoadedModule> registered_module(const KernelInfo& kernel) {
+  static std::mutex mutex;
+  static std::map<std::string, std::shared_ptr<const LoadedModule>> modules;  // by path
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<const LoadedModule>& module = modules[kernel.ptx_path];
+  if (module == nullptr) module = load_module(read_file(kernel.ptx_path));
+  return module;
+}
+
+MachineLaunch make_machine_launch(const Launch& launch) {
+  const KernelInfo& kernel = Registry::instance().get(launch.kernel);
+  MachineLaunch result;
+  result.module = registered_module(kernel);
+  result.program = result.module->find(launch.kernel);
+  if (result.program == nullptr) {
+    throw EnvironmentError(concat(kernel.ptx_path, " holds no kernel '", launch.kernel, "'"));
+  }
+  result.grid = launch.grid;
+  result.block = launch.block;
+  result.cluster = launch.cluster;
+  result.dynamic_shared_bytes = launch.dynamic_shared_bytes;
+  result.registers = kernel.registers;
+  result.programmatic_dependent = launch.programmatic_dependent;
+  const auto* first = reinterpret_cast<const uint8_t*>(launch.arguments.data());
+  result.parameters.assign(first, first + launch.arguments.size());
+  for (const MemoryRange& range : launch.memory) {
+    result.memory.push_back(Allocation{range.address, range.bytes, range.name, true});
+  }
+  return result;
+}
+
+}  // namespace pykernels::emulator

@@ -1,0 +1,428 @@
+// mbarrier objects: init, inval, arrivals, transaction bytes, waits by parity or state.
+#include <array>
+#include <string>
+#include <string_view>
+
+#include "core/check.h"
+#include "emulator/check/memory.h"
+#include "emulator/isa/memory_access.h"
+
+namespace pykernels::emulator {
+namespace {
+
+constexpr int kResultSlot = 0;   // state or predicate
+constexpr int kAddressSlot = 1;
+constexpr int kValueSlot = 2;    // count, transaction bytes, parity or state
+constexpr uint32_t kObjectBytes = 8;
+constexpr uint32_t kSpuriousFailure = 8;  // one try_wait in so many ends early with false
+
+/// Where an mbarrier lies.
+struct Location {
+  Cta* cta = nullptr;
+  uint32_t offset = 0;
+
+  friend bool operator==(const Location&, const Location&) = default;
+};
+
+/// The addresses of all lanes, and the operand's lanes.
+class Addresses {
+ public:
+  Addresses(Warp& warp, const Instruction& inst) : warp_(warp), inst_(inst) {
+    lane_addresses(warp, inst, inst.operands[kAddressSlot], lanes_);
+  }
+
+  /// Ends the launch where the address is no place for an mbarrier.
+  Location location(int lane) const {
+    Machine& machine = warp_.machine();
+    const uint64_t address = lanes_[lane];
+    Location location{&warp_.cta(), 0};
+    const bool generic = access_space(inst_) == Space::kGeneric;
+    if (generic && address >> 60 != kSharedWindow >> 60) {
+      machine.fail("memory", concat("generic address ", hexadecimal(address), " is not in shared memory"), warp_, inst_,
+                   lane);
+    }
+    const auto shared = static_cast<uint32_t>(address);
+    const uint32_t rank = shared >> kClusterRankShift;
+    if (generic) {
+      location.cta = &machine.cluster_cta(warp_, inst_, shared, &location.offset);
+    } else if (rank != 0 && rank != location.cta->rank) {
+      machine.fail("memory", foreign_rank_message(shared, location.cta->rank), warp_, inst_, lane);
+    } else {
+      location.offset = (shared & ((1u << kClusterRankShift) - 1)) - kSharedBase;
+    }
+    const uint64_t size = location.cta->shared.size();
+    if (location.offset > size || size - location.offset < kObjectBytes) {
+      machine.fail("memory", shared_bounds_message(*location.cta, shared, kObjectBytes, AccessKind::kAtomic), warp_,
+                   inst_, lane);
+    }
+    if (location.offset % kObjectBytes != 0) {
+      machine.fail("memory", alignment_message(Space::kShared, shared, kObjectBytes, AccessKind::kAtomic), warp_, inst_,
+                   lane);
+    }
+    return location;
+  }
+
+  /// nullptr, and a finding, where none was initialised.
+  Mbarrier* find(int lane, Location* location) const {
+    *location = this->location(lane);
+    Mbarrier* barrier = location->cta->find_mbarrier(location->offset);
+    if (barrier == nullptr) {
+      warp_.machine().report("sync",
+                             concat("no mbarrier has been initialised at ",
+                                    shared_place(warp_.program(), location->offset), " of the CTA of rank ",
+                                    location->cta->rank),
+                             warp_, inst_, lane);
+    }
+    return barrier;
+  }
+
+  bool uniform(LaneMask active) const {
+    const uint64_t first = lanes_[__builtin_ctz(active)];
+    bool same = true;
+    for_lanes(active, [&](int lane) { same &= lanes_[lane] == first; });
+    return same;
+  }
+
+ private:
+  Warp& warp_;
+  const Instruction& inst_;
+  uint64_t lanes_[kWarpSize];
+};
+
+uint32_t value(Warp& warp, const Instruction& inst, int lane) {
+  return warp.lanes<uint32_t>(inst.operands[kValueSlot])[lane];
+}
+
+void report_misuse(Warp& warp, const Instruction& inst, int lane, const Location& location, const Mbarrier& barrier,
+                   const char* misuse) {
+  warp.machine().report("sync",
+                        concat(misuse, ": mbarrier at ", shared_place(warp.program(), location.offset), ", ",
+                               barrier.describe()),
+                        warp, inst, lane);
+}
+
+void notify(Warp& warp, const Instruction& inst, int lane, SyncEvent::Kind kind, const Location& location,
+            uint64_t phase) {
+  if (!warp.machine().observed()) return;
+  warp.machine().notify(SyncEvent{kind, &warp, 1u << lane, location.cta, location.offset, phase, &inst});
+}
+
+/// mbarrier.init{.shared{::cta}}.b64 [addr], count;      PTX 7.0, sm_80
+Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
+  const Addresses addresses(warp, inst);
+  for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    const Location location = addresses.location(lane);
+    const uint32_t count = value(warp, inst, lane);
+    if (count == 0 || count > Mbarrier::kMaxCount) {
+      warp.machine().fail("sync", concat("the count of an mbarrier must lie in 1 .. 2^20 - 1, got ", count), warp, inst,
+                          lane);
+    }
+    auto& barrier = location.cta->mbarriers[location.offset];
+    if (barrier != nullptr) {
+      report_misuse(warp, inst, lane, location, *barrier, "initialised again without mbarrier.inval");
+      barrier->wake_all();
+    }
+    barrier = std::make_unique<Mbarrier>(count);
+    if (!location.cta->shared_initialised.empty()) {
+      std::fill_n(location.cta->shared_initialised.begin() + location.offset, kObjectBytes, 1);
+    }
+    notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInit, location, 0);
+  }
+  return Step::kNext;
+}
+
+/// mbarrier.inval{.shared{::cta}}.b64 [addr];      PTX 7.0, sm_80
+Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
+  const Addresses addresses(warp, inst);
+  for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    Location location;
+    Mbarrier* barrier = addresses.find(lane, &location);
+    if (barrier == nullptr) continue;
+    barrier->wake_all();  // those that wait find none any more, which is reported there
+    location.cta->mbarriers.erase(location.offset);
+    location.cta->poison(location.offset, kObjectBytes);
+    notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInvalidate, location, 0);
+  }
+  return Step::kNext;
+}
+
+enum class Arrival : uint8_t { kPlain, kDrop, kNoComplete, kDropNoComplete, kExpectTx, kDropExpectTx };
+
+const char* arrive(Mbarrier& barrier, Arrival arrival, uint32_t count, int64_t tx_bytes) {
+  const bool drops = arrival == Arrival::kDrop || arrival == Arrival::kDropNoComplete || arrival == Arrival::kDropExpectTx;
+  if (arrival == Arrival::kNoComplete || arrival == Arrival::kDropNoComplete) {
+    if (count >= barrier.pending()) return "an arrival .noComplete would complete the phase";
+  }
+  if (arrival == Arrival::kExpectTx || arrival == Arrival::kDropExpectTx) {
+    if (const char* misuse = barrier.expect_tx(tx_bytes); misuse != nullptr) return misuse;
+  }
+  return drops ? barrier.arrive_drop(count) : barrier.arrive(count);
+}
+
+/// mbarrier.arrive{_drop}{.expect_tx, .noComplete}{.sem.scope}{.space}.b64 state, [addr]{, value};  PTX 7.0, sm_80
+///
+/// Each lane arrives by itself; `state` is the phase's state before its arrival.
+template <Arrival kArrival>
+Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
+  constexpr bool kTransaction = kArrival == Arrival::kExpectTx || kArrival == Arrival::kDropExpectTx;
+  const Addresses addresses(warp, inst);
+  for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    Location location;
+    Mbarrier* barrier = addresses.find(lane, &location);
+    if (barrier == nullptr) continue;
+    const uint32_t operand = inst.operands[kValueSlot] == kNoSlot ? 1 : value(warp, inst, lane);
+    const uint64_t state = barrier->state();
+    const char* misuse = arrive(*barrier, kArrival, kTransaction ? 1 : operand, kTransaction ? operand : 0);
+    if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
+    if (inst.operands[kResultSlot] != kNoSlot) warp.lanes<uint64_t>(inst.operands[kResultSlot])[lane] = state;
+    notify(warp, inst, lane, SyncEvent::Kind::kMbarrierArrive, location, state >> 20);
+  }
+  return Step::kNext;
+}
+
+/// mbarrier.{expect_tx, complete_tx}{.relaxed.scope}{.space}.b64 [addr], bytes;      PTX 8.0, sm_90
+template <bool kComplete>
+Step mbarrier_tx(Warp& warp, const Instruction& inst, LaneMask active) {
+  const Addresses addresses(warp, inst);
+  for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    Location location;
+    Mbarrier* barrier = addresses.find(lane, &location);
+    if (barrier == nullptr) continue;
+    const int64_t bytes = value(warp, inst, lane);
+    const char* misuse = kComplete ? barrier->complete_tx(bytes) : barrier->expect_tx(bytes);
+    if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
+  }
+  return Step::kNext;
+}
+
+std::string describe_wait(const Warp& warp, const Wait& wait) {
+  const auto offset = static_cast<uint32_t>(wait.detail[0]);
+  Cta& cta = const_cast<Warp&>(warp).cta();
+  const Mbarrier* barrier = cta.find_mbarrier(offset);
+  return concat("mbarrier at ", shared_place(warp.program(), offset), ", the phase of ",
+                wait.token != 0 ? "state " : "parity ", wait.detail[1], "; it is in ",
+                barrier == nullptr ? "no phase: it was invalidated" : barrier->describe());
+}
+
+/// Lanes whose phase has completed. One without an mbarrier counts, so that its loop ends.
+template <bool kParity>
+LaneMask completed_lanes(Warp& warp, const Instruction& inst, const Addresses& addresses, LaneMask active) {
+  LaneMask done = 0;
+  const auto lane_done = [&](int lane) {
+    Location location;
+    const Mbarrier* barrier = addresses.find(lane, &location);
+    if (barrier == nullptr) return true;
+    if (location.cta != &warp.cta()) {
+      warp.machine().fail("sync", "a thread can wait only on an mbarrier of its own CTA", warp, inst, lane);
+    }
+    if constexpr (kParity) return barrier->phase_done(value(warp, inst, lane));
+    return barrier->state_done(warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane]);
+  };
+  for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    done |= static_cast<LaneMask>(lane_done(lane)) << lane;
+  }
+  return done;
+}
+
+/// True where the lanes give the same phase, so that one wait serves all.
+template <bool kParity>
+bool same_phase(Warp& warp, const Instruction& inst, LaneMask active) {
+  const int first = __builtin_ctz(active);
+  bool same = true;
+  for_lanes(active, [&](int lane) {
+    if constexpr (kParity) {
+      same &= ((value(warp, inst, lane) ^ value(warp, inst, first)) & 1) == 0;
+    } else {
+      const uint64_t* states = warp.lanes<uint64_t>(inst.operands[kValueSlot]);
+      same &= states[lane] == states[first];
+    }
+  });
+  return same;
+}
+
+/// mbarrier.{test_wait, try_wait}{.parity}{.sem.scope}{.space}.b64 p, [addr], phase{, hint};      PTX 7.0 (8.0), sm_80 (90)
+///
+/// try_wait may legally end early with p = false, so the seed decides between blocking and that: a kernel that does
+/// not loop on p fails under some seed. It never blocks for a part of the split: the others might have to arrive.
+template <bool kTry, bool kParity>
+Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
+  Machine& machine = warp.machine();
+  const Addresses addresses(warp, inst);
+  const bool uniform = addresses.uniform(active) && same_phase<kParity>(warp, inst, active);
+  const LaneMask asked = uniform ? active & -active : active;
+  LaneMask done = completed_lanes<kParity>(warp, inst, addresses, asked);
+  if (uniform && done != 0) done = active;
+  if constexpr (kTry) {
+    const bool may_block = uniform && done == 0 && active == warp.split().lanes;
+    if (may_block && (warp.split().resumed || !machine.random().one_in(kSpuriousFailure))) {
+      const int lane = __builtin_ctz(active);
+      const Location location = addresses.location(lane);
+      Wait wait;
+      wait.kind = Wait::Kind::kMbarrier;
+      wait.on = location.cta->find_mbarrier(location.offset);
+      wait.token = kParity ? 0 : 1;
+      wait.describe = describe_wait;
+      wait.detail[0] = location.offset;
+      wait.detail[1] = kParity ? value(warp, inst, lane) & 1 : warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane];
+      return warp.block(wait);
+    }
+  }
+  if (done != active) warp.yield();
+  if (inst.operands[kResultSlot] != kNoSlot) {
+    LaneMask& p = warp.mask(inst.operands[kResultSlot]);
+    p = (p & ~active) | done;
+  }
+  if (machine.observed()) {
+    for_lanes(done, [&](int lane) {
+      const Location location = addresses.location(lane);
+      notify(warp, inst, lane, SyncEvent::Kind::kMbarrierWait, location, 0);
+    });
+  }
+  return Step::kNext;
+}
+
+/// mbarrier.pending_count.b64 count, state;      PTX 7.0, sm_80
+Step mbarrier_pending_count(Warp& warp, const Instruction& inst, LaneMask active) {
+  if (inst.operands[kResultSlot] == kNoSlot) return Step::kNext;
+  uint32_t* count = warp.lanes<uint32_t>(inst.operands[kResultSlot]);
+  const uint64_t* state = warp.lanes<uint64_t>(inst.operands[kValueSlot]);
+  for_lanes(active, [&](int lane) { count[lane] = static_cast<uint32_t>(state[lane]) & Mbarrier::kMaxCount; });
+  return Step::kNext;
+}
+
+// ---- rows ----
+
+void expect_operands(const Builder& builder, int least, int most) {
+  const int count = builder.num_operands();
+  if (count < least || count > most) {
+    builder.fail(concat("expected ", least, least == most ? "" : concat(" to ", most), " operands, got ", count));
+  }
+}
+
+void build_object(Builder& builder, const Operand& operand, std::string_view space) {
+  MemoryModifiers modifiers;
+  modifiers.space = space.empty() ? Space::kGeneric : Space::kShared;
+  modifiers.cluster = space == ".shared::cluster";
+  build_address(builder, operand, modifiers, kAddressSlot);
+}
+
+/// [addr]{, value}
+Build build_plain(Handler handler, std::string_view space, int num_operands) {
+  return [handler, space, num_operands](Builder& builder) {
+    expect_operands(builder, num_operands, num_operands);
+    const std::vector<Operand>& operands = builder.statement().operands;
+    builder.instruction().handler = handler;
+    build_object(builder, operands[0], space);
+    if (num_operands == 2) builder.instruction().operands[kValueSlot] = builder.source(operands[1], Type::kB32);
+  };
+}
+
+/// {state, }[addr]{, value}
+Build build_arrive(Handler handler, std::string_view space, bool needs_value) {
+  return [handler, space, needs_value](Builder& builder) {
+    const std::vector<Operand>& operands = builder.statement().operands;
+    const int first = !operands.empty() && operands[0].kind == Operand::Kind::kAddress ? 0 : 1;
+    expect_operands(builder, first + (needs_value ? 2 : 1), first + 2);
+    Instruction& inst = builder.instruction();
+    inst.handler = handler;
+    build_object(builder, operands[first], space);
+    if (builder.num_operands() == first + 2) {
+      inst.operands[kValueSlot] = builder.source(operands[first + 1], Type::kB32);
+    }
+    if (first == 0) return;
+    if (space == ".shared::cluster" && operands[0].kind != Operand::Kind::kSink) {
+      builder.fail("an arrival on .shared::cluster has no state: '_' must stand there");
+    }
+    inst.operands[kResultSlot] = builder.destination(operands[0], Type::kB64);
+  };
+}
+
+/// p, [addr], phase{, hint}
+Build build_wait(Handler handler, std::string_view space, bool parity, bool may_hint) {
+  return [handler, space, parity, may_hint](Builder& builder) {
+    expect_operands(builder, 3, may_hint ? 4 : 3);
+    const std::vector<Operand>& operands = builder.statement().operands;
+    Instruction& inst = builder.instruction();
+    inst.handler = handler;
+    build_object(builder, operands[1], space);
+    inst.operands[kValueSlot] = builder.source(operands[2], parity ? Type::kB32 : Type::kB64);
+    if (builder.num_operands() == 4) builder.source(operands[3], Type::kB32);
+    inst.operands[kResultSlot] = builder.destination(operands[0], Type::kPred);
+  };
+}
+
+constexpr std::array<std::string_view, 3> kOwnSpaces = {"", ".shared", ".shared::cta"};
+constexpr std::array<std::string_view, 4> kSpaces = {"", ".shared", ".shared::cta", ".shared::cluster"};
+constexpr InstructionClass kClass = InstructionClass::kMbarrier;
+
+void add_objects(Table& table) {
+  for (const std::string_view space : kOwnSpaces) {
+    table.add(concat("mbarrier.init", space, ".b64"), kClass, build_plain(mbarrier_init, space, 2));
+    table.add(concat("mbarrier.inval", space, ".b64"), kClass, build_plain(mbarrier_inval, space, 1));
+  }
+  for (const std::string_view space : kSpaces) {
+    for (const char* order : {"", ".relaxed.cta", ".relaxed.cluster"}) {
+      table.add(concat("mbarrier.expect_tx", order, space, ".b64"), kClass,
+                build_plain(mbarrier_tx<false>, space, 2));
+      table.add(concat("mbarrier.complete_tx", order, space, ".b64"), kClass,
+                build_plain(mbarrier_tx<true>, space, 2));
+    }
+  }
+}
+
+void add_arrivals(Table& table) {
+  struct Row {
+    const char* form;
+    Handler handler;
+    bool needs_value;
+  };
+  static constexpr std::array<Row, 6> kRows = {{
+      {"mbarrier.arrive", mbarrier_arrive<Arrival::kPlain>, false},
+      {"mbarrier.arrive.expect_tx", mbarrier_arrive<Arrival::kExpectTx>, true},
+      {"mbarrier.arrive.noComplete", mbarrier_arrive<Arrival::kNoComplete>, true},
+      {"mbarrier.arrive_drop", mbarrier_arrive<Arrival::kDrop>, false},
+      {"mbarrier.arrive_drop.expect_tx", mbarrier_arrive<Arrival::kDropExpectTx>, true},
+      {"mbarrier.arrive_drop.noComplete", mbarrier_arrive<Arrival::kDropNoComplete>, true},
+  }};
+  for (const Row& row : kRows) {
+    for (const std::string_view space : kSpaces) {
+      for (const char* order : {"", ".release.cta", ".release.cluster", ".relaxed.cta", ".relaxed.cluster"}) {
+        table.add(concat(row.form, order, space, ".b64"), kClass, build_arrive(row.handler, space, row.needs_value));
+      }
+    }
+  }
+}
+
+void add_waits(Table& table) {
+  for (const std::string_view space : kOwnSpaces) {
+    for (const char* order : {"", ".acquire.cta", ".acquire.cluster", ".relaxed.cta", ".relaxed.cluster"}) {
+      const std::string rest = concat(order, space, ".b64");
+      table.add("mbarrier.test_wait" + rest, kClass, build_wait(mbarrier_wait<false, false>, space, false, false));
+      table.add("mbarrier.test_wait.parity" + rest, kClass, build_wait(mbarrier_wait<false, true>, space, true, false));
+      table.add("mbarrier.try_wait" + rest, kClass, build_wait(mbarrier_wait<true, false>, space, false, true));
+      table.add("mbarrier.try_wait.parity" + rest, kClass, build_wait(mbarrier_wait<true, true>, space, true, true));
+    }
+  }
+}
+
+}  // namespace
+
+void add_mbarrier_forms(Table& table) {
+  add_objects(table);
+  add_arrivals(table);
+  add_waits(table);
+  table.add("mbarrier.pending_count.b64", kClass, [](Builder& builder) {
+    expect_operands(builder, 2, 2);
+    const std::vector<Operand>& operands = builder.statement().operands;
+    builder.instruction().handler = mbarrier_pending_count;
+    builder.instruction().operands[kValueSlot] = builder.source(operands[1], Type::kB64);
+    builder.instruction().operands[kResultSlot] = builder.destination(operands[0], Type::kB32);
+  });
+}
+
+}  // namespace pykernels::emulator
