@@ -61,7 +61,8 @@ class BertLayer(nn.Module):
         return normed
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, seqlen, hidden = x.shape
+        return x.view(batch, seqlen, self.num_heads, hidden // self.num_heads).transpose(1, 2)
 
 
 class Bert(nn.Module):

@@ -232,13 +232,14 @@ def layer_table(rows: Sequence[Measurement]) -> Table:
 
 
 def similarity_table(sentences: Sequence[str], cosines: Tensor) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Cosine similarity with the FP32 model's embedding")
     table.add_column("sentence")
     table.add_column("similarity", justify="right")
     for sentence, cosine in zip(sentences, cosines, strict=True):
-        table.add_row(sentence, f"{float(cosine):.4f}")
+        table.add_row(escape(sentence), f"{float(cosine):.4f}")
     return table
 
 

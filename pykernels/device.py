@@ -45,7 +45,8 @@ def launch_device(tensor: Tensor) -> _C.Device | None:
     """
     target = cuda_stream(tensor)
     if target is not None:
-        return native().CudaDevice(*target)
+        gpu: _C.Device = native().CudaDevice(*target)
+        return gpu
     return _emulated_device.get()
 
 
@@ -63,14 +64,15 @@ def device_num_sms(device: torch.device | str | None) -> int:
     """
     if device is None:
         if not torch.cuda.is_available():
-            emulated = _emulated_device.get() or native().EmulatedDevice()
+            emulated: _C.Device = _emulated_device.get() or native().EmulatedDevice()
             return emulated.properties.num_sms
         device = "cuda"
     device = torch.device(device)
     if device.type != "cuda":
         raise ValueError(f"device must be a CUDA device or None, got {device}")
     index = torch.cuda.current_device() if device.index is None else device.index
-    return native().CudaDevice(index, 0).properties.num_sms
+    gpu: _C.Device = native().CudaDevice(index, 0)
+    return gpu.properties.num_sms
 
 
 @contextmanager

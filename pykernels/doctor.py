@@ -24,13 +24,14 @@ Row = tuple[str, str]
 
 def run(console: Console) -> int:
     """Prints both tables. Status 0 if kernels run at least in the emulator, else 1."""
+    from rich.markup import escape
     from rich.table import Table
 
     machine = Table(title="This machine")
     machine.add_column("what")
     machine.add_column("found")
     for what, found in machine_rows():
-        machine.add_row(what, found)
+        machine.add_row(what, escape(found))
     console.print(machine)
 
     where = Table(title="What runs where")
@@ -38,7 +39,7 @@ def run(console: Console) -> int:
     where.add_column("computed by")
     rows, usable = placement()
     for tensors, computed_by in rows:
-        where.add_row(tensors, computed_by)
+        where.add_row(tensors, escape(computed_by))
     console.print(where)
     return 0 if usable else 1
 

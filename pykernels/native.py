@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,8 +25,13 @@ _KERNEL_FIELDS = (
     "registers",
     "dynamic_shared_bytes",
     "param_bytes",
+    "ptxas",
 )
 _ROW_ELEMENTS = 16  # of any element type these fill a multiple of 16 bytes
+_DTYPE_NAMES = {
+    dtype: str(dtype).removeprefix("torch.")
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
+}
 
 
 @functools.cache
@@ -82,5 +88,5 @@ def tensor_view(tensor: Tensor) -> _C.TensorView:
         tensor.data_ptr(),
         (rows, columns),
         (row_stride, column_stride),
-        str(tensor.dtype).removeprefix("torch."),
+        _DTYPE_NAMES[tensor.dtype],
     )

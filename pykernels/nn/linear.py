@@ -60,7 +60,7 @@ class Fp8Linear(nn.Module):
         """Adds the bias and gives the product the leading dimensions of ``x``."""
         if self.bias is not None:
             product = product + self.bias.to(product.dtype)
-        return product.unflatten(0, x.shape[:-1])
+        return product.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return (

@@ -76,8 +76,9 @@ def round_to_e4m3(values: np.ndarray) -> np.ndarray:
     below = magnitudes - table[lower]
     above = table[upper] - magnitudes
     take_lower = (below < above) | ((below == above) & (lower % 2 == 0))
-    codes = np.where(take_lower, lower, upper)
-    return (codes | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
+    codes: np.ndarray = np.where(take_lower, lower, upper).astype(np.uint8)
+    codes[np.signbit(values)] |= 0x80
+    return codes
 
 
 def _decode(code: int) -> float:
