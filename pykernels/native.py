@@ -84,9 +84,10 @@ def tensor_view(tensor: Tensor) -> _C.TensorView:
         row_stride = -(-columns // _ROW_ELEMENTS) * _ROW_ELEMENTS
     if columns == 1:
         column_stride = 1
-    return native().TensorView(
+    view: _C.TensorView = native().TensorView(
         tensor.data_ptr(),
         (rows, columns),
         (row_stride, column_stride),
         _DTYPE_NAMES[tensor.dtype],
     )
+    return view
