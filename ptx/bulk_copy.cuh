@@ -14,8 +14,7 @@ namespace pykernels::ptx {
 /// and count as bytes. Asynchronous, async proxy; ordered only by a wait on `mbar`.
 /// One thread. `dst`, `mbar`: shared window; `dst` aligned to 128 bytes (1024 with 128B swizzle).
 __device__ __forceinline__ void cp_async_bulk_tensor_2d_load(uint32_t dst, const void* map,
-                                                             int32_t x, int32_t y,
-                                                             uint32_t mbar) {
+                                                             int32_t x, int32_t y, uint32_t mbar) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(dst),
@@ -71,8 +70,8 @@ __device__ __forceinline__ void cp_async_bulk_wait_group() {
 
 /// cp.async.bulk.wait_group.read N;      PTX 8.0, sm_90
 ///
-/// Waits until at most `kPending` of this thread's latest bulk groups still read their source, which
-/// may then be overwritten by this thread.
+/// Waits until at most `kPending` of this thread's latest bulk groups still read their source,
+/// which may then be overwritten by this thread.
 template <uint32_t kPending>
 __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");

@@ -7,8 +7,8 @@ namespace pykernels::ptx {
 
 /// setmaxnreg.inc.sync.aligned.u32 imm;      PTX 8.0, sm_90a
 ///
-/// Raises the warp's registers to `kRegisters` (24 to 256, a multiple of 8); waits until the CTA has
-/// released enough. All warps of a warpgroup, converged.
+/// Raises the warp's registers to `kRegisters` (24 to 256, a multiple of 8); waits until the CTA
+/// has released enough. All warps of a warpgroup, converged.
 template <uint32_t kRegisters>
 __device__ __forceinline__ void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters) : "memory");

@@ -25,12 +25,12 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t mbar) {
 /// mbarrier.arrive.release.cta.shared::cluster.b64 _, [mbar];      PTX 8.0, sm_90
 ///
 /// One arrival at a barrier of any CTA of the cluster; `mbar` is a shared::cluster address
-/// (mapa_shared_cluster). Releases at CTA scope only, which keeps ptxas from a GPU-wide fence: it tells
-/// a peer that operations which this thread has seen complete, such as WGMMA's reads, are over, but
-/// does not publish generic writes to it. Any thread; the target CTA must not have exited.
+/// (mapa_shared_cluster). Releases at CTA scope only, which keeps ptxas from a GPU-wide fence: it
+/// tells a peer that operations which this thread has seen complete, such as WGMMA's reads, are
+/// over, but does not publish generic writes to it. Any thread; the target CTA must not have
+/// exited.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t mbar) {
-  asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(mbar)
-               : "memory");
+  asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(mbar) : "memory");
 }
 
 /// mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [mbar], tx_bytes;      PTX 8.0, sm_90

@@ -18,8 +18,7 @@ __device__ __forceinline__ float ld_global_f32(const float* address) {
 ///
 /// A weak store, generic proxy. Any thread. `address`: shared window, aligned to 8 bytes.
 __device__ __forceinline__ void st_shared_v2_f32(uint32_t address, float b0, float b1) {
-  asm volatile("st.shared::cta.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(b0), "f"(b1)
-               : "memory");
+  asm volatile("st.shared::cta.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(b0), "f"(b1) : "memory");
 }
 
 }  // namespace pykernels::ptx

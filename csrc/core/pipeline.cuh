@@ -1,5 +1,5 @@
-// The ring of shared-memory stages between a TMA producer thread and the consumer warps: one full and
-// one empty barrier a stage. All waiting of a kernel on memory barriers goes through here.
+// The ring of shared-memory stages between a TMA producer thread and the consumer warps: one full
+// and one empty barrier a stage. All waiting of a kernel on memory barriers goes through here.
 #pragma once
 
 #include "ptx/address.cuh"
@@ -23,8 +23,7 @@ template <uint32_t kNumStages, uint32_t kClusterSize>
 class Pipeline {
  public:
   __device__ __forceinline__ explicit Pipeline(PipelineBarriers<kNumStages>& barriers)
-      : full_(ptx::cvta_to_shared(barriers.full)),
-        empty_(ptx::cvta_to_shared(barriers.empty)) {
+      : full_(ptx::cvta_to_shared(barriers.full)), empty_(ptx::cvta_to_shared(barriers.empty)) {
     const uint32_t lane_idx = threadIdx.x % 32;
     if constexpr (kClusterSize > 1) {
       peer_empty_ = ptx::mapa_shared_cluster(empty_, lane_idx % kClusterSize);
@@ -51,8 +50,9 @@ class Pipeline {
     }
   }
 
-  /// Producer: waits until the consumers have released the stage; it may then be overwritten. Passes
-  /// at once in the first round, since the phase before a barrier's first counts as complete.
+  /// Producer: waits until the consumers have released the stage; it may then be overwritten.
+  /// Passes at once in the first round, since the phase before a barrier's first counts as
+  /// complete.
   __device__ __forceinline__ void wait_empty() const {
     const uint32_t barrier = empty_ + stage_ * 8;
     if constexpr (kClusterSize > 1) {
@@ -95,7 +95,7 @@ class Pipeline {
   }
 
  private:
-  uint32_t full_;            // shared-window addresses of the first barriers
+  uint32_t full_;  // shared-window addresses of the first barriers
   uint32_t empty_;
   uint32_t peer_empty_ = 0;  // the empty barriers of the CTA that this lane signals
   uint32_t stage_ = 0;

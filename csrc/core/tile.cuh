@@ -5,8 +5,8 @@
 
 namespace pykernels {
 
-/// A value that is the same in all lanes of a converged warp, in a form that the compiler can see is
-/// uniform: it then stays in uniform registers, which descriptors need.
+/// A value that is the same in all lanes of a converged warp, in a form that the compiler can see
+/// is uniform: it then stays in uniform registers, which descriptors need.
 __device__ __forceinline__ uint32_t uniform(uint32_t value) {
   constexpr uint32_t kWholeWarp = 0x1f;
   return ptx::shfl_sync_idx_b32(value, 0, kWholeWarp);
@@ -14,6 +14,8 @@ __device__ __forceinline__ uint32_t uniform(uint32_t value) {
 
 /// Keeps every use of `value` that follows in the program behind this point. The compiler takes an
 /// accumulator as written where its WGMMA is issued; what reads it must stay behind the wait.
-__device__ __forceinline__ void hold_uses(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ __forceinline__ void hold_uses(float& value) {
+  asm volatile("" : "+f"(value)::"memory");
+}
 
 }  // namespace pykernels

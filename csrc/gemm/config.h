@@ -1,4 +1,5 @@
-// The FP8 GEMM's compile-time configuration and its one kernel parameter; shared by host and device.
+// The FP8 GEMM's compile-time configuration and its one kernel parameter; shared by host and
+// device.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +9,10 @@
 
 namespace pykernels::gemm {
 
-inline constexpr uint32_t kBlockK = 128;               // columns of one scale block; a k tile
-inline constexpr uint32_t kWarpgroupRows = 64;         // rows of a consumer warpgroup, WGMMA's m
-inline constexpr uint32_t kSharedBytesPerBlock = 232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
+inline constexpr uint32_t kBlockK = 128;        // columns of one scale block; a k tile
+inline constexpr uint32_t kWarpgroupRows = 64;  // rows of a consumer warpgroup, WGMMA's m
+inline constexpr uint32_t kSharedBytesPerBlock =
+    232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
 
 /// One kernel of the family: an output tile of block_m x block_n a CTA; clusters of CTAs that are
 /// neighbours along m and share the tile of B.
@@ -19,14 +21,20 @@ struct GemmConfig {
   uint32_t block_n = 0;
   uint32_t cluster = 1;
 
-  PK_HOST_DEVICE constexpr uint32_t num_consumer_warpgroups() const { return block_m / kWarpgroupRows; }
-  PK_HOST_DEVICE constexpr uint32_t num_consumer_threads() const { return num_consumer_warpgroups() * 128; }
+  PK_HOST_DEVICE constexpr uint32_t num_consumer_warpgroups() const {
+    return block_m / kWarpgroupRows;
+  }
+  PK_HOST_DEVICE constexpr uint32_t num_consumer_threads() const {
+    return num_consumer_warpgroups() * 128;
+  }
   PK_HOST_DEVICE constexpr uint32_t num_threads() const { return num_consumer_threads() + 128; }
 
   PK_HOST_DEVICE constexpr uint32_t stage_bytes() const { return (block_m + block_n) * kBlockK; }
   /// Two chunks a warpgroup, each 64 x block_n of BF16 or half as many columns of FP32.
   PK_HOST_DEVICE constexpr uint32_t chunk_bytes() const { return kWarpgroupRows * block_n * 2; }
-  PK_HOST_DEVICE constexpr uint32_t staging_bytes() const { return num_consumer_warpgroups() * 2 * chunk_bytes(); }
+  PK_HOST_DEVICE constexpr uint32_t staging_bytes() const {
+    return num_consumer_warpgroups() * 2 * chunk_bytes();
+  }
   /// As many stages as fit beside staging and barriers (16 bytes a stage, one alignment unit), at
   /// most 8: more bytes in flight than latency times bandwidth of an SM's share need.
   PK_HOST_DEVICE constexpr uint32_t num_stages() const {
@@ -37,9 +45,9 @@ struct GemmConfig {
 
 /// Everything a launch passes to the kernel, by value.
 struct alignas(64) GemmParams {
-  TensorMap map_a;  // [m, k] e4m3, box block_m x 128, 128B swizzle
-  TensorMap map_b;  // [n, k] e4m3, box block_n / cluster x 128, 128B swizzle
-  TensorMap map_d;  // [m, n] BF16 or FP32, box 64 x 128 bytes, 128B swizzle
+  TensorMap map_a;       // [m, k] e4m3, box block_m x 128, 128B swizzle
+  TensorMap map_b;       // [n, k] e4m3, box block_n / cluster x 128, 128B swizzle
+  TensorMap map_d;       // [m, n] BF16 or FP32, box 64 x 128 bytes, 128B swizzle
   const float* sfa;      // [m, ceil(k / 128)]
   const float* sfb;      // [ceil(n / 128), ceil(k / 128)]
   int64_t sfa_stride_m;  // strides in elements

@@ -14,15 +14,20 @@ constexpr double kClockGhz = 1.83;
 constexpr double kMacsPerClock = 4096;
 /// Bytes a microsecond from HBM: 4.8 TB/s, H200 datasheet.
 constexpr double kMemoryBytesPerUs = 4.8e6;
-/// Bytes a clock that L2 delivers to all SMs (A100 whitepaper: 5120; Hopper's is not published lower).
+/// Bytes a clock that L2 delivers to all SMs (A100 whitepaper: 5120; Hopper's is not published
+/// lower).
 constexpr double kL2BytesPerClock = 5120;
-/// Bytes a clock that one SM takes in from L2 (A100 whitepaper: 64; Hopper's is not published lower).
+/// Bytes a clock that one SM takes in from L2 (A100 whitepaper: 64; Hopper's is not published
+/// lower).
 constexpr double kSmBytesPerClock = 64;
-/// Clocks of a k tile in which a lone consumer warpgroup leaves the tensor cores idle: the promotion,
-/// one FFMA a clock and accumulator, and about 100 from wait_group to the next WGMMA (an estimate from
-/// the instruction counts of bench/listing.py; with two warpgroups each fills the other's gap).
-constexpr double kLoneWarpgroupGap = 100;
-/// Clocks of an epilogue that nothing hides: an estimate from its 150 to 250 instructions and barrier.
+/// k tiles that the consumers multiply without a gap: a lone warpgroup leaves the tensor cores idle
+/// while it promotes the last one of a group; with two, each fills the other's gap.
+constexpr double kKTilesPerGap = 4;
+/// Clocks of such a gap beyond one FFMA a clock and accumulator, from wait_group to the next WGMMA:
+/// an estimate from the instruction counts of bench/listing.py.
+constexpr double kGapClocks = 100;
+/// Clocks of an epilogue that nothing hides: an estimate from its 150 to 250 instructions and
+/// barrier.
 constexpr double kEpilogueClocks = 400;
 /// Microseconds before the first and after the last k tile: an estimate of two trips to HBM, 0.6 us
 /// each, and the start of the grid.
@@ -33,7 +38,8 @@ int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) 
 uint32_t config_field(const KernelInfo& kernel, const char* field) {
   const auto found = kernel.config.find(field);
   if (found == kernel.config.end()) {
-    throw EnvironmentError(concat("the metadata of kernel ", kernel.name, " has no config.", field));
+    throw EnvironmentError(
+        concat("the metadata of kernel ", kernel.name, " has no config.", field));
   }
   return static_cast<uint32_t>(found->second);
 }
@@ -52,8 +58,8 @@ GemmCandidate cost_of(const GemmProblem& problem, const KernelInfo& kernel) {
   candidate.kernel = &kernel;
   candidate.config = config_of(kernel);
   const GemmConfig& config = candidate.config;
-  const int64_t cluster_tiles = ceil_div(m, config.block_m * config.cluster) *
-                                ceil_div(n, config.block_n);
+  const int64_t cluster_tiles =
+      ceil_div(m, config.block_m * config.cluster) * ceil_div(n, config.block_n);
   const int64_t num_clusters = std::max<int64_t>(num_sms / config.cluster, 1);
   const double k_tiles = static_cast<double>(ceil_div(k, kBlockK));
   candidate.num_tiles = cluster_tiles * config.cluster;
@@ -69,7 +75,9 @@ GemmCandidate cost_of(const GemmProblem& problem, const KernelInfo& kernel) {
                     (kL2BytesPerClock * kClockGhz * 1e3);
 
   double k_tile_clocks = config.block_m * config.block_n * kBlockK / kMacsPerClock;
-  if (config.num_consumer_warpgroups() == 1) k_tile_clocks += config.block_n / 2 + kLoneWarpgroupGap;
+  if (config.num_consumer_warpgroups() == 1) {
+    k_tile_clocks += (config.block_n / 2 + kGapClocks) / kKTilesPerGap;
+  }
   const double load_clocks = (config.block_m + config.block_n) * kBlockK / kSmBytesPerClock;
   k_tile_clocks = std::max(k_tile_clocks, load_clocks);
   candidate.compute_us = static_cast<double>(candidate.num_waves) *

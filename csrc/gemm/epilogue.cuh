@@ -50,8 +50,8 @@ class Epilogue {
  private:
   static constexpr uint32_t kNumSlabs = kConfig.block_n / 64;
 
-  /// 128B swizzle: within each 128-byte row, 16-byte unit u of row r stands at u ^ (r % 8). With the
-  /// lane's row and lowest unit bits in `lane_offset`, further units are an exclusive or away.
+  /// 128B swizzle: within each 128-byte row, 16-byte unit u of row r stands at u ^ (r % 8). With
+  /// the lane's row and lowest unit bits in `lane_offset`, further units are an exclusive or away.
   __device__ __forceinline__ void stage_bf16(const Accumulator<kConfig>& total) const {
     const uint32_t lane_idx = threadIdx.x % 32;
     const uint32_t row = threadIdx.x % 128 / 32 * 16 + lane_idx % 16;

@@ -79,10 +79,9 @@ GemmParams make_params(Device& device, const GemmArguments& arguments, const Gem
                               config.block_n / config.cluster, TensorMapL2Promotion::k256B);
   }
   params.d_is_fp32 = arguments.d.dtype == DataType::kFloat32;
-  params.map_d =
-      encode_map(device, arguments.d,
-                 params.d_is_fp32 ? TensorMapType::kFloat32 : TensorMapType::kBfloat16,
-                 kWarpgroupRows, TensorMapL2Promotion::kNone);
+  params.map_d = encode_map(device, arguments.d,
+                            params.d_is_fp32 ? TensorMapType::kFloat32 : TensorMapType::kBfloat16,
+                            kWarpgroupRows, TensorMapL2Promotion::kNone);
   params.sfa = reinterpret_cast<const float*>(arguments.sfa.address);
   params.sfb = reinterpret_cast<const float*>(arguments.sfb.address);
   params.sfa_stride_m = arguments.sfa.strides[0];
@@ -108,8 +107,7 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments) {
   if (arguments.num_sms) {
     problem.num_sms = static_cast<int>(std::min<int64_t>(problem.num_sms, *arguments.num_sms));
   }
-  const GemmCandidate choice =
-      choose_config(problem, Registry::instance().family("fp8_gemm_nt"));
+  const GemmCandidate choice = choose_config(problem, Registry::instance().family("fp8_gemm_nt"));
   return make_fp8_gemm_nt_launch(device, arguments, *choice.kernel);
 }
 
@@ -128,8 +126,8 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments,
   const int64_t num_n = ceil_div(arguments.b.sizes[0], config.block_n);
   // The kernel counts tiles in 32 bits, one step beyond the last one included.
   PK_CHECK(num_m * num_n <= std::numeric_limits<int32_t>::max(), "d must have at most ",
-           std::numeric_limits<int32_t>::max(), " tiles of ", config.block_m * config.cluster, " x ",
-           config.block_n, ", got ", num_m, " x ", num_n, "; split the call");
+           std::numeric_limits<int32_t>::max(), " tiles of ", config.block_m * config.cluster,
+           " x ", config.block_n, ", got ", num_m, " x ", num_n, "; split the call");
   int64_t max_clusters = device.max_active_clusters(kernel, launch.cluster);
   if (arguments.num_sms) max_clusters = std::min(max_clusters, *arguments.num_sms / config.cluster);
   PK_CHECK(max_clusters > 0, "kernel ", kernel.name, " needs at least ", config.cluster,

@@ -32,16 +32,16 @@ struct GemmProblem {
   int num_sms = 0;       // that the launch may take
 };
 
-/// A kernel that could run the problem and the time that the model gives it. The time is the largest
-/// of the three bounds plus the start: a model to rank kernels by, not a prediction.
+/// A kernel that could run the problem and the time that the model gives it. The time is the
+/// largest of the three bounds plus the start: a model to rank kernels by, not a prediction.
 struct GemmCandidate {
   const KernelInfo* kernel = nullptr;
   GemmConfig config;
-  int64_t num_tiles = 0;     // of one CTA each, counting those that fill up a cluster
-  int64_t num_waves = 0;     // tiles of the busiest CTA
-  double memory_us = 0;      // operands, scales and output once through HBM
-  double l2_us = 0;          // every tile's operands from L2
-  double compute_us = 0;     // the busiest SM: loading and multiplying its k tiles, epilogues
+  int64_t num_tiles = 0;  // of one CTA each, counting those that fill up a cluster
+  int64_t num_waves = 0;  // tiles of the busiest CTA
+  double memory_us = 0;   // operands, scales and output once through HBM
+  double l2_us = 0;       // every tile's operands from L2
+  double compute_us = 0;  // the busiest SM: loading and multiplying its k tiles, epilogues
   double total_us = 0;
 };
 

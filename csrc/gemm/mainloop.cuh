@@ -40,9 +40,9 @@ __device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorag
 
 /// Scale factors of the k tiles of one output tile, for a consumer thread's two rows.
 ///
-/// The four lanes of a quad hold the same two rows, so each of them loads and multiplies the factors
-/// of another k tile, a group of four k tiles ahead, and the quad exchanges them by shuffles. Rows
-/// beyond m repeat the last one: their products are never stored.
+/// The four lanes of a quad hold the same two rows, so each of them loads and multiplies the
+/// factors of another k tile, a group of four k tiles ahead, and the quad exchanges them by
+/// shuffles. Rows beyond m repeat the last one: their products are never stored.
 class ScaleLoader {
  public:
   static constexpr uint32_t kGroup = 4;  // k tiles, one a lane of the quad
