@@ -158,9 +158,6 @@ void WgmmaOperation::add(Warp& warp, const Instruction& inst) {
     b_descriptor_ = b;
     scale_d_ = scale_d;
   }
-  if (scale_d && warp.machine().options().check_init) {
-    for (const Slot slot : form.accumulators) check_register(warp, inst, slot);
-  }
   accumulators_->take(warp, scale_d);
   issued_ |= 1u << warp.index() % kGroupWarps;
   ++num_issued_;
