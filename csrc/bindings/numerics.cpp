@@ -95,7 +95,7 @@ Words multiply_fp8(const Words& d, const Bytes& a, const Bytes& b, const std::st
 
 std::vector<std::string> available_paths() {
   std::vector<std::string> paths = {"auto", "scalar"};
-  if (emulator::has_fp8_avx2()) paths.emplace_back("avx2");
+  if (emulator::has_fp8_avx2() && emulator::has_wide_avx2()) paths.emplace_back("avx2");
   return paths;
 }
 
@@ -114,14 +114,20 @@ Words multiply_steps(const Words& d, const Bytes& a, const Bytes& b, Step step) 
   return fragments.row_major();
 }
 
-Words multiply_wide(const Words& d, const Bytes& a, const Bytes& b, const std::string& type) {
+Words multiply_wide(const Words& d, const Bytes& a, const Bytes& b, const std::string& type,
+                    const std::string& path) {
+  PK_CHECK(path == "auto" || path == "scalar" || (path == "avx2" && emulator::has_wide_avx2()),
+           "the path must be one of available_paths(), got ", path);
+  auto* multiply = path == "scalar" ? emulator::multiply_wide_scalar
+                   : path == "avx2" ? emulator::multiply_wide_avx2
+                                    : emulator::multiply_wide;
   PK_CHECK(type == "f16" || type == "bf16" || type == "tf32",
            "the type must be f16, bf16 or tf32, got ", type);
   const WideType wide = type == "f16"    ? WideType::kF16
                         : type == "bf16" ? WideType::kBf16
                                          : WideType::kTf32;
   return multiply_steps(d, a, b, [&](AccumulatorTile tile, WideOperand a_step, WideOperand b_step) {
-    emulator::multiply_wide(tile, a_step, b_step, wide, true);
+    multiply(tile, a_step, b_step, wide, true);
   });
 }
 
@@ -267,14 +273,14 @@ void bind_scalar_functions(py::module_& module) {
 /// Adds the functions to `pykernels._C.emulator`.
 void bind_numerics(py::module_& module) {
   module.def("available_paths", &available_paths,
-             "Implementations of multiply_fp8 that this CPU runs.");
+             "Implementations of multiply_fp8 and multiply_wide that this CPU runs.");
   module.def("multiply_fp8", &multiply_fp8, py::arg("d"), py::arg("a"), py::arg("b"),
              py::arg("a_type") = "e4m3", py::arg("b_type") = "e4m3", py::arg("scale_d") = true,
              py::arg("path") = "auto",
              "Returns a @ b.T + d as FP8 WGMMAs of k = 32 compute it; d and the result are FP32 bit "
              "patterns [64, n].");
   module.def("multiply_wide", &multiply_wide, py::arg("d"), py::arg("a"), py::arg("b"),
-             py::arg("type"),
+             py::arg("type"), py::arg("path") = "auto",
              "The same for f16, bf16 and tf32; a and b are bytes, 32 a step and row.");
   module.def("multiply_int8", &multiply_int8, py::arg("d"), py::arg("a"), py::arg("b"),
              py::arg("a_signed") = true, py::arg("b_signed") = true, py::arg("satfinite") = false);

@@ -17,6 +17,8 @@
 
 #include <cstring>
 
+#include "emulator/numerics/round_toward_zero.h"
+
 namespace pykernels::emulator {
 namespace {
 
@@ -290,24 +292,6 @@ __attribute__((noinline)) void multiply_block(const AccumulatorTile& d, const Fp
     }
   }
 }
-
-/// MXCSR with rounding toward zero, all exceptions masked, subnormals kept; restored at the end.
-class RoundTowardZero {
- public:
-  RoundTowardZero() : saved_(_mm_getcsr()) {
-    _mm_setcsr(_MM_MASK_MASK | _MM_ROUND_TOWARD_ZERO);
-    asm volatile("" ::: "memory");
-  }
-  ~RoundTowardZero() {
-    asm volatile("" ::: "memory");
-    _mm_setcsr(saved_);
-  }
-  RoundTowardZero(const RoundTowardZero&) = delete;
-  RoundTowardZero& operator=(const RoundTowardZero&) = delete;
-
- private:
-  unsigned saved_;
-};
 
 }  // namespace
 

@@ -26,10 +26,21 @@ struct WideOperand {
 /// the smallest normal one. A zero result is +0, NaN is 0x7FFFFFFF, overflow and infinities follow IEEE
 /// arithmetic. This is what published measurements of Hopper's FP16 units agree on (Khattak and
 /// Mikaitis, "Accurate Models of NVIDIA Tensor Cores").
-void multiply_wide(AccumulatorTile d, WideOperand a, WideOperand b, WideType type, bool scale_d);
+void multiply_wide_scalar(AccumulatorTile d, WideOperand a, WideOperand b, WideType type,
+                          bool scale_d);
 
-/// One element of multiply_wide: the products of one k step and the accumulator `c`, bit patterns.
-uint32_t dot_wide(uint32_t c, const uint8_t* a, const uint8_t* b, WideType type);
+/// One element of multiply_wide_scalar: the products of one k step and the accumulator `c`, bit patterns.
+uint32_t dot_wide_scalar(uint32_t c, const uint8_t* a, const uint8_t* b, WideType type);
+
+/// The same bits with AVX2, FMA and F16C, lanes over n. Only where the CPU has them.
+void multiply_wide_avx2(AccumulatorTile d, WideOperand a, WideOperand b, WideType type,
+                        bool scale_d);
+
+/// Whether this build and this CPU have multiply_wide_avx2.
+bool has_wide_avx2();
+
+/// The same bits by the fastest implementation that this CPU runs.
+void multiply_wide(AccumulatorTile d, WideOperand a, WideOperand b, WideType type, bool scale_d);
 
 /// d = a * b^T + (scale_d ? d : 0) in 32-bit integers, k = 32; saturating if `satfinite`, else modulo 2^32.
 void multiply_int8(AccumulatorTile d, WideOperand a, WideOperand b, bool a_signed, bool b_signed,

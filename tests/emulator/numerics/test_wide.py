@@ -73,15 +73,40 @@ def test_wide_products(name: str) -> None:
     b = element_codes(rng, (16, k), source)
     d = np.ldexp(rng.standard_normal((64, 16)), rng.integers(-12, 12, (64, 16)))
     words = np.where(rng.random(d.shape) < 0.1, 0, d).astype(np.float32).view(np.uint32)
-    got = multiply_wide(words, to_bytes(a, name), to_bytes(b, name), name)
+    got = {path: multiply_wide(words, to_bytes(a, name), to_bytes(b, name), name, path)
+           for path in _C.emulator.available_paths()}  # fmt: skip
     for row in range(64):
         for column in range(16):
             want = model(int(words[row, column]), a[row], b[column], source)
-            assert got[row, column] == want, (row, column)
+            assert {
+                path: int(result[row, column]) for path, result in got.items()
+            } == dict.fromkeys(got, want), (row, column)
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_wide_specials(name: str) -> None:
+@pytest.mark.parametrize("n", [8, 16, 24, 120, 256])
+def test_paths_agree(name: str, n: int) -> None:
+    """Any operand codes, with and without infinities and NaN; accumulators of any pattern."""
+    source, dtype = TYPES[name]
+    rng = np.random.default_rng(n)
+    k = 64 // np.dtype(dtype).itemsize  # two steps
+    for keep_special in (False, True):
+        operands = []
+        for rows in (64, n):
+            codes = rng.integers(0, 2 * source.sign, (rows, k))
+            special = (codes & (source.sign - 1)) > source.max_finite
+            keep = keep_special & (rng.random((rows, k)) < 0.02)
+            operands.append(to_bytes(np.where(special & ~keep, 0, codes).tolist(), name))
+        words = rng.integers(0, 1 << 32, (64, n), dtype=np.uint32)
+        words[rng.random(words.shape) < 0.02] = 0x7F800000
+        want = multiply_wide(words, *operands, name, "scalar")
+        for path in _C.emulator.available_paths():
+            np.testing.assert_array_equal(multiply_wide(words, *operands, name, path), want)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("path", _C.emulator.available_paths())
+def test_wide_specials(path: str, name: str) -> None:
     source, dtype = TYPES[name]
     k = 32 // np.dtype(dtype).itemsize
     one = source.bias << source.fraction_bits
@@ -95,7 +120,7 @@ def test_wide_specials(name: str) -> None:
     b[2][3] = one | source.sign
     d = np.zeros((64, 8), np.uint32)
     d[3, 0], d[4, 0], d[5, 0] = 0x7F800000, 0xFFFFFFFF, 0xFF800000
-    got = multiply_wide(d, to_bytes(a, name), to_bytes(b, name), name)
+    got = multiply_wide(d, to_bytes(a, name), to_bytes(b, name), name, path)
     assert got[0, 0] == 0x7F800000
     assert got[0, 1] == 0x7FFFFFFF  # infinity times zero
     assert got[0, 2] == 0xFF800000
