@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <queue>
 
-#include "emulator/isa/table.h"
-
 namespace pykernels::emulator {
 namespace {
 
@@ -48,12 +46,8 @@ class Liveness {
 
  private:
   template <typename Visit>
-  void for_targets(uint32_t at, Visit visit) const {
-    const Instruction& inst = program_.instructions[at];
-    if (flows_[at].has_target) visit(inst.target);
-    if (const auto* list = dynamic_cast<const TargetList*>(inst.side)) {
-      for (const uint32_t target : list->targets) visit(target);
-    }
+  void for_target(uint32_t at, Visit visit) const {
+    if (flows_[at].has_target) visit(program_.instructions[at].target);
   }
 
   void find_blocks() {
@@ -62,7 +56,7 @@ class Liveness {
     leader[0] = true;
     for (uint32_t at = 0; at < count; ++at) {
       bool ends = !flows_[at].falls_through;
-      for_targets(at, [&](uint32_t target) {
+      for_target(at, [&](uint32_t target) {
         leader[target] = true;
         ends = true;
       });
@@ -79,7 +73,7 @@ class Liveness {
       if (flows_[last].falls_through && block.end < count) {
         block.successors.push_back(block_of_[block.end]);
       }
-      for_targets(last, [&](uint32_t target) {
+      for_target(last, [&](uint32_t target) {
         if (target < count) block.successors.push_back(block_of_[target]);
       });
     }

@@ -14,10 +14,10 @@ struct VirtualRegister {
   bool pinned = false;  // has a slot of its own: written by operations in flight
 };
 
-/// How control leaves an instruction, beside Instruction::target and a TargetList.
+/// How control leaves an instruction.
 struct Flow {
   bool falls_through = true;
-  bool has_target = false;
+  bool has_target = false;   // Instruction::target
   bool conditional = false;  // its writes may not happen
 };
 

@@ -232,6 +232,7 @@ void Resolver::expand_body(Frame& frame) {
 
 void Resolver::expand_statement(const Frame& frame, const Statement& statement) {
   if (statement.opcode == "call") return expand_call(frame, statement);
+  if (statement.opcode == "brx") return expand_computed_branch(frame, statement);
   if (statement.opcode == "ret" && frame.caller != nullptr) {
     return expand_jump(frame, statement, false);
   }
@@ -241,6 +242,22 @@ void Resolver::expand_statement(const Frame& frame, const Statement& statement) 
     if (modifier.substr(0, 5) == "param") modifier = "local";
   }
   expand_form(frame, local);
+}
+
+/// brx.idx becomes one instruction a target, which sends away the lanes that have its index.
+void Resolver::expand_computed_branch(const Frame& frame, const Statement& statement) {
+  if (statement.operands.size() != 2 || statement.operands[1].kind != Operand::Kind::kVector) {
+    fail(statement, "brx.idx takes an index and a list of targets");
+  }
+  Statement step = statement;
+  uint64_t index = 0;
+  for (const Operand& target : statement.operands[1].elements) {
+    Operand number;
+    number.kind = Operand::Kind::kInteger;
+    number.bits = index++;
+    step.operands = {statement.operands[0], number, target};
+    expand_form(frame, step);
+  }
 }
 
 /// Parameters of device functions are memory of the thread: their caller's .param variables.
@@ -317,7 +334,7 @@ void Resolver::expand_form(const Frame& frame, const Statement& statement) {
   program_->texts.push_back(text_);
   program_->instructions.push_back(inst);
   const std::string& opcode = statement.opcode;
-  const bool leaves = opcode == "bra" || opcode == "brx" || opcode == "ret" || opcode == "exit";
+  const bool leaves = opcode == "bra" || opcode == "ret" || opcode == "exit";
   flows_.push_back({!leaves || statement.guard >= 0, builder.has_target(), statement.guard >= 0});
   note_arithmetic(statement, inst);
 }
@@ -342,11 +359,6 @@ void Resolver::bind_targets() {
   for (size_t i = 0; i < program_->instructions.size(); ++i) {
     Instruction& inst = program_->instructions[i];
     if (flows_[i].has_target) inst.target = starts_[inst.target];
-  }
-  for (const auto& data : program_->side_data) {
-    auto* list = dynamic_cast<TargetList*>(data.get());
-    if (list == nullptr) continue;
-    for (uint32_t& target : list->targets) target = starts_[target];
   }
 }
 

@@ -77,6 +77,7 @@ class Resolver {
   void access_argument(const Frame& scratch, const Statement& statement, bool is_load,
                        const Variable& formal, const Operand& actual, const Operand& value);
   void expand_form(const Frame& frame, const Statement& statement);
+  void expand_computed_branch(const Frame& frame, const Statement& statement);
   void expand_jump(const Frame& frame, const Statement& like, bool negate_guard);
   Frame scratch_frame(const Frame& frame, std::vector<int32_t> registers) const;
   bool is_thread_parameter(const Frame& frame, const Statement& statement) const;

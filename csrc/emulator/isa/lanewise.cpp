@@ -4,6 +4,12 @@
 
 namespace pykernels::emulator {
 
+std::string dotted(Type type) {
+  std::string text = ".";
+  text += type_name(type);
+  return text;
+}
+
 void expect_operands(Builder& builder, int count) {
   if (builder.num_operands() == count) return;
   builder.fail("the instruction takes " + std::to_string(count) + " operands, got " +

@@ -113,6 +113,9 @@ constexpr Handler lane_test(Operation) {
   return &predicate_handler<Operation, Sources...>;
 }
 
+/// ".u32"
+std::string dotted(Type type);
+
 /// Fails unless the statement has so many operands.
 void expect_operands(Builder& builder, int count);
 /// A destination that must not be the sink.

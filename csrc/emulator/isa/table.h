@@ -55,12 +55,6 @@ class Builder {
   [[noreturn]] virtual void fail(const std::string& message) const = 0;
 };
 
-/// Targets of a computed branch, as Builder::target gave them: the resolver makes instruction indices of
-/// them once these are known.
-struct TargetList : SideData {
-  std::vector<uint32_t> targets;
-};
-
 /// Fills builder.instruction() (handler, operands, side data).
 using Build = std::function<void(Builder&)>;
 

@@ -1,0 +1,14 @@
+// The special registers: who a thread is, where it runs, what time it is.
+#pragma once
+
+#include <string_view>
+
+#include "emulator/machine/warp.h"
+
+namespace pykernels::emulator {
+
+/// Writes the value for the active lanes into slot 0 as 32 or 64 bits; nullptr for an unknown name, such as
+/// "%tid" without a component.
+Handler special_register_handler(std::string_view name, bool is_64);
+
+}  // namespace pykernels::emulator
