@@ -55,9 +55,11 @@ struct alignas(64) GemmParams {
   int64_t sfb_stride_n;
   int64_t sfb_stride_k;
   uint32_t m;
-  uint32_t n;
   uint32_t num_k_tiles;   // ceil(k / 128); 0 leaves the maps of a and b unused
-  uint32_t raster_group;  // cluster tiles along m that are walked before the next tile along n
+  uint32_t num_m;         // cluster tiles along m
+  uint32_t num_tiles;     // cluster tiles
+  uint32_t raster_group;  // cluster tiles along m that are walked before the next one along n
+  uint32_t group_tiles;   // cluster tiles of such a group over all of n
   uint32_t d_is_fp32;     // else BF16
 };
 

@@ -23,11 +23,7 @@ inline constexpr uint32_t kSlabBytes = kWarpgroupRows * 128;  // 64 rows of 128 
 template <GemmConfig kConfig>
 class Epilogue {
  public:
-  __device__ __forceinline__ explicit Epilogue(SharedStorage<kConfig>& smem)
-      : warpgroup_idx_(threadIdx.x / 128),
-        chunk_(ptx::cvta_to_shared(smem.staging[warpgroup_idx_][0])),
-        other_chunk_(ptx::cvta_to_shared(smem.staging[warpgroup_idx_][1])),
-        is_storer_(threadIdx.x % 128 == 0) {}
+  __device__ __forceinline__ explicit Epilogue(SharedStorage<kConfig>& smem) : smem_(smem) {}
 
   __device__ __forceinline__ void store_tile(const GemmParams& params, const Tile& tile,
                                              const Accumulator<kConfig>& total) {
@@ -44,18 +40,27 @@ class Epilogue {
 
   /// Before exit: the stores have read the shared memory and written the output.
   __device__ __forceinline__ void drain() const {
-    if (is_storer_) ptx::cp_async_bulk_wait_group<0>();
+    if (is_storer()) ptx::cp_async_bulk_wait_group<0>();
   }
 
  private:
   static constexpr uint32_t kNumSlabs = kConfig.block_n / 64;
+
+  /// The one thread that owns the warpgroup's bulk groups.
+  __device__ __forceinline__ static bool is_storer() { return threadIdx.x % 128 == 0; }
+  __device__ __forceinline__ static uint32_t warpgroup_idx() { return threadIdx.x / 128; }
+
+  /// Shared-window address of the chunk to be filled next.
+  __device__ __forceinline__ uint32_t chunk() const {
+    return ptx::cvta_to_shared(smem_.staging[warpgroup_idx()][chunk_idx_]);
+  }
 
   /// 128B swizzle: within each 128-byte row, 16-byte unit u of row r stands at u ^ (r % 8). With
   /// the lane's row and lowest unit bits in `lane_offset`, further units are an exclusive or away.
   __device__ __forceinline__ void stage_bf16(const Accumulator<kConfig>& total) const {
     const uint32_t lane_idx = threadIdx.x % 32;
     const uint32_t row = threadIdx.x % 128 / 32 * 16 + lane_idx % 16;
-    const uint32_t lane_address = chunk_ + row * 128 + (lane_idx / 16 ^ row % 8) * 16;
+    const uint32_t lane_address = chunk() + row * 128 + (lane_idx / 16 ^ row % 8) * 16;
 #pragma unroll
     for (uint32_t j = 0; j < kConfig.block_n / 8; j += 2) {  // 16 columns, two units
       const float* element = &total[4 * j];
@@ -72,7 +77,7 @@ class Epilogue {
     const uint32_t lane_idx = threadIdx.x % 32;
     const uint32_t row = threadIdx.x % 128 / 32 * 16 + lane_idx / 4;
     const uint32_t lane_address =
-        chunk_ + row * 128 + (lane_idx % 4 / 2 ^ row % 8) * 16 + lane_idx % 2 * 8;
+        chunk() + row * 128 + (lane_idx % 4 / 2 ^ row % 8) * 16 + lane_idx % 2 * 8;
 #pragma unroll
     for (uint32_t j = 0; j < kConfig.block_n / 16; ++j) {  // 8 columns, two units
       const float* element = &total[4 * (j + kHalf * kConfig.block_n / 16)];
@@ -87,26 +92,22 @@ class Epilogue {
                                               uint32_t n_start, uint32_t slab_columns) {
     ptx::fence_proxy_async_shared_cta();  // this thread's part of the chunk, for TMA to read
     // The other chunk's store has read it: after the barrier all threads may overwrite it.
-    if (is_storer_) ptx::cp_async_bulk_wait_group_read<0>();
-    ptx::bar_sync(static_cast<uint32_t>(NamedBarrier::kStaging) + warpgroup_idx_, 128);
-    if (is_storer_) {
+    if (is_storer()) ptx::cp_async_bulk_wait_group_read<0>();
+    ptx::bar_sync(static_cast<uint32_t>(NamedBarrier::kStaging) + warpgroup_idx(), 128);
+    if (is_storer()) {
 #pragma unroll
       for (uint32_t slab = 0; slab < kNumSlabs; ++slab) {
         ptx::cp_async_bulk_tensor_2d_store(&params.map_d, n_start + slab * slab_columns,
-                                           tile.m_start + warpgroup_idx_ * kWarpgroupRows,
-                                           chunk_ + slab * kSlabBytes);
+                                           tile.m_start + warpgroup_idx() * kWarpgroupRows,
+                                           chunk() + slab * kSlabBytes);
       }
       ptx::cp_async_bulk_commit_group();
     }
-    const uint32_t stored_chunk = chunk_;
-    chunk_ = other_chunk_;
-    other_chunk_ = stored_chunk;
+    chunk_idx_ ^= 1;
   }
 
-  uint32_t warpgroup_idx_;
-  uint32_t chunk_;  // shared-window address of the chunk to be filled next
-  uint32_t other_chunk_;
-  bool is_storer_;  // the one thread that owns the warpgroup's bulk groups
+  SharedStorage<kConfig>& smem_;
+  uint32_t chunk_idx_ = 0;  // of the two, the one to be filled next
 };
 
 }  // namespace pykernels::gemm

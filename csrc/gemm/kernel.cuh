@@ -48,16 +48,26 @@ __device__ __forceinline__ void produce(const GemmParams& params, SharedStorage<
   if constexpr (kConfig.cluster > 1) pipeline.drain();
 }
 
-/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles.
+/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles. The
+/// next tile's first scale factors travel while a tile is stored.
 template <GemmConfig kConfig>
 __device__ __forceinline__ void consume(const GemmParams& params, SharedStorage<kConfig>& smem) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
   Epilogue<kConfig> epilogue(smem);
-  for (TileScheduler<kConfig> scheduler(params); scheduler.has_tile(); scheduler.advance()) {
-    const Tile tile = scheduler.tile();
+  ScaleLoader scales(params);
+  TileScheduler<kConfig> scheduler(params);
+  Tile tile = scheduler.tile();  // the grid has no more CTAs than tiles
+  scales.start(params, tile);
+  while (scheduler.has_tile()) {
     Accumulator<kConfig> total;
-    multiply_tile<kConfig>(params, smem, pipeline, tile, total);
-    epilogue.store_tile(params, tile, total);
+    multiply_tile<kConfig>(params.num_k_tiles, smem, pipeline, scales, total);
+    scheduler.advance();
+    const Tile finished = tile;
+    if (scheduler.has_tile()) {
+      tile = scheduler.tile();
+      scales.start(params, tile);
+    }
+    epilogue.store_tile(params, finished, total);
   }
   epilogue.drain();
 }

@@ -89,7 +89,6 @@ GemmParams make_params(Device& device, const GemmArguments& arguments, const Gem
   params.sfb_stride_n = arguments.sfb.strides[0];
   params.sfb_stride_k = arguments.sfb.strides[1];
   params.m = static_cast<uint32_t>(arguments.a.sizes[0]);
-  params.n = static_cast<uint32_t>(arguments.b.sizes[0]);
   params.num_k_tiles = static_cast<uint32_t>(ceil_div(k, kBlockK));
   return params;
 }
@@ -136,7 +135,10 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments,
   launch.grid.x = static_cast<uint32_t>(num_clusters * config.cluster);
 
   GemmParams params = make_params(device, arguments, config);
+  params.num_m = static_cast<uint32_t>(num_m);
+  params.num_tiles = static_cast<uint32_t>(num_m * num_n);
   params.raster_group = raster_group(config, num_clusters, num_m);
+  params.group_tiles = static_cast<uint32_t>(params.raster_group * num_n);
   launch.arguments = argument_bytes(params);
   launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
                    arguments.b.memory_range("b"), arguments.sfb.memory_range("sfb"),

@@ -47,16 +47,20 @@ class ScaleLoader {
  public:
   static constexpr uint32_t kGroup = 4;  // k tiles, one a lane of the quad
 
-  __device__ __forceinline__ ScaleLoader(const GemmParams& params, uint32_t row, uint32_t n_start)
+  __device__ __forceinline__ explicit ScaleLoader(const GemmParams& params)
       : step_a_(kGroup * params.sfa_stride_k),
         step_b_(kGroup * params.sfb_stride_k),
-        k_tile_(threadIdx.x % kGroup),
-        num_k_tiles_(params.num_k_tiles) {
+        num_k_tiles_(params.num_k_tiles) {}
+
+  /// Turns to an output tile and loads its first group.
+  __device__ __forceinline__ void start(const GemmParams& params, const Tile& tile) {
+    const uint32_t row = tile.m_start + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
     const uint32_t last_row = params.m - 1;
+    k_tile_ = threadIdx.x % kGroup;
     const float* first_a = params.sfa + k_tile_ * params.sfa_stride_k;
     row_a_[0] = first_a + min(row, last_row) * params.sfa_stride_m;
     row_a_[1] = first_a + min(row + 8, last_row) * params.sfa_stride_m;
-    row_b_ = params.sfb + k_tile_ * params.sfb_stride_k + n_start / 128 * params.sfb_stride_n;
+    row_b_ = params.sfb + k_tile_ * params.sfb_stride_k + tile.n_start / 128 * params.sfb_stride_n;
     load_group();
   }
 
@@ -86,12 +90,12 @@ class ScaleLoader {
   }
 
  private:
-  const float* row_a_[2];  // this lane's next factors
-  const float* row_b_;
   int64_t step_a_;
   int64_t step_b_;
-  uint32_t k_tile_;
   uint32_t num_k_tiles_;
+  uint32_t k_tile_;        // that this lane loads next
+  const float* row_a_[2];  // its factors
+  const float* row_b_;
   float a_[2] = {0.0f, 0.0f};  // factors on their way
   float b_ = 0.0f;
   float scales_[2];  // of the current group, this lane's k tile
@@ -150,13 +154,12 @@ __device__ __forceinline__ void promote(Accumulator<kConfig>& acc, const float (
 template <GemmConfig kConfig>
 class TileMultiplier {
  public:
-  __device__ __forceinline__ TileMultiplier(const GemmParams& params,
-                                            const SharedStorage<kConfig>& smem,
-                                            GemmPipeline<kConfig>& pipeline, const Tile& tile,
+  __device__ __forceinline__ TileMultiplier(const SharedStorage<kConfig>& smem,
+                                            GemmPipeline<kConfig>& pipeline, ScaleLoader& scales,
                                             Accumulator<kConfig>& total)
       : pipeline_(pipeline),
+        scales_(scales),
         total_(total),
-        scales_(params, tile.m_start + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, tile.n_start),
         a_(ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.a) +
                                         uniform(threadIdx.x / 128) * kWarpgroupRows * kBlockK)),
         b_(ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.b))) {}
@@ -210,30 +213,29 @@ class TileMultiplier {
   }
 
   GemmPipeline<kConfig>& pipeline_;
+  ScaleLoader& scales_;
   Accumulator<kConfig>& total_;
-  ScaleLoader scales_;
   uint64_t a_;  // descriptors of the first stage's operands
   uint64_t b_;
 };
 
-/// Consumer warpgroup: total = dequant(A) @ dequant(B).T of its 64 rows.
+/// Consumer warpgroup: total = dequant(A) @ dequant(B).T of its 64 rows of the tile that `scales`
+/// has started.
 template <GemmConfig kConfig>
-__device__ __forceinline__ void multiply_tile(const GemmParams& params,
+__device__ __forceinline__ void multiply_tile(uint32_t num_k_tiles,
                                               const SharedStorage<kConfig>& smem,
-                                              GemmPipeline<kConfig>& pipeline, const Tile& tile,
+                                              GemmPipeline<kConfig>& pipeline, ScaleLoader& scales,
                                               Accumulator<kConfig>& total) {
 #pragma unroll
   for (float& element : total) element = 0.0f;
-  if (params.num_k_tiles == 0) return;
-  TileMultiplier<kConfig> multiplier(params, smem, pipeline, tile, total);
-  uint32_t k_tiles_left = params.num_k_tiles;
-  for (; k_tiles_left >= ScaleLoader::kGroup; k_tiles_left -= ScaleLoader::kGroup) {
+  TileMultiplier<kConfig> multiplier(smem, pipeline, scales, total);
+  for (; num_k_tiles >= ScaleLoader::kGroup; num_k_tiles -= ScaleLoader::kGroup) {
     multiplier.next_group();
     multiplier.multiply_group();
   }
   multiplier.next_group();
 #pragma unroll 1
-  for (uint32_t i = 0; i < k_tiles_left; ++i) multiplier.multiply_single(i);
+  for (uint32_t i = 0; i < num_k_tiles; ++i) multiplier.multiply_single(i);
 }
 
 }  // namespace pykernels::gemm

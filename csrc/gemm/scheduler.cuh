@@ -21,41 +21,32 @@ template <GemmConfig kConfig>
 class TileScheduler {
  public:
   __device__ __forceinline__ explicit TileScheduler(const GemmParams& params)
-      : num_m_((params.m + kClusterM - 1) / kClusterM),
-        num_n_((params.n + kConfig.block_n - 1) / kConfig.block_n),
-        raster_group_(params.raster_group),
-        tile_idx_(blockIdx.x / kConfig.cluster) {}
+      : params_(params), tile_idx_(blockIdx.x / kConfig.cluster) {}
 
   /// False once this CTA has no tile left.
-  __device__ __forceinline__ bool has_tile() const { return tile_idx_ < num_m_ * num_n_; }
+  __device__ __forceinline__ bool has_tile() const { return tile_idx_ < params_.num_tiles; }
 
   /// True if the current tile is this CTA's last one.
   __device__ __forceinline__ bool is_last() const {
-    return tile_idx_ + gridDim.x / kConfig.cluster >= num_m_ * num_n_;
+    return tile_idx_ + gridDim.x / kConfig.cluster >= params_.num_tiles;
   }
 
   __device__ __forceinline__ void advance() { tile_idx_ += gridDim.x / kConfig.cluster; }
 
   __device__ __forceinline__ Tile tile() const {
-    const uint32_t group_tiles = raster_group_ * num_n_;
-    const uint32_t group_idx = tile_idx_ / group_tiles;
-    const uint32_t idx_in_group = tile_idx_ - group_idx * group_tiles;
-    const uint32_t first_m = group_idx * raster_group_;
-    const uint32_t rows = min(num_m_ - first_m, raster_group_);
+    const uint32_t group_idx = tile_idx_ / params_.group_tiles;
+    const uint32_t idx_in_group = tile_idx_ - group_idx * params_.group_tiles;
+    const uint32_t first_m = group_idx * params_.raster_group;
+    const uint32_t rows = min(params_.num_m - first_m, params_.raster_group);
     const uint32_t n_idx = idx_in_group / rows;
-    const uint32_t m_idx = first_m + idx_in_group - n_idx * rows;
-    uint32_t m_start = m_idx * kClusterM;
-    if constexpr (kConfig.cluster > 1) m_start += ptx::cluster_ctarank() * kConfig.block_m;
-    return {m_start, n_idx * kConfig.block_n};
+    uint32_t m_idx = (first_m + idx_in_group - n_idx * rows) * kConfig.cluster;
+    if constexpr (kConfig.cluster > 1) m_idx += ptx::cluster_ctarank();
+    return {m_idx * kConfig.block_m, n_idx * kConfig.block_n};
   }
 
  private:
-  static constexpr uint32_t kClusterM = kConfig.block_m * kConfig.cluster;
-
-  uint32_t num_m_;  // cluster tiles
-  uint32_t num_n_;
-  uint32_t raster_group_;
-  uint32_t tile_idx_;
+  const GemmParams& params_;
+  uint32_t tile_idx_;  // of the cluster
 };
 
 }  // namespace pykernels::gemm
