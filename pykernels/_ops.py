@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 _LIBRARY = torch.library.Library("pykernels", "DEF")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
+# Layouts are checked: a compiler must hand over the strides that it was traced with.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
 def define(
