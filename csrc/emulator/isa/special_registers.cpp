@@ -21,6 +21,8 @@ uint32_t component(const Dim3& size) {
 
 uint64_t volume(const Dim3& size) { return uint64_t{size.x} * size.y * size.z; }
 
+uint64_t upper_half(uint64_t value) { return value >> 32; }
+
 template <int kAxis>
 uint64_t thread_index(Warp& warp, int lane) {
   const Dim3& block = launch(warp).block;
@@ -124,7 +126,7 @@ void add_places(Entries& entries) {
   entries.emplace_back("%gridid", uniform<[](Warp& warp) { return static_cast<uint64_t>(warp.cta().grid->index); }>());
   entries.emplace_back("%cluster_ctarank", uniform<[](Warp& warp) { return uint64_t{warp.cta().rank}; }>());
   entries.emplace_back("%cluster_nctarank", uniform<[](Warp& warp) { return volume(launch(warp).cluster); }>());
-  entries.emplace_back("%is_explicit_cluster", uniform<[](Warp& warp) { return uint64_t{volume(launch(warp).cluster) > 1}; }>());
+  entries.emplace_back("%is_explicit_cluster", uniform<[](Warp& warp) { return static_cast<uint64_t>(volume(launch(warp).cluster) != 1); }>());
   entries.emplace_back("%dynamic_smem_size", uniform<[](Warp& warp) { return uint64_t{launch(warp).dynamic_shared_bytes}; }>());
   entries.emplace_back("%total_smem_size", uniform<[](Warp& warp) { return static_shared(warp) + launch(warp).dynamic_shared_bytes; }>());
   entries.emplace_back("%aggr_smem_size", uniform<[](Warp& warp) { return static_shared(warp) + launch(warp).dynamic_shared_bytes; }>());
@@ -140,7 +142,7 @@ void add_clocks(Entries& entries) {
     entries.emplace_back(name, uniform<[](Warp& warp) { return warp.machine().clock(); }>());
   }
   for (const char* name : {"%clock_hi", "%globaltimer_hi"}) {
-    entries.emplace_back(name, uniform<[](Warp& warp) { return warp.machine().clock() >> 32; }>());
+    entries.emplace_back(name, uniform<[](Warp& warp) { return upper_half(warp.machine().clock()); }>());
   }
 }
 
