@@ -213,9 +213,9 @@ uint32_t dot_int8(uint32_t c, const uint8_t* a, const uint8_t* b, const MmaForm&
 /// One element of the product, accumulator in FP32 or 32-bit integers.
 uint32_t dot(uint32_t c, const uint8_t* a, const uint8_t* b, const MmaForm& form) {
   switch (form.a_type) {
-    case Type::kF16: return dot_wide(c, a, b, WideType::kF16);
-    case Type::kBf16: return dot_wide(c, a, b, WideType::kBf16);
-    case Type::kTf32: return dot_wide(c, a, b, WideType::kTf32);
+    case Type::kF16: return dot_wide_scalar(c, a, b, WideType::kF16);
+    case Type::kBf16: return dot_wide_scalar(c, a, b, WideType::kBf16);
+    case Type::kTf32: return dot_wide_scalar(c, a, b, WideType::kTf32);
     case Type::kE4m3:
     case Type::kE5m2: return dot_fp8_scalar(c, a, fp8_type(form.a_type), b, fp8_type(form.b_type));
     default: return dot_int8(c, a, b, form);
