@@ -210,6 +210,12 @@ def test_source_paths_become_relative() -> None:
     assert ptx.file_paths(changed) == ["csrc/a.cuh", "cuda/include/b.h", "system/c.h"]
 
 
+def test_an_older_ptxas_gets_a_version_that_it_reads() -> None:
+    text = "//\n.version 9.0\n.target sm_90a\n"
+    assert ptx.stamped(text, "12.9.86") == "//\n.version 8.7\n.target sm_90a\n"
+    assert ptx.stamped(text, "13.0.88") == text
+
+
 def make_tool(path: Path) -> Path:
     path.parent.mkdir(parents=True)
     path.write_text("#!/bin/sh\n")

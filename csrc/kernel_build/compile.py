@@ -58,7 +58,8 @@ def compile_kernel(kernel: Kernel, folders: Folders, depfile: Path) -> None:
         BuildError: a tool fails, or the PTX or the cubin is not what the library ships.
     """
     nvcc = toolkit.find_nvcc()
-    ptxas = toolkit.find_ptxas(nvcc)
+    binaries = toolkit.find_binaries(nvcc)
+    ptxas = toolkit.find_ptxas(binaries)
     folders.output.mkdir(parents=True, exist_ok=True)
     ptx_path, cubin_path, json_path = (folders.output / (kernel.name + s) for s in SUFFIXES)
     scratch = folders.generated / f"{kernel.name}.ptx"
@@ -66,20 +67,21 @@ def compile_kernel(kernel: Kernel, folders: Folders, depfile: Path) -> None:
     files = [str(folders.generated / f"{kernel.name}.cu"), "-o", str(scratch)]
     depend = ["-MD", "-MF", str(depfile), "-MT", str(ptx_path)]
     toolkit.run([str(nvcc), *NVCC_FLAGS, *include, *depend, *files])
-    text = ptx.relative_paths(scratch.read_text(), _roots(folders, ptxas))
+    text = ptx.relative_paths(scratch.read_text(), _roots(folders, binaries))
     unrounded = ptx.unrounded(text)
     if unrounded:
         raise BuildError(
             f"{scratch}: floating-point operations that ptxas may fuse, write __fadd_rn, "
             f"__fmul_rn or fmaf: {', '.join(unrounded)}"
         )
+    tools = {"nvcc": toolkit.release(nvcc), "ptxas": toolkit.release(ptxas)}
+    text = ptx.stamped(text, tools["ptxas"])
     ptx_path.write_text(text)
     log = toolkit.run([str(ptxas), *PTXAS_FLAGS, str(ptx_path), "-o", str(cubin_path)])
     try:
         registers = assembler.registers(log)
     except BuildError as error:
         raise BuildError(f"{kernel.name}: {error}") from error
-    tools = {"nvcc": toolkit.release(nvcc), "ptxas": toolkit.release(ptxas)}
     metadata = _metadata(kernel, text, registers) | tools
     json_path.write_text(json.dumps(metadata, indent=2) + "\n")
 
@@ -126,11 +128,11 @@ def _metadata(kernel: Kernel, text: str, registers: int) -> dict[str, object]:
     }
 
 
-def _roots(folders: Folders, ptxas: Path) -> dict[Path, str]:
+def _roots(folders: Folders, binaries: Path) -> dict[Path, str]:
     return {
         folders.generated.resolve(): "generated",
         folders.repository.resolve(): "",
-        ptxas.resolve().parent.parent: "cuda",
+        binaries.resolve().parent: "cuda",
     }
 
 

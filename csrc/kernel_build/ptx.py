@@ -12,6 +12,7 @@ _FILE = re.compile(r'^(\s*\.file\s+\d+\s+)"([^"]*)"', re.MULTILINE)
 _FLOAT = r"(?:f16x2|f16|bf16x2|bf16|f32x2|f32|f64)"
 _UNROUNDED = re.compile(rf"^\s*(?:@!?%\w+\s+)?((?:add|sub|mul)((?:\.\w+)*)\.{_FLOAT})\s")
 _ROUNDING = {"rn", "rz", "rm", "rp"}
+_FIRST_TOOLKIT_OF_PTX_9 = 13
 _PARAM = re.compile(r"\.param(?:\s+\.align\s+(\d+))?\s+\.([bsuf]\d+)\s+\w+(?:\[(\d+)\])?")
 
 
@@ -55,6 +56,16 @@ def unrounded(text: str) -> list[str]:
 def version(text: str) -> str:
     """Return the PTX ISA version, for example ``9.0``."""
     return _require(r"^\.version\s+(\S+)", text, ".version").group(1)
+
+
+def stamped(text: str, ptxas_release: str) -> str:
+    """Return the PTX with a ``.version`` that a ptxas of this release reads.
+
+    Our kernels use nothing newer than PTX 8.7; nvcc stamps the newest version that it knows.
+    """
+    if int(ptxas_release.split(".")[0]) >= _FIRST_TOOLKIT_OF_PTX_9:
+        return text
+    return re.sub(r"^\.version\s+9\.\d+$", ".version 8.7", text, count=1, flags=re.MULTILINE)
 
 
 def threads(text: str, kernel: str) -> int:

@@ -55,13 +55,21 @@ def _named_candidates(environment: Mapping[str, str]) -> Iterator[tuple[str, Pat
             yield variable, Path(environment[variable]) / "bin" / "nvcc"
 
 
-def find_ptxas(nvcc: Path) -> Path:
-    """Return the ptxas of the toolkit that nvcc belongs to; nvcc may be a script that starts it."""
+def find_binaries(nvcc: Path) -> Path:
+    """Return the folder of the toolkit that nvcc, perhaps a script that starts it, belongs to."""
     output = run([str(nvcc), "--dryrun", "-arch=sm_90a", "-cubin", "-x", "cu", "/dev/null"])
-    top = re.search(r"^#\$ _HERE_=(.+)$", output, re.MULTILINE)
-    ptxas = Path(top.group(1)) / "ptxas" if top else nvcc.with_name("ptxas")
+    here = re.search(r"^#\$ _HERE_=(.+)$", output, re.MULTILINE)
+    return Path(here.group(1)) if here else nvcc.resolve().parent
+
+
+def find_ptxas(binaries: Path) -> Path:
+    """Return the toolkit's ptxas, or the one that ``PYKERNELS_PTXAS`` names.
+
+    Cubins of ptxas 12.9 run on drivers from 525 on, those of ptxas 13 need 580.
+    """
+    ptxas = Path(os.environ.get("PYKERNELS_PTXAS") or binaries / "ptxas")
     if not ptxas.is_file():
-        raise BuildError(f"{nvcc} has no ptxas beside it (looked for {ptxas})")
+        raise BuildError(f"there is no ptxas: {ptxas} does not exist")
     return ptxas
 
 
