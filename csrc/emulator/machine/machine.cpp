@@ -58,6 +58,14 @@ double Grid::occupied(uint64_t clusters) const {
   return static_cast<double>(clusters) * cluster_size / ctas_per_sm;
 }
 
+uint64_t Random::next() {  // splitmix64
+  state_ += 0x9e3779b97f4a7c15ull;
+  uint64_t z = state_;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+  return z ^ z >> 31;
+}
+
 Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches)
     : options_(options), random_(options.seed) {
   report_.seed = options.seed;
