@@ -6,10 +6,12 @@ the emulator. CPU tensors stand in for CUDA tensors.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ class Cuda:
     """The recording driver, and the device and stream that calls are made on."""
 
     def __init__(self, **options: Any) -> None:
-        self.emulator = native().EmulatedDevice(checks=())
+        self.emulator = native().EmulatedDevice()
         self.driver = _C.RecordingDriver(self.emulator, **options)
         self.place = threading.local()
 
@@ -65,7 +67,7 @@ def make_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cuda]]:
 
     yield make
     for cuda in installed:
-        del cuda.driver
+        cuda.driver.close()
 
 
 @pytest.fixture
@@ -97,6 +99,7 @@ def kernel_info(name: str) -> _C.KernelInfo:
 def test_same_bits_as_the_emulator(cuda: Cuda, operands: Any, expected: Tensor) -> None:
     assert_same_bits(multiply(operands), expected)
     assert len(cuda.driver.launches) == 1
+    assert [report["findings"] for _, report in cuda.emulator.reports] == [[]]
 
 
 def test_launch_attributes(cuda: Cuda, operands: Any) -> None:
@@ -176,6 +179,15 @@ def test_other_device_than_the_current_one(cuda: Cuda, operands: Any, expected: 
     assert cuda.driver.current_device() == 0
 
 
+def test_stream_is_the_current_one_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=1000 + index)
+    )
+    tensor: Any = SimpleNamespace(is_cuda=True, get_device=lambda: 1)
+    assert pykernels.device.cuda_stream(tensor) == (1, 1001)
+    assert pykernels.device.cuda_stream(torch.empty(1)) is None
+
+
 def test_thread_without_a_context(cuda: Cuda, operands: Any, expected: Tensor) -> None:
     def call() -> tuple[Tensor, int]:
         return multiply(operands), cuda.driver.current_device()
@@ -243,10 +255,11 @@ def test_num_sms_bounds_the_grid(cuda: Cuda, operands: Any, expected: Tensor) ->
     [
         ({"compute_capability": (8, 0), "name": "NVIDIA A100-SXM4-80GB"}, "A100.* 8.0", "9.0"),
         ({"compute_capability": (10, 0), "name": "NVIDIA B200"}, r"B200.* 10\.0", "9.0"),
+        ({"driver_version": 11040}, r"found is for CUDA 11\.4", r"CUDA 13\.0 \(driver 580"),
         ({"driver_version": 12080}, r"found is for CUDA 12\.8", r"CUDA 13\.0 \(driver 580"),
         ({"num_devices": 0}, "reports 0 devices", "no CUDA device 0"),
     ],
-    ids=["too old a GPU", "too new a GPU", "too old a driver", "no GPU"],
+    ids=["sm_80", "sm_100", "CUDA 11.4", "CUDA 12.8", "no GPU"],
 )
 def test_unsupported_machine(
     make_cuda: Callable[..., Cuda], operands: Any, options: dict[str, Any], found: str, needed: str
@@ -258,6 +271,7 @@ def test_unsupported_machine(
         pykernels.quantize_1x128(torch.zeros(4, 128))
     capability = pykernels.can_run(pykernels.fp8_gemm_nt, *operands)
     assert not capability.ok
+    assert re.search(found, capability.reason)
     assert cuda.driver.launches == []
 
 
@@ -343,6 +357,9 @@ def _register(info: _C.KernelInfo, cubin_path: str) -> None:
 def test_one_recording_driver_at_a_time(cuda: Cuda) -> None:
     with pytest.raises(ValueError, match="one recording driver is installed already"):
         _C.RecordingDriver()
+    cuda.driver.close()
+    with _C.RecordingDriver(num_devices=3):
+        assert len(_C.driver_info()["devices"]) == 3
 
 
 def test_driver_info(cuda: Cuda) -> None:

@@ -60,13 +60,17 @@ void bind_recording_driver(py::module_& module) {
       .def_readonly("captured", &RecordedLaunch::captured);
   py::class_<RecordingDriver>(
       module, "RecordingDriver",
-      "A CUDA driver for tests, installed for the process until it is deleted: checks and records "
-      "launches, and hands them to `target` (an EmulatedDevice) if one is given.")
+      "A CUDA driver for tests, installed for the process until it is closed: checks and records "
+      "launches, and hands them to `target` (an EmulatedDevice) if one is given. A context "
+      "manager.")
       .def(py::init(&make_recording_driver), py::arg("target") = nullptr, py::kw_only(),
            py::arg("num_devices") = 1, py::arg("driver_version") = 13000,
            py::arg("name") = "NVIDIA H200 (recording driver)", py::arg("num_sms") = 132,
            py::arg("compute_capability") = std::pair(9, 0),
            py::arg("max_shared_bytes_per_block") = 232448, py::keep_alive<1, 2>())
+      .def("close", &RecordingDriver::uninstall)
+      .def("__enter__", [](RecordingDriver& driver) -> RecordingDriver& { return driver; })
+      .def("__exit__", [](RecordingDriver& driver, const py::args&) { driver.uninstall(); })
       .def("register_memory", &RecordingDriver::register_memory, py::arg("address"),
            py::arg("bytes"), py::arg("name"),
            "Launches may touch the registered memory only, instead of all addresses.")

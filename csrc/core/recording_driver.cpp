@@ -68,7 +68,10 @@ RecordingDriver::RecordingDriver(RecordingOptions options, Device* target)
   }
 }
 
-RecordingDriver::~RecordingDriver() {
+RecordingDriver::~RecordingDriver() { uninstall(); }
+
+void RecordingDriver::uninstall() {
+  if (active_recording_driver() != this) return;
   CudaRuntime::install(nullptr);
   active_recording_driver() = nullptr;
 }
@@ -165,6 +168,17 @@ cuda::Result RecordingDriver::enter(const char* function) {
 bool RecordingDriver::refuses_allocation() const {
   const std::lock_guard lock(mutex_);
   return capturing_ != nullptr && thread_capture_mode() != cuda::CaptureMode::kRelaxed;
+}
+
+bool RecordingDriver::knows(cuda::Context context) const {
+  return std::any_of(contexts_.begin(), contexts_.end(),
+                     [&](const auto& known) { return known.get() == context; });
+}
+
+bool RecordingDriver::knows(cuda::Function function) const {
+  const std::lock_guard lock(mutex_);
+  return std::any_of(functions_.begin(), functions_.end(),
+                     [&](const auto& known) { return known.second.get() == function; });
 }
 
 cuda::Result RecordingDriver::device_of_stream(cuda::Stream stream, int* device_index) const {

@@ -35,12 +35,14 @@ struct RecordedLaunch {
 
 class RecordingDriver {
  public:
-  /// Installs itself for the whole process until destroyed; one at a time. `target` runs the
-  /// launches; null leaves them recorded only.
+  /// Installs itself for the whole process until uninstalled or destroyed; one at a time. `target`
+  /// runs the launches; null leaves them recorded only.
   RecordingDriver(RecordingOptions options, Device* target);
   ~RecordingDriver();
   RecordingDriver(const RecordingDriver&) = delete;
   RecordingDriver& operator=(const RecordingDriver&) = delete;
+
+  void uninstall();
 
   /// Memory that launches may touch from now on, instead of all addresses.
   void register_memory(uint64_t address, uint64_t bytes, std::string name);
@@ -75,6 +77,9 @@ class RecordingDriver {
   /// Counts the call; the error that it shall fail with, or success.
   cuda::Result enter(const char* function);
   bool refuses_allocation() const;
+  /// Whether the handle is one of this driver's, not of one that was closed.
+  bool knows(cuda::Context context) const;
+  bool knows(cuda::Function function) const;
   cuda::Result device_of_stream(cuda::Stream stream, int* device_index) const;
   cuda::Result read_config(const cuda::LaunchConfig& config, cuda::Function function,
                            Launch* launch) const;

@@ -15,7 +15,10 @@ namespace pykernels {
 using namespace cuda;
 
 struct RecordingFunctions {
-  static RecordingDriver& self() { return *active_recording_driver(); }
+  static RecordingDriver& self() {
+    if (active_recording_driver() != nullptr) return *active_recording_driver();
+    throw EnvironmentError("the recording driver that this device belongs to has been closed");
+  }
 
   static Result init(unsigned) { return self().enter("cuInit"); }
 
@@ -92,8 +95,10 @@ struct RecordingFunctions {
 
   static Result ctx_push_current(Context context) {
     const Result result = self().enter("cuCtxPushCurrent");
-    if (result == kSuccess) thread_contexts().push_back(context);
-    return result;
+    if (result != kSuccess) return result;
+    if (!self().knows(context)) return kInvalidContext;
+    thread_contexts().push_back(context);
+    return kSuccess;
   }
 
   static Result ctx_pop_current(Context* context) {
@@ -146,6 +151,7 @@ struct RecordingFunctions {
   static Result func_set_attribute(Function function, FunctionAttribute attribute, int value) {
     const Result result = self().enter("cuFuncSetAttribute");
     if (result != kSuccess) return result;
+    if (!self().knows(function)) return kInvalidHandle;
     const uint32_t limit = self().options_.properties.max_shared_bytes_per_block;
     if (attribute != FunctionAttribute::kMaxDynamicSharedSizeBytes || value < 0 ||
         static_cast<uint32_t>(value) > limit) {
@@ -159,6 +165,7 @@ struct RecordingFunctions {
                                               const LaunchConfig* config) {
     const Result entered = self().enter("cuOccupancyMaxActiveClusters");
     if (entered != kSuccess) return entered;
+    if (!self().knows(function)) return kInvalidHandle;
     Launch launch;
     const Result result = self().read_config(*config, function, &launch);
     if (result != kSuccess) return result;
@@ -208,6 +215,7 @@ struct RecordingFunctions {
     const Result entered = self().enter("cuLaunchKernelEx");
     if (entered != kSuccess) return entered;
     if (thread_contexts().empty()) return kInvalidContext;
+    if (!self().knows(function)) return kInvalidHandle;
     const Context context = thread_contexts().back();
     RecordedLaunch recorded;
     recorded.device_index = context->device_index;

@@ -1,0 +1,66 @@
+"""pytest-benchmark of the FP8 GEMM: ``pytest bench/bench_gemm.py [--device cuda]``.
+
+On a GPU each row is one shape; on any machine the host path is measured with the recording driver:
+what a call costs before the kernel runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import pykernels
+from bench import gemm_bench, harness
+from pykernels import _C
+from pykernels.native import native, tensor_view
+from tests.cases import gemm_operands
+
+
+@pytest.fixture(scope="module")
+def copy_gbps() -> float:
+    return harness.copy_bandwidth()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", gemm_bench.shapes(), ids=str)
+def test_gpu(benchmark: Any, shape: gemm_bench.Shape, copy_gbps: float) -> None:
+    """The GPU's own time stands in extra_info; the benchmark times one synchronised call."""
+    benchmark.extra_info.update(gemm_bench.measure(shape, copy_gbps), **harness.environment())
+    operands = gemm_bench.make_operands(shape, seed=0)
+
+    def call() -> None:
+        gemm_bench.run(operands, None)
+        torch.cuda.synchronize()
+
+    benchmark(call)
+
+
+@pytest.fixture
+def driver() -> Iterator[_C.RecordingDriver]:
+    """Takes launches and runs nothing."""
+    native()  # registers the kernels
+    with _C.RecordingDriver() as driver:
+        driver.set_current_device(0)
+        yield driver
+
+
+def test_make_launch_and_launch(benchmark: Any, driver: _C.RecordingDriver) -> None:
+    """Config, tensor maps, argument block and cuLaunchKernelEx, with the binding around them."""
+    (a, sfa), (b, sfb) = gemm_operands(128, 1024, 512)
+    out = torch.empty(128, 1024, dtype=torch.bfloat16)
+    views = [tensor_view(tensor) for tensor in (a, sfa, b, sfb, out)]
+    device = _C.CudaDevice(0, 0)
+    function = native().fp8_gemm_nt
+    benchmark(lambda: function(device, *views, None))
+
+
+def test_op_call(
+    benchmark: Any, driver: _C.RecordingDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public function: dispatch, checks, allocation, launch."""
+    monkeypatch.setattr("pykernels.device.cuda_stream", lambda tensor: (0, 0))
+    a, b = gemm_operands(128, 1024, 512)
+    benchmark(lambda: pykernels.fp8_gemm_nt(a, b))

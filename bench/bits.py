@@ -1,0 +1,198 @@
+"""The same launches in the emulator and on the GPU, compared bit by bit.
+
+GEMM and quantisation must be equal. Differences are counted by class, because each class points to
+another cause: a wrong rounding shows as 1 ulp, a wrong fragment layout as large errors, an
+unverified row of gpu_facts as NaN payloads or signs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pykernels
+from pykernels.native import kernel_metadata, native, tensor_view
+from tests.cases import gemm_operands
+
+Outputs = tuple[Tensor, ...]
+# Where a case runs: (the tensors' device, what makes the Device that launches).
+Place = tuple[torch.device, Callable[[], Any]]
+
+_GEMM_SIZES = (
+    (1, 8, 16),
+    (63, 64, 128),
+    (65, 128, 112),
+    (129, 136, 256),
+    (40, 8, 1168),
+    (257, 264, 272),
+    (256, 512, 2048),
+)
+_QUANTIZE_SIZES = ((1, 16), (33, 272), (128, 128), (257, 1040))
+_GENERIC_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One launch: its name, and what runs it on a place and returns the outputs on the CPU."""
+
+    name: str
+    run: Callable[[Place], Outputs]
+
+
+def emulator() -> Place:
+    return torch.device("cpu"), lambda: native().EmulatedDevice(checks=())
+
+
+def gpu() -> Place:
+    def device() -> Any:
+        index = torch.cuda.current_device()
+        return native().CudaDevice(index, torch.cuda.current_stream(index).cuda_stream)
+
+    return torch.device("cuda", torch.cuda.current_device()), device
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel over edge shapes, output types and kinds of operands."""
+    for kernel in (k["name"] for k in kernel_metadata() if k["family"] == "fp8_gemm_nt"):
+        for dtype in (torch.bfloat16, torch.float32):
+            for sizes in _GEMM_SIZES:
+                for kind in ("normal", "mixed", "special"):
+                    yield _gemm_case(str(kernel), sizes, dtype, kind)
+    for block_rows in (1, 128):
+        for dtype in _GENERIC_TYPES:
+            for scale_fmt in ("fp32", "ue8m0"):
+                for m, k in _QUANTIZE_SIZES:
+                    yield _quantize_case(block_rows, (m, k), dtype, scale_fmt)
+
+
+def _gemm_case(kernel: str, sizes: tuple[int, int, int], dtype: torch.dtype, kind: str) -> Case:
+    m, n, k = sizes
+
+    def run(place: Place) -> Outputs:
+        torch_device, make_device = place
+        operands = [tensor.to(torch_device) for tensor in _operands(sizes, kind)]
+        out = torch.zeros(m, n, dtype=dtype, device=torch_device)
+        views = [tensor_view(tensor) for tensor in (*operands, out)]
+        native().fp8_gemm_nt(make_device(), *views, None, kernel)
+        return (out.cpu(),)
+
+    return Case(f"{kernel}/{m}x{n}x{k}/{_name(dtype)}/{kind}", run)
+
+
+def _operands(sizes: tuple[int, int, int], kind: str) -> tuple[Tensor, ...]:
+    """``mixed``: every FP8 pattern but NaN. ``special``: NaN and infinities too."""
+    (a, sfa), (b, sfb) = gemm_operands(*sizes)
+    if kind == "normal":
+        return a, sfa, b, sfb
+    generator = torch.Generator().manual_seed(sum(sizes))
+
+    def patterns(tensor: Tensor) -> Tensor:
+        bits = torch.randint(0, 256, tensor.shape, generator=generator, dtype=torch.uint8)
+        bits[(bits & 0x7F) == 0x7F] = 0x01
+        return bits.view(torch.float8_e4m3fn)
+
+    a, b = patterns(a), patterns(b)
+    if kind == "special":
+        a.view(torch.uint8)[-1, 0] = 0x7F
+        b.view(torch.uint8)[0, -1] = 0xFF
+        sfa[0, 0] = math.inf
+        sfa[sfa.size(0) // 2, -1] = math.nan
+        sfb[-1, 0] = -0.0
+    return a, sfa, b, sfb
+
+
+def _quantize_case(
+    block_rows: int, sizes: tuple[int, int], dtype: torch.dtype, scale_fmt: str
+) -> Case:
+    m, k = sizes
+    op = pykernels.quantize_1x128 if block_rows == 1 else pykernels.quantize_128x128
+
+    def run(place: Place) -> Outputs:
+        torch_device, make_device = place
+        x = _activations(sizes, dtype).to(torch_device)
+        q = torch.zeros(m, k, dtype=torch.uint8, device=torch_device).view(torch.float8_e4m3fn)
+        scales = torch.zeros(-(-m // block_rows), -(-k // 128), device=torch_device)
+        views = [tensor_view(tensor) for tensor in (x, q, scales)]
+        native().quantize(make_device(), *views, block_rows, scale_fmt == "ue8m0")
+        return q.cpu(), scales.cpu()
+
+    return Case(f"{op.__name__}/{m}x{k}/{_name(dtype)}/{scale_fmt}", run)
+
+
+def _activations(sizes: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Magnitudes over the type's range, a zero block, an infinity and a NaN."""
+    generator = torch.Generator().manual_seed(sum(sizes))
+    m, k = sizes
+    exponents = torch.randint(-30, 15, (m, -(-k // 16)), generator=generator)
+    x = torch.randn(m, k, generator=generator)
+    x *= torch.exp2(exponents.double()).float().repeat_interleave(16, dim=1)[:, :k]
+    x = x.to(dtype)
+    x[0, : min(k, 128)] = 0
+    if m > 2:
+        x[1, 0], x[2, -1] = math.inf, math.nan
+    return x
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def compare(case: Case, reference: Place, actual: Place) -> dict[str, Any]:
+    """One row of the result: the number of elements, and the differences by class."""
+    differences: Counter[str] = Counter()
+    elements = 0
+    for wanted, found in zip(case.run(reference), case.run(actual), strict=True):
+        elements += wanted.numel()
+        differences += classify(found, wanted)
+    return {"case": case.name, "elements": elements, "differences": dict(differences)}
+
+
+_WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def classify(found: Tensor, wanted: Tensor) -> Counter[str]:
+    """Counts elements whose bits differ, by the kind of difference."""
+    width = _WIDTHS[wanted.element_size()]
+    different = found.contiguous().view(width) != wanted.contiguous().view(width)
+    kinds: Counter[str] = Counter()
+    pairs = zip(
+        found[different].float().tolist(),
+        wanted[different].float().tolist(),
+        _distances(found[different], wanted[different]),
+        strict=True,
+    )
+    for actual, expected, distance in pairs:
+        kinds[_kind(actual, expected, distance)] += 1
+    return kinds
+
+
+def _kind(actual: float, expected: float, distance: int) -> str:
+    if math.isnan(actual) or math.isnan(expected):
+        both = math.isnan(actual) and math.isnan(expected)
+        return "NaN payload or sign" if both else "NaN on one side"
+    if math.isinf(actual) or math.isinf(expected):
+        return "infinity"
+    if actual == expected:
+        return "sign of zero"
+    if distance == 1:
+        return "1 ulp"
+    return "2 to 16 ulp" if distance <= 16 else "more than 16 ulp"
+
+
+def _distances(found: Tensor, wanted: Tensor) -> list[int]:
+    """Representable values between the two, in the elements' type."""
+    width = _WIDTHS[wanted.element_size()]
+    sign = 1 << (8 * wanted.element_size() - 1)
+
+    def ordered(tensor: Tensor) -> Tensor:
+        bits = tensor.contiguous().view(width).long() & (2 * sign - 1)
+        return torch.where(bits >= sign, sign - bits, bits)
+
+    distances: list[int] = (ordered(found) - ordered(wanted)).abs().tolist()
+    return distances

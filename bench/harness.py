@@ -1,0 +1,194 @@
+"""How every bench measures: graph replay, rotated inputs, warm-up by time; and on what machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+L2_BYTES = 50 * 2**20  # H100 and H200
+FP8_TFLOPS = 1979.0  # dense, H100 SXM and H200 datasheets
+_ROTATED_BYTES = 4 * L2_BYTES  # inputs of one round: when a set comes round again it has left L2
+_MAX_SETS = 64
+_GRAPH_US = 2000.0  # length of one replay: its own start is below 1 % of that
+_WARM_UP_S = 0.2
+_MAX_SAMPLES = 50
+
+Call = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call, over the samples (each the mean of one replay)."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+    num_samples: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        ordered = sorted(samples)
+        last = len(ordered) - 1
+        return cls(
+            statistics.median(ordered),
+            ordered[round(0.1 * last)],
+            ordered[round(0.9 * last)],
+            len(ordered),
+        )
+
+
+def num_rotated_sets(bytes_per_set: int) -> int:
+    """How many copies of the operands make each call find its inputs outside of L2."""
+    return max(1, min(_MAX_SETS, -(-_ROTATED_BYTES // max(bytes_per_set, 1))))
+
+
+def time_calls(calls: Sequence[Call], *, sample_s: float = 0.2) -> Timing:
+    """Times calls that differ in their memory only, on the GPU.
+
+    All calls are captured into one graph, often enough that a replay takes milliseconds; replays
+    are timed by events after a warm-up by time.
+
+    Args:
+        calls: One for each set of rotated inputs; a single one measures with a warm L2.
+        sample_s: How long samples are taken, in seconds.
+    """
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    rounds = _rounds(calls)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    _run_for(_WARM_UP_S, graph.replay)
+    samples: list[float] = []
+    deadline = time.perf_counter() + sample_s
+    while len(samples) < 5 or (time.perf_counter() < deadline and len(samples) < _MAX_SAMPLES):
+        samples.append(_event_us(graph.replay) / (rounds * len(calls)))
+    return Timing.of(samples)
+
+
+def _rounds(calls: Sequence[Call]) -> int:
+    def one_round() -> None:
+        for call in calls:
+            call()
+
+    return max(1, min(1000, round(_GRAPH_US / max(_event_us(one_round), 1.0))))
+
+
+def _run_for(seconds: float, call: Call) -> None:
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        call()
+        torch.cuda.synchronize()
+
+
+def _event_us(call: Call) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return 1000.0 * float(start.elapsed_time(end))
+
+
+def copy_bandwidth() -> float:
+    """GB/s of a device-to-device copy of 1 GiB, bytes read and written."""
+    source = torch.randint(0, 256, (2**30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    timing = time_calls([lambda: target.copy_(source)])
+    return 2 * source.numel() / timing.median_us / 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """What one call must do at least, and how long that takes at best."""
+
+    flops: float
+    num_bytes: float
+    copy_gbps: float
+
+    @property
+    def compute_us(self) -> float:
+        return self.flops / FP8_TFLOPS / 1e6
+
+    @property
+    def memory_us(self) -> float:
+        return self.num_bytes / self.copy_gbps / 1e3
+
+    @property
+    def bound(self) -> str:
+        return "memory" if self.memory_us > self.compute_us else "compute"
+
+    def row(self, timing: Timing) -> dict[str, Any]:
+        """The columns of a result that every bench has."""
+        best_us = max(self.memory_us, self.compute_us)
+        return {
+            "us": timing.median_us,
+            "us_p10": timing.p10_us,
+            "us_p90": timing.p90_us,
+            "tflops": self.flops / timing.median_us / 1e6,
+            "gbps": self.num_bytes / timing.median_us / 1e3,
+            "bound": self.bound,
+            "roofline_share": best_us / timing.median_us,
+        }
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the code, as every result file carries them."""
+    found: dict[str, Any] = {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "host": platform.machine(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["capability"] = list(torch.cuda.get_device_capability())
+        found["nvidia_smi"] = nvidia_smi()
+    return found
+
+
+def commit() -> str:
+    """The commit of the checkout, with ``-dirty`` where files differ; "unknown" outside of git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+_SMI_FIELDS = (
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
+
+
+def nvidia_smi() -> dict[str, str]:
+    """Driver, clocks, power and temperature now; empty without nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    values = result.stdout.splitlines()[0].split(", ")
+    return dict(zip(_SMI_FIELDS, values, strict=True))
