@@ -14,12 +14,13 @@ __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t num_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
-/// barrier.cluster.arrive.release.aligned;      PTX 8.0, sm_90
+/// barrier.cluster.arrive.relaxed.aligned;      PTX 8.0, sm_90
 ///
-/// Marks the arrival of the thread at the cluster's barrier without waiting. Releases the earlier
-/// accesses at cluster scope. Every thread of the cluster, warps converged.
-__device__ __forceinline__ void barrier_cluster_arrive_release() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+/// Marks the arrival of the thread at the cluster's barrier without waiting, and orders nothing by
+/// itself: what is to be visible behind the barrier needs a fence of its own before it, such as
+/// fence_mbarrier_init_release_cluster. Every thread of the cluster, warps converged.
+__device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 /// barrier.cluster.wait.acquire.aligned;      PTX 8.0, sm_90

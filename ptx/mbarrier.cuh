@@ -62,22 +62,4 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint32_t mbar, uint32_t
   return done != 0;
 }
 
-/// mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [mbar], parity;      PTX 8.0, sm_90
-///
-/// As mbarrier_try_wait_parity, and acquires at cluster scope: for barriers at which threads of
-/// other CTAs arrive. Any thread.
-__device__ __forceinline__ bool mbarrier_try_wait_parity_cluster(uint32_t mbar, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n\t"
-      ".reg .pred p;\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-      "selp.u32 %0, 1, 0, p;\n\t"
-      "}"
-      : "=r"(done)
-      : "r"(mbar), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 }  // namespace pykernels::ptx

@@ -55,12 +55,7 @@ class Pipeline {
   /// complete.
   __device__ __forceinline__ void wait_empty() const {
     const uint32_t barrier = empty_ + stage_ * 8;
-    if constexpr (kClusterSize > 1) {
-      while (!ptx::mbarrier_try_wait_parity_cluster(barrier, phase_ ^ 1)) {
-      }
-    } else {
-      while (!ptx::mbarrier_try_wait_parity(barrier, phase_ ^ 1)) {
-      }
+    while (!ptx::mbarrier_try_wait_parity(barrier, phase_ ^ 1)) {
     }
   }
 

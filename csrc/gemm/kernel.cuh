@@ -22,7 +22,8 @@ constexpr uint32_t fp8_gemm_body_shared_bytes() {
   return sizeof(SharedStorage<kConfig>);
 }
 
-/// Initialises the barriers and makes them visible to the CTA, to the cluster and to TMA.
+/// Initialises the barriers and makes them visible to the CTA, to the cluster and to TMA. The fence
+/// orders the initialisation, so the cluster's barrier may be a relaxed one.
 template <GemmConfig kConfig>
 __device__ __forceinline__ void set_up_barriers(SharedStorage<kConfig>& smem) {
   if (threadIdx.x == 0) {
@@ -30,7 +31,7 @@ __device__ __forceinline__ void set_up_barriers(SharedStorage<kConfig>& smem) {
     ptx::fence_mbarrier_init_release_cluster();
   }
   if constexpr (kConfig.cluster > 1) {
-    ptx::barrier_cluster_arrive_release();
+    ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait_acquire();
   } else {
     ptx::bar_sync(0, kConfig.num_threads());
