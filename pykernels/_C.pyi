@@ -253,6 +253,7 @@ class emulator:  # noqa: N801 - a submodule
             cluster: Sequence[int],
             dynamic_shared_bytes: int,
             programmatic_dependent: bool,
+            registers: int,
             parameters: bytes,
             memory: Sequence[tuple[int, int, str, bool]],
         ) -> None: ...

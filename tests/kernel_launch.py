@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from pykernels.emulator import Emulator, Launch, Module, Report
 from pykernels.native import native, tensor_view
 from tests.cases import gemm_operands
+
+if TYPE_CHECKING:
+    from pykernels import _C
 
 
 @dataclass
@@ -36,8 +40,11 @@ class GemmLaunch:
         return cls(kernel, a, b, torch.empty(m, n, dtype=dtype), num_sms)
 
     def ptx(self) -> str:
+        return Path(self._info().ptx_path).read_text()
+
+    def _info(self) -> _C.KernelInfo:
         (info,) = (k for k in native().registered_kernels() if k.name == self.kernel)
-        return Path(info.ptx_path).read_text()
+        return info
 
     def run(self, module: Module, **options: object) -> Report:
         """Poisons the output and runs the only kernel of the module."""
@@ -60,6 +67,7 @@ class GemmLaunch:
                     cluster=launch.cluster,
                     dynamic_smem_bytes=launch.dynamic_shared_bytes,
                     programmatic_dependent=launch.programmatic_dependent,
+                    registers=self._info().registers,
                 )
             ]
         )

@@ -32,6 +32,8 @@ class Launch:
         cluster: CTAs of a cluster, (x, y, z).
         dynamic_smem_bytes: Dynamic shared memory of a CTA.
         programmatic_dependent: Whether the launch before may still run; see ``griddepcontrol``.
+        registers: Per thread at launch, as ptxas reports; 0 if unknown. ``setmaxnreg`` is checked
+            against it.
 
     Raises:
         ValueError: a dimension, size or argument is not possible on sm_90.
@@ -44,6 +46,7 @@ class Launch:
     cluster: Sequence[int] = (1, 1, 1)
     dynamic_smem_bytes: int = 0
     programmatic_dependent: bool = False
+    registers: int = 0
 
     def __post_init__(self) -> None:
         for name, limits in (("grid", _MAX_GRID), ("block", _MAX_BLOCK), ("cluster", (16, 16, 16))):
@@ -145,6 +148,7 @@ class Emulator:
                     cluster=tuple(launch.cluster),
                     dynamic_shared_bytes=launch.dynamic_smem_bytes,
                     programmatic_dependent=launch.programmatic_dependent,
+                    registers=launch.registers,
                     parameters=block,
                     memory=[entry for entry in memory + registered if entry[1] > 0],
                 )

@@ -22,7 +22,8 @@ Step set_max_registers(Warp& warp, const Instruction& inst, LaneMask active) {
   const auto registers = static_cast<uint32_t>(inst.immediate);
   const uint32_t held = cta.warp_registers[static_cast<size_t>(warp.index())];
   const bool increases = inst.variant != 0;
-  if (!warp.split().resumed && registers != held && increases != (registers > held)) {
+  const bool known = cta.grid->launch.registers != 0;  // else `held` is a guess, the pool's bounds hold all the same
+  if (known && !warp.split().resumed && registers != held && increases != (registers > held)) {
     warp.machine().report("sync",
                           concat("setmaxnreg.", increases ? "inc" : "dec", " to ", registers,
                                  " registers where the warp holds ", held),

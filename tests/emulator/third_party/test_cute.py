@@ -16,6 +16,7 @@ from pykernels.emulator import Emulator, Module, TensorMap
 SOURCE = Path(__file__).with_name("cute_programs.cu")
 INCLUDE = Path(sysconfig.get_path("purelib")) / "cutlass_library" / "source" / "include"
 SWIZZLES = {"INTER": "none", "SW32": "32B", "SW64": "64B", "SW128": "128B"}
+COLUMNS = [("INTER", 8), ("SW32", 16), ("SW64", 32), ("SW128", 64)]  # of a box: one swizzle row
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def expected_box(tensor: torch.Tensor, box: Box, columns: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("box", BOXES, ids=lambda box: box.what)
-@pytest.mark.parametrize(("swizzle", "columns"), zip(SWIZZLES, [8, 16, 32, 64], strict=True))
+@pytest.mark.parametrize(("swizzle", "columns"), COLUMNS)
 @pytest.mark.timeout(900)
 def test_tma_load(cute: Module, swizzle: str, columns: int, box: Box) -> None:
     tensor = torch.arange(96 * 128, dtype=torch.float32).reshape(96, 128).remainder(251).bfloat16()
@@ -118,7 +119,7 @@ def test_tma_load(cute: Module, swizzle: str, columns: int, box: Box) -> None:
 
 
 @pytest.mark.parametrize("box", BOXES, ids=lambda box: box.what)
-@pytest.mark.parametrize(("swizzle", "columns"), zip(SWIZZLES, [8, 16, 32, 64], strict=True))
+@pytest.mark.parametrize(("swizzle", "columns"), COLUMNS)
 @pytest.mark.timeout(900)
 def test_tma_store(cute: Module, swizzle: str, columns: int, box: Box) -> None:
     values = torch.arange(32 * columns, dtype=torch.float32).reshape(32, columns)
