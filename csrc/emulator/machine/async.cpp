@@ -50,7 +50,10 @@ bool AsyncQueue::complete_one(Machine& machine) {
   drop_finished();
   const auto can_finish = [](const auto& operation) { return !operation->finished && operation->ready(); };
   const bool random = machine.options().completion == Completion::kRandom;
-  auto pick = std::find_if(operations_.begin(), operations_.end(), can_finish);
+  auto pick = std::find_if(operations_.begin(), operations_.end(), [&](const auto& operation) {
+    return can_finish(operation) && operation->signals();
+  });
+  if (pick == operations_.end()) pick = std::find_if(operations_.begin(), operations_.end(), can_finish);
   if (pick == operations_.end()) return false;
   if (random) {
     auto start = operations_.begin() + machine.random().below(static_cast<uint32_t>(operations_.size()));

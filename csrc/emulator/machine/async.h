@@ -31,6 +31,9 @@ class AsyncOperation {
   virtual void finish(Machine& machine) = 0;
   /// True where it can take effect now; WGMMA is not ready until all four warps have issued it.
   virtual bool ready() const { return true; }
+  /// True where its end is what blocked threads wait for (an mbarrier), false where a group's wait forces it:
+  /// late completion holds the latter back while the former let anyone go on.
+  virtual bool signals() const { return false; }
   virtual std::string describe() const = 0;
   /// True where what is left to do reads or writes this CTA's shared memory: the CTA must not end before.
   virtual bool touches(const Cta& cta) const {
@@ -52,7 +55,8 @@ class AsyncQueue {
   /// A wait demands it: does what is left of it now.
   static void force_source(Machine& machine, AsyncOperation& operation);
   static void force(Machine& machine, AsyncOperation& operation);
-  /// Completes one ready operation: the oldest (late) or one drawn from the seed. False if there is none.
+  /// Completes one ready operation: the oldest that signals, else the oldest (late), or one drawn from the
+  /// seed. False if there is none.
   bool complete_one(Machine& machine);
   /// Completes all that is ready, oldest first.
   void complete_ready(Machine& machine);

@@ -78,6 +78,7 @@ class BulkOperation : public AsyncOperation {
 
   void read_source(Machine& machine) override;
   void finish(Machine& machine) override;
+  bool signals() const override { return !barriers.empty(); }
   std::string describe() const override;
   bool touches(const Cta& cta) const override;
 
