@@ -1,6 +1,9 @@
 // Loads and stores of every space, width and vector, cache hints and policies.
 #include <cstring>
 #include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
 
 #include "emulator/isa/memory_access.h"
 #include "emulator/machine/cta.h"
@@ -287,10 +290,28 @@ Step create_policy(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-void build_create_policy(Builder& builder, uint64_t word) {
-  builder.instruction().operands[0] = builder.destination(builder.statement().operands[0], Type::kB64);
-  builder.instruction().immediate = static_cast<int64_t>(word);
-  builder.instruction().handler = &create_policy;
+/// createpolicy.fractional.primary{.secondary}.b64 d {, fraction}; only the primary priority is kept.
+void build_create_policy(Builder& builder) {
+  static const std::unordered_map<std::string_view, uint64_t> words = {
+      {"L2::evict_normal", 0x1000000000000000},
+      {"L2::evict_first", 0x12f0000000000000},
+      {"L2::evict_last", 0x14f0000000000000},
+      {"L2::evict_unchanged", 0x16f0000000000000}};
+  const std::vector<std::string>& modifiers = builder.statement().modifiers;
+  const size_t count = modifiers.size();
+  if (count < 3 || count > 4 || modifiers[0] != "fractional" || modifiers.back() != "b64") {
+    builder.fail("expected createpolicy.fractional with one or two priorities and .b64");
+  }
+  for (size_t i = 1; i + 1 < count; ++i) {
+    if (!words.contains(modifiers[i])) builder.fail("unknown modifier ." + modifiers[i]);
+  }
+  if (builder.num_operands() < 1 || builder.num_operands() > 2) {
+    builder.fail("expected a destination and a fraction");
+  }
+  Instruction& inst = builder.instruction();
+  inst.operands[0] = builder.destination(builder.statement().operands[0], Type::kB64);
+  inst.immediate = static_cast<int64_t>(words.at(modifiers[1]));
+  inst.handler = &create_policy;
 }
 
 void add_hint_forms(Table& table) {
@@ -305,18 +326,7 @@ void add_hint_forms(Table& table) {
             [](Builder& builder) { build_discard(builder, Space::kGeneric); });
   table.add("discard.global.L2", InstructionClass::kMemory,
             [](Builder& builder) { build_discard(builder, Space::kGlobal); });
-  const std::pair<const char*, uint64_t> policies[] = {{"L2::evict_normal", 0x1000000000000000},
-                                                       {"L2::evict_first", 0x12f0000000000000},
-                                                       {"L2::evict_last", 0x14f0000000000000},
-                                                       {"L2::evict_unchanged", 0x16f0000000000000}};
-  for (const auto& [name, word] : policies) {
-    const std::string spelling = std::string("createpolicy.fractional.") + name;
-    for (const char* secondary : {"", ".L2::evict_first", ".L2::evict_unchanged"}) {
-      if (*secondary != 0 && secondary + 1 == std::string_view(name)) continue;
-      table.add(spelling + secondary + ".b64", InstructionClass::kMemory,
-                [word = word](Builder& builder) { build_create_policy(builder, word); });
-    }
-  }
+  table.add("createpolicy.*", InstructionClass::kMemory, build_create_policy);
 }
 
 }  // namespace
