@@ -254,7 +254,7 @@ def second_accumulators(n: int, wait: str) -> Program:
         statement.format(list=e), "wgmma.commit_group.sync.aligned;", wait,
     ])  # fmt: skip
     return Program(
-        body, num,
+        body, num, tail="wgmma.wait_group.sync.aligned 0;",
         declarations=f".reg .b32 %e<{num}>;",
         setup="\n".join(f"mov.b32 %e{i}, %d{i};" for i in range(num)),
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_operands_are_read_at_completion() -> None:
     zeros = "{{%r10, %r10, %r10, %r10}}"
     stores = [f"st.shared.v4.b32 [%r11+{i * 2048}], {zeros};" for i in range(4)]
     overwrite = "\n".join([
-        "mov.u32 %r10, 0;", "shl.b32 %r11, %r0, 4;", "add.s32 %r11, %r11, %r1;",
+        "bar.sync 0;", "mov.u32 %r10, 0;", "shl.b32 %r11, %r0, 4;", "add.s32 %r11, %r11, %r1;",
         *stores, "bar.sync 0;",
     ])  # fmt: skip
     body = f"{case.statement}\nwgmma.commit_group.sync.aligned;\n{overwrite}\n"

@@ -90,7 +90,7 @@ class Program:
     body: str
     num_accumulators: int
     prologue: str = "wgmma.fence.sync.aligned;"
-    epilogue: str = ""
+    tail: str = ""  # after the accumulators are stored
     setup: str = ""
     declarations: str = ""
 
@@ -111,7 +111,7 @@ class Program:
             declarations=self.declarations,
             prologue=self.prologue,
             body=self.body.format(d="{" + d + "}", a="{" + a + "}"),
-            epilogue=self.epilogue,
+            tail=self.tail,
         )
 
 
@@ -181,8 +181,8 @@ COPY:
 
   {prologue}
   {body}
-  {epilogue}
   {stores}
+  {tail}
   ret;
 }}
 """
