@@ -1,0 +1,207 @@
+"""bench/validate_gpu.sh and its parts, as far as they go without a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import bits, harness, validate
+from bench.resume import read_outcomes
+from pykernels.native import KERNELS_DIR
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "bench" / "validate_gpu.sh"
+
+
+def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Hides the GPU where there is one."""
+    command = ["bash", str(SCRIPT), *map(str, arguments)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[object]:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    out = tmp_path / "out"
+    arguments = ["--wheels", wheels, "--kernels", KERNELS_DIR, "--out", out]
+    return [*arguments, "--python", sys.executable]
+
+
+def mark_as_done(out: Path, stage: str) -> None:
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    (out / "stamps").mkdir(parents=True)
+    (out / "stamps" / stage).write_text(f"{commit or 'unknown'}\n")
+
+
+def test_dry_run_ends_where_a_gpu_is_needed(folders: list[object], tmp_path: Path) -> None:
+    """Environment and requirements for real; the build has a stamp, as after an interruption."""
+    out = tmp_path / "out"
+    mark_as_done(out, "build")
+    result = run_script(*folders)
+    assert result.returncode == validate.EXIT_NO_GPU, result.stdout + result.stderr
+    assert "== build: done before" in result.stdout
+    assert "validate_gpu: no GPU" in (out / "validate.log").read_text()
+    assert (out / "stamps" / "requirements").exists()
+    assert not (out / "stamps" / "gpu").exists()
+    again = run_script(*folders)
+    assert again.returncode == validate.EXIT_NO_GPU
+    assert "== environment: done before" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--wheels", "/nonexistent"], "--wheels /nonexistent is no folder"),
+        (["--kernels", "/nonexistent"], "--kernels /nonexistent is no folder"),
+        (["--python", "/nonexistent"], "--python names no program"),
+        (["--speed", "1"], "unknown argument --speed"),
+        (["--budget"], "--budget needs a value"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage(folders: list[object], change: list[str], message: str) -> None:
+    result = run_script(*folders, *change)
+    assert result.returncode == validate.EXIT_ENVIRONMENT
+    assert message in result.stderr
+
+
+def test_python_without_torch(folders: list[object], tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    result = subprocess.run(
+        ["bash", str(SCRIPT), *map(str, folders), "--python", str(bare / "bin" / "python")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert result.returncode == validate.EXIT_ENVIRONMENT
+    assert "torch 2.6 or newer is needed" in result.stdout + result.stderr
+
+
+def floats(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+FLOAT32_ULP = 2.0**-23
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "kinds"),
+    [
+        (floats(1.0, math.nan), floats(1.0, math.nan), {}),
+        (floats(1.0 + FLOAT32_ULP), floats(1.0), {"1 ulp": 1}),
+        (floats(1.0 + 16 * FLOAT32_ULP), floats(1.0), {"2 to 16 ulp": 1}),
+        (floats(1.0 + 17 * FLOAT32_ULP), floats(1.0), {"more than 16 ulp": 1}),
+        (floats(2.0**-149), floats(-(2.0**-149)), {"2 to 16 ulp": 1}),
+        (floats(-0.0), floats(0.0), {"sign of zero": 1}),
+        (floats(math.inf), floats(1.0), {"infinity": 1}),
+        (floats(math.nan), floats(1.0), {"NaN on one side": 1}),
+        (floats(math.nan), -floats(math.nan), {"NaN payload or sign": 1}),
+        (floats(1.0).bfloat16() * 1.0078125, floats(1.0).bfloat16(), {"1 ulp": 1}),
+        (
+            torch.tensor([0x09, 0x7F, 0xFF], dtype=torch.uint8).view(torch.float8_e4m3fn),
+            torch.tensor([0x08, 0x7F, 0x7F], dtype=torch.uint8).view(torch.float8_e4m3fn),
+            {"1 ulp": 1, "NaN payload or sign": 1},
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_differences_by_class(found: Tensor, wanted: Tensor, kinds: dict[str, int]) -> None:
+    assert bits.classify(found, wanted) == Counter(kinds)
+
+
+def test_bits_of_the_emulator_against_itself() -> None:
+    """A small launch of each family through the code that compares with a GPU."""
+    families: dict[str, bits.Case] = {}
+    for case in bits.cases():
+        families.setdefault(case.name.split("/")[0], case)
+    assert len(families) == len(list(KERNELS_DIR.glob("*.json")))
+    for case in families.values():
+        row = bits.compare(case, bits.emulator(), bits.emulator())
+        assert row["differences"] == {}
+        assert row["elements"] > 0
+
+
+def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    made: list[str] = []
+
+    def make_row(name: str) -> dict[str, str]:
+        made.append(name)
+        return {"case": name}
+
+    assert validate._resume_rows(path, ["a", "b"], make_row, budget_s=0.0) == []
+    assert validate._resume_rows(path, ["a"], make_row) == [{"case": "a"}]
+    rows = validate._resume_rows(path, ["a", "b"], make_row)
+    assert [row["case"] for row in rows] == ["a", "b"]
+    assert made == ["a", "b"]
+
+
+def test_missing_requirements() -> None:
+    listed = (
+        "torch>=2.6\nnumpy\nno-such-package==1.0\nother-missing[extra]>=2; python_version>'3'\n"
+    )
+    assert validate.missing(listed, essential=False) == ["no-such-package", "other-missing"]
+    assert validate.missing(listed, essential=True) == []
+
+
+def test_passed_tests_are_not_run_again(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "import os\ndef test_good(): pass\ndef test_bad(): assert 'FIXED' in os.environ\n"
+    )
+    outcomes = tmp_path / "outcomes.jsonl"
+    command = [sys.executable, "-m", "pytest", str(tmp_path / "test_two.py"), "-q", "-c"]
+    command += [os.devnull, "-p", "bench.resume", "--outcomes", str(outcomes), "--rootdir"]
+    command += [str(tmp_path), "-p", "no:cacheprovider"]
+
+    def run(**environment: str) -> int:
+        variables = {**os.environ, **environment}
+        return subprocess.run(
+            command, cwd=ROOT, env=variables, capture_output=True, check=False
+        ).returncode
+
+    assert run() == 1
+    assert list(read_outcomes(outcomes).values()) == ["passed", "failed"]
+    assert run(FIXED="1") == 0
+    entries = [json.loads(line)["test"] for line in outcomes.read_text().splitlines()]
+    assert [entry.split("::")[1] for entry in entries] == ["test_good", "test_bad", "test_bad"]
+    assert set(read_outcomes(outcomes).values()) == {"passed"}
+
+
+def test_report_gathers_the_stages(tmp_path: Path) -> None:
+    (tmp_path / "bits.json").write_text('{"cases": 1, "different": [], "differences": {}}')
+    assert validate.write_report(tmp_path) == validate.EXIT_FAILURE  # the tests have not run
+    (tmp_path / "tests.json").write_text('{"failed": [], "counts": {"passed": 3}}')
+    assert validate.write_report(tmp_path) == 0
+    written = json.loads((tmp_path / "validation.json").read_text())
+    assert written["tests"]["counts"] == {"passed": 3}
+    assert written["bench"] is None
+    assert written["environment"]["torch"] == torch.__version__
+
+
+def test_timing_percentiles() -> None:
+    timing = harness.Timing.of([float(i) for i in range(1, 12)])
+    assert (timing.p10_us, timing.median_us, timing.p90_us) == (2.0, 6.0, 10.0)
+
+
+def test_roofline() -> None:
+    roofline = harness.Roofline(flops=1979e6, num_bytes=2e6, copy_gbps=1000.0)
+    assert roofline.bound == "memory"
+    row = roofline.row(harness.Timing(4.0, 4.0, 4.0, 1))
+    assert row["roofline_share"] == pytest.approx(0.5)
+    assert row["gbps"] == pytest.approx(500.0)
