@@ -25,7 +25,7 @@ def copy_gbps() -> float:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", gemm_bench.shapes(), ids=str)
+@pytest.mark.parametrize("shape", list(gemm_bench.shapes()), ids=str)
 def test_gpu(benchmark: Any, shape: gemm_bench.Shape, copy_gbps: float) -> None:
     """The GPU's own time stands in extra_info; the benchmark times one synchronised call."""
     benchmark.extra_info.update(gemm_bench.measure(shape, copy_gbps), **harness.environment())
