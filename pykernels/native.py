@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
+import threading
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,14 +34,25 @@ _DTYPE_NAMES = {
     for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
 }
 
+_lock = threading.Lock()
+_loaded: ModuleType | None = None
 
-@functools.cache
+
 def native() -> Any:
     """``pykernels._C`` with all kernels of the package registered; the first call loads both.
 
     Raises:
         RuntimeError: the extension or the kernels are not built or cannot be read.
     """
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded
+
+
+def _load() -> ModuleType:
     try:
         from pykernels import _C
     except ImportError as error:
