@@ -83,6 +83,7 @@ class Pipeline {
   /// Producer, after its last stage: waits until every stage has been released, so that no consumer
   /// of a peer can still arrive at this CTA's barriers when it exits.
   __device__ __forceinline__ void drain() {
+#pragma unroll 1
     for (uint32_t i = 0; i < kNumStages; ++i) {
       wait_empty();
       advance();
