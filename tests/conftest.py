@@ -4,7 +4,6 @@ from tests.device_option import (
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
-    target,
 )
 
-__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure", "target"]
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]

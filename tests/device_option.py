@@ -1,11 +1,11 @@
-"""A pytest plugin: ``--device``, which device the cases that take the ``target`` fixture run on."""
+"""A pytest plugin: ``--device``, where cases that go through ``tests.target`` run kernels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.target import Target
+from tests import target
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda needs a GPU that torch can use; it finds none")
+    target.select(config.getoption("--device"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,9 +32,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     needs_gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
     config.hook.pytest_deselected(items=needs_gpu)
     items[:] = [item for item in items if item not in needs_gpu]
-
-
-@pytest.fixture(scope="session")
-def target(request: pytest.FixtureRequest) -> Target:
-    """The emulator, or with ``--device cuda`` the GPU."""
-    return Target(request.config.getoption("--device"))

@@ -275,10 +275,10 @@ def test_unsupported_machine(
     assert cuda.driver.launches == []
 
 
-def test_no_driver(monkeypatch: pytest.MonkeyPatch, target: Any) -> None:
+def test_no_driver() -> None:
     """Without the recording driver, on a machine without libcuda.so.1, the error says so."""
     info = _C.driver_info()
-    if target.kind == "cuda" or info["error"] is None:
+    if info["error"] is None:  # there is a driver
         assert info["version"] is not None
         return
     assert "libcuda.so.1" in info["error"]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 import pykernels
 from pykernels import reference
-from pykernels.native import kernel_metadata, native, tensor_view
+from pykernels.native import kernel_metadata, native
 from tests.cases import GemmCase, Pair, assert_same_bits, gemm_operands
+from tests.target import selected
 from tests.tolerance import FP32_FLOOR, TENSOR_CORE_FLOOR, assert_rows_close
 
 KERNELS = [kernel["name"] for kernel in kernel_metadata() if kernel["family"] == "fp8_gemm_nt"]
@@ -33,15 +34,18 @@ CASES = [
 def emulated(
     a: Pair, b: Pair, kernel: str, dtype: torch.dtype, num_sms: int | None = None, **options: Any
 ) -> Tensor:
-    """Runs one named kernel and demands a launch without findings."""
-    device = native().EmulatedDevice(**options)
+    """Runs one named kernel, with ``--device cuda`` on the GPU, and demands no findings."""
     out = torch.full((a[0].size(0), b[0].size(0)), torch.nan, dtype=dtype)
-    views = [tensor_view(tensor) for tensor in (*a, *b, out)]
-    native().fp8_gemm_nt(device, *views, num_sms, kernel)
-    ((name, report),) = device.reports
-    assert name == kernel
-    assert report["findings"] == []
+    launch(a, b, out, kernel, num_sms, **options)
     return out
+
+
+def launch(
+    a: Pair, b: Pair, out: Tensor, kernel: str, num_sms: int | None = None, **options: Any
+) -> None:
+    function = native().fp8_gemm_nt
+    launched = selected().launch(function, [*a, *b, out], num_sms, kernel, **options)
+    assert launched in ([kernel], None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -131,10 +135,7 @@ def test_neighbours_in_memory_do_not_matter(kernel: str) -> None:
         expected = emulated((q, sfa), (w, sfb), kernel, dtype)
         storage = torch.full((90, 160), 7.0, dtype=dtype)
         out = storage[8:78, 16:152]
-        device = native().EmulatedDevice()
-        views = [tensor_view(tensor) for tensor in (*a, *b, out)]
-        native().fp8_gemm_nt(device, *views, None, kernel)
-        assert device.reports[0][1]["findings"] == []
+        launch(a, b, out, kernel)
         assert_same_bits(out, expected)
         storage[8:78, 16:152] = 7.0
         assert bool((storage == 7.0).all())

@@ -13,6 +13,7 @@ from torch import Tensor
 import pykernels
 from pykernels import reference
 from tests.cases import assert_same_bits, ceil_div
+from tests.target import selected
 
 Pair = tuple[Tensor, Tensor]
 OPS: list[tuple[Callable[..., Pair], Callable[..., Pair], int]] = [
@@ -106,12 +107,11 @@ def test_torch_implementation(
 
 
 def emulated(op: Callable[..., Pair], *arguments: Any, options: Any = None, **named: Any) -> Pair:
-    """Runs the kernel and demands one launch without findings."""
-    with pykernels.emulate(**(options or {})) as report:
-        result = op(*arguments, **named)
-    report.raise_if_findings()
-    assert [name for name, _ in report.launches] == [op.__name__]
-    return result
+    """Runs the kernel, with ``--device cuda`` on the GPU, and demands no findings."""
+    result, launched = selected().call(op, *arguments, options=options, **named)
+    assert launched in ([op.__name__], None)
+    pair: Pair = result
+    return pair
 
 
 @BY_NAME
