@@ -1,4 +1,4 @@
-"""The emulator recognises instructions, no kernels: a disguised kernel gives the same bits and counts."""
+"""The emulator recognises instructions, no kernels: a disguised kernel gives the same bits."""
 
 from __future__ import annotations
 
