@@ -1,11 +1,12 @@
-// Bindings of the emulator: modules, options, runs and reports. The public surface is pykernels.emulator.
+// Bindings of the emulator: modules, options, runs and reports. The public surface is
+// pykernels.emulator.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
 #include "core/check.h"
@@ -37,15 +38,16 @@ void poll_signals() {
 Completion completion_from_name(const std::string& name) {
   if (name == "early") return Completion::kEarly;
   if (name == "late") return Completion::kLate;
-  PK_CHECK(name == "random", "async_completion must be \"early\", \"late\" or \"random\", got \"", name,
-           "\"");
+  PK_CHECK(name == "random", "async_completion must be \"early\", \"late\" or \"random\", got \"",
+           name, "\"");
   return Completion::kRandom;
 }
 
 void enable_check(MachineOptions& options, const std::string& name) {
   PK_CHECK(name != "race", "checks must not contain \"race\": there is no race detector yet");
   PK_CHECK(name == "all" || name == "memory" || name == "init" || name == "sync",
-           "checks must be \"all\" or a set out of \"memory\", \"init\", \"sync\", got \"", name, "\"");
+           "checks must be \"all\" or a set out of \"memory\", \"init\", \"sync\", got \"", name,
+           "\"");
   options.check_memory |= name == "memory" || name == "all";
   options.check_init |= name == "init" || name == "all";
   options.check_sync |= name == "sync" || name == "all";
@@ -95,9 +97,9 @@ py::dict to_dict(const emulator::Finding& finding) {
 }
 
 /// Python's name of an instruction class, in the order of the enumeration.
-constexpr const char* kClassNames[] = {"arithmetic", "logic",     "compare", "move",  "convert", "control",
-                                       "memory",     "atomic",    "warp",    "barrier", "mbarrier",
-                                       "bulk_copy",  "fence",     "matrix",  "wgmma", "address"};
+constexpr const char* kClassNames[] = {
+    "arithmetic", "logic",   "compare",  "move",      "convert", "control", "memory", "atomic",
+    "warp",       "barrier", "mbarrier", "bulk_copy", "fence",   "matrix",  "wgmma",  "address"};
 static_assert(std::size(kClassNames) == static_cast<size_t>(emulator::InstructionClass::kCount));
 
 py::dict to_dict(const emulator::Counters& counters) {
@@ -159,20 +161,22 @@ struct Kernel {
 void bind_program(py::module_& module) {
   py::class_<Kernel>(module, "Kernel", "An entry point of a loaded module.")
       .def_property_readonly("name", [](const Kernel& kernel) { return kernel.program->name; })
-      .def_property_readonly("params",
-                             [](const Kernel& kernel) {
-                               py::list params;
-                               for (const emulator::Parameter& parameter : kernel.program->parameters) {
-                                 params.append(py::make_tuple(
-                                     parameter.name, std::string(emulator::type_name(parameter.type)),
-                                     parameter.offset, parameter.bytes, parameter.alignment));
-                               }
-                               return params;
-                             })
+      .def_property_readonly(
+          "params",
+          [](const Kernel& kernel) {
+            py::list params;
+            for (const emulator::Parameter& parameter : kernel.program->parameters) {
+              params.append(py::make_tuple(parameter.name,
+                                           std::string(emulator::type_name(parameter.type)),
+                                           parameter.offset, parameter.bytes, parameter.alignment));
+            }
+            return params;
+          })
       .def_property_readonly("param_bytes",
                              [](const Kernel& kernel) { return kernel.program->parameter_bytes; })
-      .def_property_readonly("static_shared_bytes",
-                             [](const Kernel& kernel) { return kernel.program->static_shared_bytes; })
+      .def_property_readonly(
+          "static_shared_bytes",
+          [](const Kernel& kernel) { return kernel.program->static_shared_bytes; })
       .def_property_readonly("required_threads",
                              [](const Kernel& kernel) { return kernel.program->required_threads; })
       .def_property_readonly("max_threads",
@@ -189,7 +193,8 @@ void bind_program(py::module_& module) {
         for (const auto& program : loaded->kernels) kernels.push_back({loaded, program.get()});
         return kernels;
       },
-      py::arg("text"), "Parses and resolves PTX text; returns its kernels in the order of the text.");
+      py::arg("text"),
+      "Parses and resolves PTX text; returns its kernels in the order of the text.");
 }
 
 // ---- runs ----
@@ -200,9 +205,10 @@ Dim3 to_dim3(const std::array<uint32_t, 3>& dims) { return {dims[0], dims[1], di
 using MemoryTuple = std::tuple<uint64_t, uint64_t, std::string, bool>;
 
 MachineLaunch make_launch(const Kernel& kernel, const std::array<uint32_t, 3>& grid,
-                          const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
-                          uint32_t dynamic_shared_bytes, bool programmatic_dependent,
-                          uint32_t registers, const std::string& parameters, const std::vector<MemoryTuple>& memory) {
+                          const std::array<uint32_t, 3>& block,
+                          const std::array<uint32_t, 3>& cluster, uint32_t dynamic_shared_bytes,
+                          bool programmatic_dependent, uint32_t registers,
+                          const std::string& parameters, const std::vector<MemoryTuple>& memory) {
   MachineLaunch launch;
   launch.module = kernel.module;
   launch.program = kernel.program;
@@ -221,13 +227,14 @@ MachineLaunch make_launch(const Kernel& kernel, const std::array<uint32_t, 3>& g
 
 void bind_machine(py::module_& module) {
   py::class_<MachineOptions>(module, "Options", "What an emulator is made of.")
-      .def(py::init(&make_options), py::arg("num_sms"), py::arg("seed"), py::arg("async_completion"),
-           py::arg("checks"));
+      .def(py::init(&make_options), py::arg("num_sms"), py::arg("seed"),
+           py::arg("async_completion"), py::arg("checks"));
   py::class_<MachineLaunch>(module, "MachineLaunch", "A launch as the machine takes it.")
       .def(py::init([](const Kernel& kernel, const std::array<uint32_t, 3>& grid,
                        const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
                        uint32_t dynamic_shared_bytes, bool programmatic_dependent,
-                       uint32_t registers, const py::bytes& parameters, const std::vector<MemoryTuple>& memory) {
+                       uint32_t registers, const py::bytes& parameters,
+                       const std::vector<MemoryTuple>& memory) {
              return make_launch(kernel, grid, block, cluster, dynamic_shared_bytes,
                                 programmatic_dependent, registers, parameters, memory);
            }),
@@ -279,8 +286,8 @@ py::bytes encode_tensor_map(uint8_t type, uint64_t address, const std::vector<ui
 }
 
 void bind_device(py::module_& module) {
-  py::class_<emulator::EmulatedDevice, Device>(module, "EmulatedDevice",
-                                               "Runs launches in the emulator and keeps their reports.")
+  py::class_<emulator::EmulatedDevice, Device>(
+      module, "EmulatedDevice", "Runs launches in the emulator and keeps their reports.")
       .def(py::init([](int num_sms, uint64_t seed, const std::string& async_completion,
                        const py::object& checks) {
              return std::make_unique<emulator::EmulatedDevice>(
@@ -308,17 +315,21 @@ void bind_emulator(py::module_& module) {
   py::module_ part = module.def_submodule("emulator", "What pykernels.emulator is made of.");
   bind_program(part);
   bind_machine(part);
-  part.def("encode_tensor_map", &encode_tensor_map, py::arg("type"), py::arg("address"), py::arg("dims"),
-           py::arg("strides"), py::arg("box"), py::arg("element_strides"), py::arg("modes"),
-           "The 128 bytes of a tiled tensor map, dimension 0 the contiguous one; modes are interleave, "
-           "swizzle, L2 promotion and fill, all as the driver numbers them.");
-  part.def("gpu_facts", [] {
-    py::list facts;
-    for (const emulator::GpuFact& fact : emulator::gpu_facts()) {
-      facts.append(py::make_tuple(fact.name, fact.statement, fact.test, fact.result));
-    }
-    return facts;
-  }, "(name, statement, test id, result file) of every assumption about the hardware.");
+  part.def(
+      "encode_tensor_map", &encode_tensor_map, py::arg("type"), py::arg("address"), py::arg("dims"),
+      py::arg("strides"), py::arg("box"), py::arg("element_strides"), py::arg("modes"),
+      "The 128 bytes of a tiled tensor map, dimension 0 the contiguous one; modes are interleave, "
+      "swizzle, L2 promotion and fill, all as the driver numbers them.");
+  part.def(
+      "gpu_facts",
+      [] {
+        py::list facts;
+        for (const emulator::GpuFact& fact : emulator::gpu_facts()) {
+          facts.append(py::make_tuple(fact.name, fact.statement, fact.test, fact.result));
+        }
+        return facts;
+      },
+      "(name, statement, test id, result file) of every assumption about the hardware.");
 }
 
 }  // namespace pykernels::bindings

@@ -50,7 +50,9 @@ class ArrayView:
         """From the first byte to behind the last one, gaps included; 0 for an empty array."""
         if 0 in self.sizes:
             return 0
-        last = sum((size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True))
+        last = sum(
+            (size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True)
+        )
         return (last + 1) * self.itemsize
 
     def memory_range(self, name: str) -> MemoryRange:
@@ -179,7 +181,7 @@ def _pack_float(param: Parameter, value: float) -> bytes:
     # NumPy rounds and overflows to infinity as the hardware does; struct raises.
     dtype = np.float16 if param.type == "f16" else np.float32
     with np.errstate(over="ignore"):
-        return dtype(value).tobytes()
+        return bytes(dtype(value).tobytes())
 
 
 def _pack_integer(param: Parameter, value: int) -> bytes:

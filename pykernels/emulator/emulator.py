@@ -163,4 +163,4 @@ def _dimensions(name: str, value: object, limits: tuple[int, int, int]) -> tuple
     sizes += (1,) * (3 - len(sizes))
     if not all(1 <= size <= limit for size, limit in zip(sizes, limits, strict=True)):
         raise ValueError(f"{name} must be from (1, 1, 1) to {limits}, got {sizes}")
-    return sizes
+    return sizes[0], sizes[1], sizes[2]

@@ -112,7 +112,10 @@ class Counters:
         return sum(self.warp_instructions.values())
 
     def __add__(self, other: Counters) -> Counters:
-        classes = {**dict.fromkeys(self.warp_instructions), **dict.fromkeys(other.warp_instructions)}
+        classes = {
+            **dict.fromkeys(self.warp_instructions),
+            **dict.fromkeys(other.warp_instructions),
+        }
         sums: dict[str, Any] = {
             item.name: getattr(self, item.name) + getattr(other, item.name)
             for item in fields(self)

@@ -115,7 +115,8 @@ class TensorMap:
         for name, values in (("box", box), ("element_strides", steps)):
             if len(values) != rank:
                 raise ValueError(
-                    f"{name} must have one value per dimension of the tensor ({rank}), got {tuple(values)}"
+                    f"{name} must have one value per dimension of the tensor ({rank}), "
+                    f"got {tuple(values)}"
                 )
         if _TYPE_BYTES[type_number] != view.itemsize:
             raise ValueError(

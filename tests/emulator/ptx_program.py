@@ -1,4 +1,4 @@
-"""Tiny PTX programs: a body of a few instructions between a prologue that every test would repeat."""
+"""Tiny PTX programs: a few instructions, with the prologue that every test would repeat."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// cp.async: copies of 4 to 16 bytes a thread from global to shared memory, their groups, and their arrival
-// on mbarriers.
+// cp.async: copies of 4 to 16 bytes a thread from global to shared memory, their groups, and their
+// arrival on mbarriers.
 #include <cstring>
 #include <memory>
 #include <string>
@@ -92,8 +92,8 @@ uint32_t source_bytes(Warp& warp, const CopyForm& form, const Issuer& issuer) {
   const uint32_t bytes = warp.lanes<uint32_t>(form.source_bytes)[issuer.lane];
   if (bytes > form.bytes) {
     warp.machine().fail("memory",
-                        concat("src-size must be at most cp-size ", form.bytes, ", got ", bytes), warp,
-                        issuer.instruction, issuer.lane);
+                        concat("src-size must be at most cp-size ", form.bytes, ", got ", bytes),
+                        warp, issuer.instruction, issuer.lane);
   }
   return bytes;
 }
@@ -106,10 +106,10 @@ CopyOperation::Piece make_piece(const Issuer& issuer, const CopyForm& form) {
   piece.from_bytes = source_bytes(warp, form, issuer);
   if (piece.from_bytes == 0) return piece;
   if (piece.from % form.bytes != 0) {
-    warp.machine().fail("memory",
-                        concat("global address ", hexadecimal(piece.from), " must be a multiple of ",
-                               form.bytes),
-                        warp, issuer.instruction, issuer.lane);
+    warp.machine().fail(
+        "memory",
+        concat("global address ", hexadecimal(piece.from), " must be a multiple of ", form.bytes),
+        warp, issuer.instruction, issuer.lane);
   }
   check_global_range(issuer, {piece.from, piece.from_bytes}, AccessKind::kRead);
   return piece;
@@ -133,8 +133,8 @@ Step copy(Warp& warp, const Instruction& inst, LaneMask active) {
 
 void notify(Warp& warp, const Instruction& inst, LaneMask active, SyncEvent::Kind kind) {
   if (!warp.machine().observed()) return;
-  warp.machine().notify(SyncEvent{kind, &warp, active, &warp.cta(), 0,
-                                  static_cast<uint64_t>(inst.immediate), &inst});
+  warp.machine().notify(
+      SyncEvent{kind, &warp, active, &warp.cta(), 0, static_cast<uint64_t>(inst.immediate), &inst});
 }
 
 Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -185,6 +185,7 @@ Step arrive(Warp& warp, const Instruction& inst, LaneMask active) {
 /// `[dst], [src], cp-size {, src-size | ignore-src} {, policy}`
 void build_copy(Builder& builder, bool only_16_bytes) {
   const std::vector<Operand>& operands = builder.statement().operands;
+  check_direction(builder, "global", false);
   const size_t hints = builder.has_modifier("L2::cache_hint") ? 1 : 0;
   if (operands.size() < 3 + hints || operands.size() > 4 + hints) {
     builder.fail("wrong number of operands");
@@ -234,8 +235,8 @@ void add_async_copy_forms(Table& table) {
     for (const std::string hint : {"", ".L2::cache_hint"}) {
       for (const std::string size : {"", ".L2::64B", ".L2::128B", ".L2::256B"}) {
         for (const bool only_16_bytes : {false, true}) {
-          table.add(std::string("cp.async.") + (only_16_bytes ? "cg" : "ca") + space + ".global" + hint +
-                        size,
+          table.add(std::string("cp.async.") + (only_16_bytes ? "cg" : "ca") + space + ".global" +
+                        hint + size,
                     kClass,
                     [only_16_bytes](Builder& builder) { build_copy(builder, only_16_bytes); });
         }
@@ -251,10 +252,11 @@ void add_async_copy_forms(Table& table) {
       {"", Space::kGeneric}, {".shared", Space::kShared}, {".shared::cta", Space::kShared}};
   for (const auto& [name, space] : spaces) {
     for (const bool increments : {true, false}) {
-      table.add(std::string("cp.async.mbarrier.arrive") + (increments ? "" : ".noinc") + name + ".b64",
-                InstructionClass::kMbarrier, [space = space, increments](Builder& builder) {
-                  build_arrive(builder, space, increments);
-                });
+      table.add(
+          std::string("cp.async.mbarrier.arrive") + (increments ? "" : ".noinc") + name + ".b64",
+          InstructionClass::kMbarrier, [space = space, increments](Builder& builder) {
+            build_arrive(builder, space, increments);
+          });
     }
   }
 }

@@ -1,5 +1,5 @@
-// Atomic operations and reductions on memory, scalar and vector, and asynchronous stores and reductions
-// into the shared memory of a cluster.
+// Atomic operations and reductions on memory, scalar and vector, and asynchronous stores and
+// reductions into the shared memory of a cluster.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -22,7 +22,7 @@ struct AtomicForm : SideData {
   Reduction reduction;
   bool compares = false;  // cas: source is the value to compare with, `replacement` the new one
   int count = 1;
-  uint32_t bytes = 4;     // of an element
+  uint32_t bytes = 4;  // of an element
   Slot destination[kMaxElements];
   Slot source[kMaxElements];
   Slot replacement = kNoSlot;
@@ -43,11 +43,13 @@ void write_lane(Warp& warp, Slot slot, int lane, uint32_t bytes, uint64_t value)
 
 bool in_shared(const Instruction& inst, uint64_t address) {
   const Space space = access_space(inst);
-  return space == Space::kShared || (space == Space::kGeneric && address >> 60 == kSharedWindow >> 60);
+  return space == Space::kShared ||
+         (space == Space::kGeneric && address >> 60 == kSharedWindow >> 60);
 }
 
 /// One lane's read-modify-write. Lanes take their turns in ascending order.
-void update(Warp& warp, const AtomicForm& form, const Reduction& reduction, uint8_t* pointer, int lane) {
+void update(Warp& warp, const AtomicForm& form, const Reduction& reduction, uint8_t* pointer,
+            int lane) {
   for (int i = 0; i < form.count; ++i) {
     uint8_t* place = pointer + static_cast<uint32_t>(i) * form.bytes;
     uint64_t old_value = 0;
@@ -78,8 +80,7 @@ Step atomic(Warp& warp, const Instruction& inst, LaneMask active) {
   Reduction reduction = form.reduction;
   for_lanes(active, [&](int lane) {
     // PTX ISA, atom: add.f32 flushes subnormals in global memory and keeps them in shared memory.
-    reduction.flush_subnormals =
-        reduction.type == Type::kF32 && !in_shared(inst, addresses[lane]);
+    reduction.flush_subnormals = reduction.type == Type::kF32 && !in_shared(inst, addresses[lane]);
     update(warp, form, reduction, pointers[lane], lane);
   });
   return Step::kNext;
@@ -115,7 +116,8 @@ const Operand& operand(const Builder& builder, size_t index) {
 
 /// Slots of `{a, b}` or of one operand, through `read`.
 template <typename Read>
-void read_elements(const Builder& builder, const Operand& operand, int count, Slot* slots, Read read) {
+void read_elements(const Builder& builder, const Operand& operand, int count, Slot* slots,
+                   Read read) {
   const bool is_vector = operand.kind == Operand::Kind::kVector;
   const size_t size = is_vector ? operand.elements.size() : 1;
   if (size != static_cast<size_t>(count)) {
@@ -140,8 +142,8 @@ std::unique_ptr<AtomicForm> make_form(const Builder& builder, const MemoryModifi
   }
   if (modifiers.operation.empty()) builder.fail("the operation is missing");
   form->reduction.operation = *reduction_from_name(modifiers.operation);
-  const bool float_add = modifiers.type >= Type::kF16 &&
-                         form->reduction.operation == ReductionOperation::kAdd;
+  const bool float_add =
+      modifiers.type >= Type::kF16 && form->reduction.operation == ReductionOperation::kAdd;
   if (!form->reduction.valid() || (modifiers.vector > 1 && modifiers.type < Type::kF16) ||
       (modifiers.noftz && !float_add) || form->bytes * static_cast<uint32_t>(form->count) > 16) {
     builder.fail(concat(".", modifiers.operation, " is not defined for this type"));
@@ -159,9 +161,9 @@ void build_atomic(Builder& builder, bool has_destination) {
   auto form = make_form(builder, modifiers);
   size_t next = has_destination ? 1 : 0;
   build_address(builder, operand(builder, next++), modifiers, 0);
-  read_elements(builder, operand(builder, next++), form->count, form->source, [&](const Operand& value) {
-    return register_source(builder, value, modifiers.type);
-  });
+  read_elements(
+      builder, operand(builder, next++), form->count, form->source,
+      [&](const Operand& value) { return register_source(builder, value, modifiers.type); });
   if (form->compares) {
     form->replacement = register_source(builder, operand(builder, next++), modifiers.type);
   }
@@ -200,7 +202,8 @@ Step async_store(Warp& warp, const Instruction& inst, LaneMask active) {
     operation->data.resize(bytes);
     for (int i = 0; i < form.count; ++i) {
       const uint64_t value = read_lane(warp, form.source[i], lane, form.bytes);
-      std::memcpy(operation->data.data() + static_cast<uint32_t>(i) * form.bytes, &value, form.bytes);
+      std::memcpy(operation->data.data() + static_cast<uint32_t>(i) * form.bytes, &value,
+                  form.bytes);
     }
     operation->to_shared.push_back(
         shared_range(issuer, form.destination.at(warp, lane), bytes, bytes));
@@ -235,11 +238,11 @@ void add_async_stores(Table& table) {
       const std::string vector = count == 1 ? "" : ".v" + std::to_string(count);
       for (const std::string space : {"", ".shared::cluster"}) {
         for (const std::string weak : {"", ".weak"}) {
-          table.add("st.async" + weak + space + kCompletion + vector + "." +
-                        std::string(type_name(type)),
-                    InstructionClass::kMemory, [type, count](Builder& builder) {
-                      build_async_store(builder, type, count, std::nullopt);
-                    });
+          table.add(
+              "st.async" + weak + space + kCompletion + vector + "." + std::string(type_name(type)),
+              InstructionClass::kMemory, [type, count](Builder& builder) {
+                build_async_store(builder, type, count, std::nullopt);
+              });
         }
       }
     }

@@ -1,4 +1,4 @@
-// Bulk copies and reductions, tensor copies (TMA, tiled) and their groups.
+// Bulk copies and reductions, and the groups of all bulk operations.
 #include <memory>
 #include <string>
 #include <utility>
@@ -7,10 +7,10 @@
 #include "core/check.h"
 #include "emulator/check/memory.h"
 #include "emulator/gpu_facts.h"
+#include "emulator/isa/bulk_copy_forms.h"
 #include "emulator/isa/memory_access.h"
 #include "emulator/isa/tensor_map_operand.h"
 #include "emulator/machine/bulk_operation.h"
-#include "emulator/machine/tensor_copy.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -30,31 +30,9 @@ struct BulkForm : SideData {
   std::optional<Reduction> reduction;
 };
 
-/// A tensor copy: the tensor on one side, shared memory on the other.
-struct TensorForm : SideData {
-  bool is_load = false;
-  AddressOperand map;
-  AddressOperand shared;
-  AddressOperand barrier;
-  Slot coordinates[TensorMapFields::kMaxRank] = {};
-  uint32_t rank = 0;
-  Slot mask = kNoSlot;
-  std::optional<ReductionOperation> reduction;
-};
-
-/// Calls body for every active lane: each thread issues an operation of its own.
-template <typename Body>
-Step for_threads(Warp& warp, const Instruction& inst, LaneMask active, Body body) {
-  for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
-    body(Issuer{warp, inst, __builtin_ctz(rest)});
-  }
-  return Step::kNext;
-}
-
 /// Sends what goes to one CTA to the same offsets of every CTA of the mask.
-void spread(const Issuer& issuer, uint32_t mask, BulkOperation& operation) {
-  const SharedRange range = operation.to_shared.front();
-  const CompletionBarrier barrier = operation.barriers.front();
+void spread(const Issuer& issuer, uint32_t mask, uint32_t offset, uint32_t barrier_offset,
+            BulkOperation& operation) {
   Cluster& cluster = *issuer.warp.cta().cluster;
   Machine& machine = issuer.warp.machine();
   if (mask == 0 || mask >> cluster.ctas.size() != 0) {
@@ -63,13 +41,11 @@ void spread(const Issuer& issuer, uint32_t mask, BulkOperation& operation) {
                         cluster.ctas.size()),
                  issuer.warp, issuer.instruction, issuer.lane);
   }
-  operation.to_shared.clear();
-  operation.barriers.clear();
   for (uint32_t rank = 0; rank < cluster.ctas.size(); ++rank) {
     if ((mask >> rank & 1) == 0) continue;
     const uint32_t window = kSharedBase + (rank << kClusterRankShift);
-    operation.to_shared.push_back(shared_range(issuer, window + range.offset, range.bytes, 1));
-    operation.barriers.push_back(completion_barrier(issuer, window + barrier.offset));
+    operation.to_shared.push_back(shared_range(issuer, window + offset, operation.bytes, 1));
+    operation.barriers.push_back(completion_barrier(issuer, window + barrier_offset));
   }
   if (operation.to_shared.size() > 1) rely_on(machine, Fact::kMulticastOrder);
 }
@@ -80,9 +56,9 @@ void spread(const Issuer& issuer, uint32_t mask, BulkOperation& operation) {
 uint32_t bulk_bytes(const Issuer& issuer, const BulkForm& form) {
   const uint32_t bytes = issuer.warp.lanes<uint32_t>(form.size)[issuer.lane];
   if (bytes % 16 != 0) {
-    issuer.warp.machine().fail("memory",
-                               concat("the size of a bulk copy must be a multiple of 16, got ", bytes),
-                               issuer.warp, issuer.instruction, issuer.lane);
+    issuer.warp.machine().fail(
+        "memory", concat("the size of a bulk copy must be a multiple of 16, got ", bytes),
+        issuer.warp, issuer.instruction, issuer.lane);
   }
   return bytes;
 }
@@ -112,13 +88,11 @@ void issue_copy(const Issuer& issuer, const BulkForm& form) {
   }
   if (bytes != 0 && form.to == Side::kGlobal) {
     operation->to_global = bulk_global(issuer, destination, bytes, AccessKind::kWrite);
-  } else if (form.to != Side::kGlobal) {
-    operation->to_shared.push_back(shared_range(issuer, destination, bytes, 16));
   }
   if (form.has_barrier) {
-    operation->barriers.push_back(completion_barrier(issuer, form.barrier.at(warp, issuer.lane)));
+    set_shared_destination(issuer, destination, form.barrier.at(warp, issuer.lane), form.mask,
+                           *operation);
   }
-  if (form.mask != kNoSlot) spread(issuer, warp.lanes<uint32_t>(form.mask)[issuer.lane], *operation);
   if (form.reduction && form.reduction->type >= Type::kF16) {
     rely_on(warp.machine(), Fact::kReduceRounding);
   }
@@ -130,179 +104,30 @@ Step bulk_copy(Warp& warp, const Instruction& inst, LaneMask active) {
   return for_threads(warp, inst, active, [&](const Issuer& issuer) { issue_copy(issuer, form); });
 }
 
-const Operand& operand(const Builder& builder, int index) {
-  if (index >= builder.num_operands()) builder.fail("operands are missing");
-  return builder.statement().operands[static_cast<size_t>(index)];
-}
-
-/// The operands behind the addresses: a CTA mask and a cache policy, as the modifiers ask for them.
-void read_trailing(Builder& builder, int index, Slot* mask) {
-  if (builder.has_modifier("multicast::cluster")) {
-    *mask = builder.source(operand(builder, index++), Type::kB16);
-  }
-  if (builder.has_modifier("L2::cache_hint")) builder.source(operand(builder, index++), Type::kB64);
-  if (builder.num_operands() != index) {
-    builder.fail(concat("expected ", index, " operands, got ", builder.num_operands()));
-  }
-}
-
 /// `[dst], [src], size {, [mbar]} {, mask} {, policy}`
 void build_bulk(Builder& builder, Side from, Side to, std::optional<Reduction> reduction) {
+  if (from == Side::kSharedCta && to == Side::kSharedCluster) {
+    check_direction(builder, "shared::cluster", true);
+  } else {
+    check_direction(builder, "global", to == Side::kGlobal);
+  }
   auto form = std::make_unique<BulkForm>();
   form->from = from;
   form->to = to;
   form->reduction = reduction;
   const auto read = [&](int index, Side side) {
-    return read_address(builder, operand(builder, index),
-                        side == Side::kGlobal ? Space::kGlobal : Space::kShared, side != Side::kGlobal);
+    return read_address(builder, statement_operand(builder, index),
+                        side == Side::kGlobal ? Space::kGlobal : Space::kShared,
+                        side != Side::kGlobal);
   };
   form->destination = read(0, to);
   form->source = read(1, from);
-  form->size = builder.source(operand(builder, 2), Type::kU32);
+  form->size = builder.source(statement_operand(builder, 2), Type::kU32);
   form->has_barrier = to != Side::kGlobal;
   if (form->has_barrier) form->barrier = read(3, to);
   read_trailing(builder, form->has_barrier ? 4 : 3, &form->mask);
   builder.keep(std::move(form));
   builder.instruction().handler = &bulk_copy;
-}
-
-// ---- tensor copies ----
-
-TensorBox tensor_box(const Issuer& issuer, const TensorForm& form) {
-  Warp& warp = issuer.warp;
-  TensorBox box{read_tensor_map(issuer, form.map.at(warp, issuer.lane)), {}};
-  if (box.map.rank != form.rank) {
-    warp.machine().fail("memory",
-                        concat("the tensor map must have the instruction's rank ", form.rank, ", got ",
-                               box.map.rank),
-                        warp, issuer.instruction, issuer.lane);
-  }
-  for (uint32_t d = 0; d < form.rank; ++d) {
-    box.coordinates[d] =
-        static_cast<int32_t>(warp.lanes<uint32_t>(form.coordinates[d])[issuer.lane]);
-  }
-  return box;
-}
-
-/// Notes what the copy relies on that no document fixes.
-void note_assumptions(Machine& machine, const TensorMapFields& map, const SharedRange& range) {
-  if (map.swizzle != TensorMapSwizzle::kNone) {
-    if (range.offset % swizzle_repeat(map.swizzle) != 0) {
-      rely_on(machine, Fact::kBoxBelowSwizzleAlignment);
-    }
-    if (map.box[0] * element_bytes(map.type) < 16u << static_cast<int>(map.swizzle)) {
-      rely_on(machine, Fact::kBoxNarrowerThanSwizzle);
-    }
-  }
-  if (map.fill == TensorMapFill::kNan) rely_on(machine, Fact::kNanFillPattern);
-}
-
-/// The element type of a tensor reduction; ends the launch where the operation does not know it.
-Reduction tensor_reduction(const Issuer& issuer, ReductionOperation operation, TensorMapType type) {
-  static constexpr Type kTypes[] = {Type::kU8,  Type::kU16, Type::kU32,  Type::kS32, Type::kU64,
-                                    Type::kS64, Type::kF16, Type::kF32,  Type::kF64, Type::kBf16,
-                                    Type::kF32, Type::kF32, Type::kF32};
-  Reduction reduction{operation, kTypes[static_cast<size_t>(type)],
-                      type == TensorMapType::kFloat32Ftz || type == TensorMapType::kTfloat32Ftz};
-  if (!reduction.valid() || type == TensorMapType::kFloat64) {
-    issuer.warp.machine().fail(
-        "memory",
-        concat("the reduction is not defined for the map's type .", type_name(reduction.type)),
-        issuer.warp, issuer.instruction, issuer.lane);
-  }
-  if (reduction.type >= Type::kF16) rely_on(issuer.warp.machine(), Fact::kReduceRounding);
-  return reduction;
-}
-
-void issue_tensor(const Issuer& issuer, const TensorForm& form) {
-  Warp& warp = issuer.warp;
-  const TensorBox box = tensor_box(issuer, form);
-  auto operation = std::make_shared<BulkOperation>();
-  operation->bytes = box_bytes(box.map);
-  operation->swizzle = box.map.swizzle;
-  const SharedRange range =
-      shared_range(issuer, form.shared.at(warp, issuer.lane), operation->bytes, 128);
-  note_assumptions(warp.machine(), box.map, range);
-  check_box_in_allocations(issuer, box, form.is_load ? AccessKind::kRead : AccessKind::kWrite);
-  if (form.is_load) {
-    operation->from_tensor = box;
-    operation->to_shared.push_back(range);
-    operation->barriers.push_back(completion_barrier(issuer, form.barrier.at(warp, issuer.lane)));
-    if (form.mask != kNoSlot) {
-      spread(issuer, warp.lanes<uint32_t>(form.mask)[issuer.lane], *operation);
-    }
-    issue_bulk(issuer, operation);
-  } else {
-    operation->from_shared = range;
-    operation->to_tensor = box;
-    if (form.reduction) {
-      operation->reduction = tensor_reduction(issuer, *form.reduction, box.map.type);
-    }
-    issue_in_bulk_group(issuer, operation);
-  }
-}
-
-Step tensor_copy(Warp& warp, const Instruction& inst, LaneMask active) {
-  const auto& form = static_cast<const TensorForm&>(*inst.side);
-  return for_threads(warp, inst, active, [&](const Issuer& issuer) { issue_tensor(issuer, form); });
-}
-
-/// A prefetch has no effect but that its map must be one.
-Step tensor_prefetch(Warp& warp, const Instruction& inst, LaneMask active) {
-  const auto& form = static_cast<const TensorForm&>(*inst.side);
-  return for_threads(warp, inst, active, [&](const Issuer& issuer) { tensor_box(issuer, form); });
-}
-
-/// `[map, {coordinates}]`
-void read_tensor(Builder& builder, const Operand& address, uint32_t rank, TensorForm& form) {
-  if (address.kind != Operand::Kind::kAddress || address.elements.size() != 2 ||
-      address.elements[1].kind != Operand::Kind::kVector) {
-    builder.fail("expected [map, {coordinates}]");
-  }
-  Operand map = address;
-  map.elements.pop_back();
-  form.map = read_address(builder, map, Space::kGeneric);
-  const std::vector<Operand>& coordinates = address.elements[1].elements;
-  if (coordinates.size() != rank) {
-    builder.fail(concat("expected ", rank, " coordinates, got ", coordinates.size()));
-  }
-  form.rank = rank;
-  for (uint32_t d = 0; d < rank; ++d) {
-    form.coordinates[d] = builder.source(coordinates[d], Type::kS32);
-  }
-}
-
-/// `[dst], [map, {coordinates}], [mbar] {, mask} {, policy}`
-void build_tensor_load(Builder& builder, uint32_t rank) {
-  auto form = std::make_unique<TensorForm>();
-  form->is_load = true;
-  form->shared = read_address(builder, operand(builder, 0), Space::kShared, true);
-  read_tensor(builder, operand(builder, 1), rank, *form);
-  form->barrier = read_address(builder, operand(builder, 2), Space::kShared, true);
-  read_trailing(builder, 3, &form->mask);
-  builder.keep(std::move(form));
-  builder.instruction().handler = &tensor_copy;
-}
-
-/// `[map, {coordinates}], [src] {, policy}`
-void build_tensor_store(Builder& builder, uint32_t rank, std::optional<ReductionOperation> reduction) {
-  auto form = std::make_unique<TensorForm>();
-  read_tensor(builder, operand(builder, 0), rank, *form);
-  form->shared = read_address(builder, operand(builder, 1), Space::kShared, true);
-  form->reduction = reduction;
-  Slot no_mask = kNoSlot;
-  read_trailing(builder, 2, &no_mask);
-  builder.keep(std::move(form));
-  builder.instruction().handler = &tensor_copy;
-}
-
-void build_tensor_prefetch(Builder& builder, uint32_t rank) {
-  auto form = std::make_unique<TensorForm>();
-  read_tensor(builder, operand(builder, 0), rank, *form);
-  Slot no_mask = kNoSlot;
-  read_trailing(builder, 1, &no_mask);
-  builder.keep(std::move(form));
-  builder.instruction().handler = &tensor_prefetch;
 }
 
 // ---- groups ----
@@ -313,8 +138,8 @@ AsyncGroups& thread_groups(Warp& warp, int lane) {
 
 void notify_groups(Warp& warp, const Instruction& inst, LaneMask active, SyncEvent::Kind kind) {
   if (!warp.machine().observed()) return;
-  warp.machine().notify(SyncEvent{kind, &warp, active, &warp.cta(), 0,
-                                  static_cast<uint64_t>(inst.immediate), &inst});
+  warp.machine().notify(
+      SyncEvent{kind, &warp, active, &warp.cta(), 0, static_cast<uint64_t>(inst.immediate), &inst});
 }
 
 Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -325,7 +150,8 @@ Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
 
 Step wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
   for_lanes(active, [&](int lane) {
-    for (const auto& group : thread_groups(warp, lane).take_older(static_cast<size_t>(inst.immediate))) {
+    for (const auto& group :
+         thread_groups(warp, lane).take_older(static_cast<size_t>(inst.immediate))) {
       for (const auto& operation : group) AsyncQueue::force(warp.machine(), *operation);
     }
   });
@@ -349,7 +175,7 @@ Step wait_group_read(Warp& warp, const Instruction& inst, LaneMask active) {
 }
 
 void build_wait(Builder& builder, Handler handler) {
-  const int64_t pending = builder.integer(operand(builder, 0));
+  const int64_t pending = builder.integer(statement_operand(builder, 0));
   if (pending < 0) builder.fail(concat("the number of groups must not be negative, got ", pending));
   builder.instruction().immediate = pending;
   builder.instruction().handler = handler;
@@ -359,8 +185,8 @@ Step no_operation(Warp&, const Instruction&, LaneMask) { return Step::kNext; }
 
 /// `[src], size {, policy}`
 void build_bulk_prefetch(Builder& builder) {
-  read_address(builder, operand(builder, 0), Space::kGlobal);
-  builder.source(operand(builder, 1), Type::kU32);
+  read_address(builder, statement_operand(builder, 0), Space::kGlobal);
+  builder.source(statement_operand(builder, 1), Type::kU32);
   Slot no_mask = kNoSlot;
   read_trailing(builder, 2, &no_mask);
   builder.instruction().handler = &no_operation;
@@ -369,11 +195,9 @@ void build_bulk_prefetch(Builder& builder) {
 // ---- rows ----
 
 constexpr auto kClass = InstructionClass::kBulkCopy;
-constexpr const char* kCompletion = ".mbarrier::complete_tx::bytes";
-const std::vector<std::string> kHints = {"", ".L2::cache_hint"};
 
 void add_copies(Table& table) {
-  for (const std::string& hint : kHints) {
+  for (const std::string hint : kHints) {
     const auto load = [](Side to) {
       return [to](Builder& builder) { build_bulk(builder, Side::kGlobal, to, std::nullopt); };
     };
@@ -382,7 +206,8 @@ void add_copies(Table& table) {
               load(Side::kSharedCluster));
     table.add("cp.async.bulk.shared::cluster.global" + completion + ".multicast::cluster" + hint,
               kClass, load(Side::kSharedCluster));
-    table.add("cp.async.bulk.shared::cta.global" + completion + hint, kClass, load(Side::kSharedCta));
+    table.add("cp.async.bulk.shared::cta.global" + completion + hint, kClass,
+              load(Side::kSharedCta));
     table.add("cp.async.bulk.global.shared::cta.bulk_group" + hint, kClass, [](Builder& builder) {
       build_bulk(builder, Side::kSharedCta, Side::kGlobal, std::nullopt);
     });
@@ -394,11 +219,12 @@ void add_copies(Table& table) {
             });
 }
 
-void add_reduction(Table& table, const std::string& operation, const std::string& suffix, Type type) {
+void add_reduction(Table& table, const std::string& operation, const std::string& suffix,
+                   Type type) {
   Reduction reduction{*reduction_from_name(operation), type, type == Type::kF32};
   if (!reduction.valid()) return;
   const std::string form = "." + operation + suffix + "." + std::string(type_name(type));
-  for (const std::string& hint : kHints) {
+  for (const std::string hint : kHints) {
     table.add("cp.reduce.async.bulk.global.shared::cta.bulk_group" + hint + form, kClass,
               [reduction](Builder& builder) {
                 build_bulk(builder, Side::kSharedCta, Side::kGlobal, reduction);
@@ -429,38 +255,40 @@ void add_reductions(Table& table) {
   }
 }
 
-void add_tensor_forms(Table& table, uint32_t rank) {
-  const std::string dimension = "." + std::to_string(rank) + "d";
-  for (const std::string& hint : kHints) {
-    for (const std::string tile : {"", ".tile"}) {
-      const auto load = [rank](Builder& builder) { build_tensor_load(builder, rank); };
-      const std::string prefix = "cp.async.bulk.tensor" + dimension;
-      const std::string completion = tile + kCompletion;
-      table.add(prefix + ".shared::cluster.global" + completion + hint, kClass, load);
-      table.add(prefix + ".shared::cluster.global" + completion + ".multicast::cluster" + hint, kClass,
-                load);
-      table.add(prefix + ".shared::cta.global" + completion + hint, kClass, load);
-      table.add(prefix + ".global.shared::cta" + tile + ".bulk_group" + hint, kClass,
-                [rank](Builder& builder) { build_tensor_store(builder, rank, std::nullopt); });
-      table.add("cp.async.bulk.prefetch.tensor" + dimension + ".L2.global" + tile + hint, kClass,
-                [rank](Builder& builder) { build_tensor_prefetch(builder, rank); });
-      for (const std::string name : {"add", "min", "max", "inc", "dec", "and", "or", "xor"}) {
-        const ReductionOperation operation = *reduction_from_name(name);
-        table.add("cp.reduce.async.bulk.tensor" + dimension + ".global.shared::cta." + name + tile +
-                      ".bulk_group" + hint,
-                  kClass,
-                  [rank, operation](Builder& builder) { build_tensor_store(builder, rank, operation); });
-      }
-    }
+}  // namespace
+
+void set_shared_destination(const Issuer& issuer, uint64_t address, uint64_t barrier, Slot mask,
+                            BulkOperation& operation) {
+  const SharedRange range = shared_range(issuer, address, operation.bytes, 16);
+  if (mask == kNoSlot) {
+    operation.to_shared.push_back(range);
+    operation.barriers.push_back(completion_barrier(issuer, barrier));
+  } else {
+    const uint32_t ranks = issuer.warp.lanes<uint32_t>(mask)[issuer.lane] & 0xffff;
+    spread(issuer, ranks, range.offset, shared_range(issuer, barrier, 8, 8).offset, operation);
   }
 }
 
-}  // namespace
+const Operand& statement_operand(const Builder& builder, int index) {
+  if (index >= builder.num_operands()) builder.fail("operands are missing");
+  return builder.statement().operands[static_cast<size_t>(index)];
+}
+
+void read_trailing(Builder& builder, int index, Slot* mask) {
+  if (builder.has_modifier("multicast::cluster")) {
+    *mask = builder.source(statement_operand(builder, index++), Type::kB16);
+  }
+  if (builder.has_modifier("L2::cache_hint"))
+    builder.source(statement_operand(builder, index++), Type::kB64);
+  if (builder.num_operands() != index) {
+    builder.fail(concat("expected ", index, " operands, got ", builder.num_operands()));
+  }
+}
 
 void add_bulk_copy_forms(Table& table) {
   add_copies(table);
   add_reductions(table);
-  for (uint32_t rank = 1; rank <= TensorMapFields::kMaxRank; ++rank) add_tensor_forms(table, rank);
+  add_tensor_copy_forms(table);
   table.add("cp.async.bulk.commit_group", kClass,
             [](Builder& builder) { builder.instruction().handler = &commit_group; });
   table.add("cp.async.bulk.wait_group", kClass,

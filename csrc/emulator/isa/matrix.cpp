@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/check.h"
 #include "emulator/gpu_facts.h"
@@ -25,9 +26,9 @@ constexpr uint32_t kRowBytes = 16;
 /// All 32 lanes take part in a matrix instruction.
 void require_full_warp(Warp& warp, const Instruction& inst, LaneMask active) {
   if (active != kFullMask) {
-    warp.machine().fail("sync",
-                        concat("a matrix instruction needs all 32 lanes, got ", __builtin_popcount(active)),
-                        warp, inst);
+    warp.machine().fail(
+        "sync", concat("a matrix instruction needs all 32 lanes, got ", __builtin_popcount(active)),
+        warp, inst);
   }
 }
 
@@ -106,9 +107,12 @@ Step movmatrix(Warp& warp, const Instruction& inst, LaneMask active) {
 
 Handler matrix_handler(bool is_load, int count) {
   switch (count) {
-    case 1: return is_load ? &ldmatrix<1> : &stmatrix<1>;
-    case 2: return is_load ? &ldmatrix<2> : &stmatrix<2>;
-    default: return is_load ? &ldmatrix<4> : &stmatrix<4>;
+    case 1:
+      return is_load ? &ldmatrix<1> : &stmatrix<1>;
+    case 2:
+      return is_load ? &ldmatrix<2> : &stmatrix<2>;
+    default:
+      return is_load ? &ldmatrix<4> : &stmatrix<4>;
   }
 }
 
@@ -184,7 +188,8 @@ struct MmaForm : SideData {
   Slot c[4];
 };
 
-/// Rows of 32 bytes of k, filled up with zeros: `registers` alternate between rows g and g + 8 of A.
+/// Rows of 32 bytes of k, filled up with zeros: `registers` alternate between rows g and g + 8 of
+/// A.
 void gather(Warp& warp, const Slot* registers, int rows, int depth_bytes, uint8_t (*matrix)[32]) {
   const int halves = rows / 8;
   for (int part = 0; part < depth_bytes / 16; ++part) {
@@ -213,12 +218,17 @@ uint32_t dot_int8(uint32_t c, const uint8_t* a, const uint8_t* b, const MmaForm&
 /// One element of the product, accumulator in FP32 or 32-bit integers.
 uint32_t dot(uint32_t c, const uint8_t* a, const uint8_t* b, const MmaForm& form) {
   switch (form.a_type) {
-    case Type::kF16: return dot_wide_scalar(c, a, b, WideType::kF16);
-    case Type::kBf16: return dot_wide_scalar(c, a, b, WideType::kBf16);
-    case Type::kTf32: return dot_wide_scalar(c, a, b, WideType::kTf32);
+    case Type::kF16:
+      return dot_wide_scalar(c, a, b, WideType::kF16);
+    case Type::kBf16:
+      return dot_wide_scalar(c, a, b, WideType::kBf16);
+    case Type::kTf32:
+      return dot_wide_scalar(c, a, b, WideType::kTf32);
     case Type::kE4m3:
-    case Type::kE5m2: return dot_fp8_scalar(c, a, fp8_type(form.a_type), b, fp8_type(form.b_type));
-    default: return dot_int8(c, a, b, form);
+    case Type::kE5m2:
+      return dot_fp8_scalar(c, a, fp8_type(form.a_type), b, fp8_type(form.b_type));
+    default:
+      return dot_int8(c, a, b, form);
   }
 }
 
@@ -253,14 +263,21 @@ Step mma(Warp& warp, const Instruction& inst, LaneMask active) {
   for (int i = 0; i < registers; ++i) {
     std::memcpy(warp.lanes<uint32_t>(form.d[i]), result[i], sizeof(result[i]));
   }
-  const int depth = 8 * form.depth_bytes / (form.a_type == Type::kTf32 ? 32 : type_bits(form.a_type));
-  warp.machine().counters().tensor_multiply_adds += uint64_t{kRows} * kColumns * static_cast<uint32_t>(depth);
+  const int depth =
+      8 * form.depth_bytes / (form.a_type == Type::kTf32 ? 32 : type_bits(form.a_type));
+  warp.machine().counters().tensor_multiply_adds +=
+      uint64_t{kRows} * kColumns * static_cast<uint32_t>(depth);
   if (form.accumulator != Type::kS32) rely_on(warp.machine(), Fact::kMmaAccumulation);
   return Step::kNext;
 }
 
 /// `{d}, {a}, {b}, {c}`
 void build_mma(Builder& builder, const MmaForm& prototype) {
+  const std::vector<std::string>& modifiers = builder.statement().modifiers;
+  if (std::find(modifiers.begin(), modifiers.end(), "row") >
+      std::find(modifiers.begin(), modifiers.end(), "col")) {
+    builder.fail("the layouts must be .row.col");
+  }
   auto form = std::make_unique<MmaForm>(prototype);
   const size_t parts = static_cast<size_t>(form->depth_bytes) / 16;
   const size_t accumulators = form->accumulator == Type::kF16 ? 2 : 4;
@@ -295,8 +312,7 @@ void add_mma(Table& table, Type a, Type b, Type accumulator, bool saturates = fa
                               std::string(type_name(accumulator));
     table.add("mma.sync.aligned.m16n8k" + std::to_string(8 * depth_bytes / bits) + ".row.col" +
                   (saturates ? ".satfinite" : "") + types,
-              InstructionClass::kMatrix,
-              [form](Builder& builder) { build_mma(builder, form); });
+              InstructionClass::kMatrix, [form](Builder& builder) { build_mma(builder, form); });
   }
 }
 

@@ -11,7 +11,8 @@
 namespace pykernels::emulator {
 namespace {
 
-// Operands of a load: values in slots 0 to 3, base of the address in 4, cache policy in 5; of a store the same.
+// Operands of a load: values in slots 0 to 3, base of the address in 4, cache policy in 5; of a
+// store the same.
 constexpr int kBaseSlot = 4;
 constexpr int kPolicySlot = 5;
 
@@ -28,7 +29,8 @@ Step load(Warp& warp, const Instruction& inst, LaneMask active) {
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
   access(warp, inst, addresses, sizeof(Element) * kCount, AccessKind::kRead, active, pointers);
-  const Lane kept = (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
+  const Lane kept =
+      (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
   if (kCount == 1 && sizeof(Element) == sizeof(Lane) && active == kFullMask &&
       contiguous(pointers, sizeof(Element)) && inst.operands[0] != kNoSlot) {
     std::memcpy(warp.lanes<Lane>(inst.operands[0]), pointers[0], sizeof(Lane) * kWarpSize);
@@ -49,7 +51,8 @@ Step load(Warp& warp, const Instruction& inst, LaneMask active) {
 /// ld.param with a constant address: one value for all lanes, out of the launch's parameter block.
 template <typename Element, typename Lane, int kCount>
 Step load_parameter(Warp& warp, const Instruction& inst, LaneMask active) {
-  const Lane kept = (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
+  const Lane kept =
+      (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
   const int first = __builtin_ctz(active);
   const uint8_t* source = resolve(warp, Space::kParam, static_cast<uint64_t>(inst.immediate),
                                   sizeof(Element) * kCount, AccessKind::kRead, first);
@@ -69,7 +72,8 @@ Step load_b128(Warp& warp, const Instruction& inst, LaneMask active) {
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
   access(warp, inst, addresses, 16, AccessKind::kRead, active, pointers);
-  for_lanes(active, [&](int lane) { std::memcpy(warp.wide(inst.operands[0], lane), pointers[lane], 16); });
+  for_lanes(active,
+            [&](int lane) { std::memcpy(warp.wide(inst.operands[0], lane), pointers[lane], 16); });
   return Step::kNext;
 }
 
@@ -99,7 +103,8 @@ Step store_b128(Warp& warp, const Instruction& inst, LaneMask active) {
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
   access(warp, inst, addresses, 16, AccessKind::kWrite, active, pointers);
-  for_lanes(active, [&](int lane) { std::memcpy(pointers[lane], warp.wide(inst.operands[0], lane), 16); });
+  for_lanes(active,
+            [&](int lane) { std::memcpy(pointers[lane], warp.wide(inst.operands[0], lane), 16); });
   return Step::kNext;
 }
 
@@ -108,9 +113,12 @@ enum class Direction : uint8_t { kLoad, kLoadParameter, kStore };
 template <typename Element, typename Lane, int kCount>
 Handler choose_direction(Direction direction) {
   switch (direction) {
-    case Direction::kLoad: return &load<Element, Lane, kCount>;
-    case Direction::kLoadParameter: return &load_parameter<Element, Lane, kCount>;
-    case Direction::kStore: return &store<Element, Lane, kCount>;
+    case Direction::kLoad:
+      return &load<Element, Lane, kCount>;
+    case Direction::kLoadParameter:
+      return &load_parameter<Element, Lane, kCount>;
+    case Direction::kStore:
+      return &store<Element, Lane, kCount>;
   }
   return nullptr;
 }
@@ -118,10 +126,14 @@ Handler choose_direction(Direction direction) {
 template <typename Element, typename Lane>
 Handler choose_count(Direction direction, int count) {
   switch (count) {
-    case 1: return choose_direction<Element, Lane, 1>(direction);
-    case 2: return choose_direction<Element, Lane, 2>(direction);
-    case 4: return choose_direction<Element, Lane, 4>(direction);
-    default: return nullptr;
+    case 1:
+      return choose_direction<Element, Lane, 1>(direction);
+    case 2:
+      return choose_direction<Element, Lane, 2>(direction);
+    case 4:
+      return choose_direction<Element, Lane, 4>(direction);
+    default:
+      return nullptr;
   }
 }
 
@@ -165,7 +177,8 @@ std::vector<const Operand*> values_of(const Builder& builder, const Operand& ope
     values.push_back(&operand);
   }
   if (static_cast<int>(values.size()) != count) {
-    builder.fail("expected " + std::to_string(count) + " values, got " + std::to_string(values.size()));
+    builder.fail("expected " + std::to_string(count) + " values, got " +
+                 std::to_string(values.size()));
   }
   return values;
 }
@@ -184,7 +197,8 @@ bool wide_registers(const Builder& builder, const std::vector<const Operand*>& v
 
 void check_form(const Builder& builder, const MemoryModifiers& modifiers, bool is_load) {
   if (modifiers.second_type != Type::kNone) builder.fail("more than one type");
-  if (type_bits(modifiers.type) * modifiers.vector > 128) builder.fail("a vector of more than 128 bits");
+  if (type_bits(modifiers.type) * modifiers.vector > 128)
+    builder.fail("a vector of more than 128 bits");
   if (type_bits(modifiers.type) < 8) builder.fail("a type of memory is needed");
   const Semantics wrong = is_load ? Semantics::kRelease : Semantics::kAcquire;
   if (modifiers.semantics == wrong || modifiers.semantics == Semantics::kAcquireRelease) {
@@ -224,8 +238,9 @@ void build_load(Builder& builder) {
   }
   const bool constant = modifiers.space == Space::kParam && inst.operands[kBaseSlot] == kNoSlot &&
                         static_cast<uint64_t>(inst.immediate) >> 60 == 0;
-  inst.handler = choose_handler(constant ? Direction::kLoadParameter : Direction::kLoad, modifiers.type,
-                                modifiers.vector, wide_registers(builder, values, modifiers.type));
+  inst.handler =
+      choose_handler(constant ? Direction::kLoadParameter : Direction::kLoad, modifiers.type,
+                     modifiers.vector, wide_registers(builder, values, modifiers.type));
 }
 
 void build_store(Builder& builder) {
@@ -268,8 +283,9 @@ Step discard(Warp& warp, const Instruction& inst, LaneMask active) {
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
   for_lanes(active, [&](int lane) {
     for (uint64_t part = 0; part < 128; part += 16) {
-      std::memset(resolve(warp, access_space(inst), addresses[lane] + part, 16, AccessKind::kWrite, lane),
-                  0xff, 16);
+      std::memset(
+          resolve(warp, access_space(inst), addresses[lane] + part, 16, AccessKind::kWrite, lane),
+          0xff, 16);
     }
   });
   return Step::kNext;
@@ -290,7 +306,8 @@ Step create_policy(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// createpolicy.fractional.primary{.secondary}.b64 d {, fraction}; only the primary priority is kept.
+/// createpolicy.fractional.primary{.secondary}.b64 d {, fraction}; only the primary priority is
+/// kept.
 void build_create_policy(Builder& builder) {
   static const std::unordered_map<std::string_view, uint64_t> words = {
       {"L2::evict_normal", 0x1000000000000000},
@@ -316,10 +333,11 @@ void build_create_policy(Builder& builder) {
 
 void add_hint_forms(Table& table) {
   for (const char* spelling :
-       {"prefetch.L1", "prefetch.L2", "prefetch.global.L1", "prefetch.global.L2", "prefetch.local.L1",
-        "prefetch.local.L2", "prefetch.global.L2::evict_last", "prefetch.global.L2::evict_normal",
-        "prefetchu.L1", "prefetch.tensormap", "prefetch.param.tensormap", "prefetch.const.tensormap",
-        "applypriority.L2::evict_normal", "applypriority.global.L2::evict_normal"}) {
+       {"prefetch.L1", "prefetch.L2", "prefetch.global.L1", "prefetch.global.L2",
+        "prefetch.local.L1", "prefetch.local.L2", "prefetch.global.L2::evict_last",
+        "prefetch.global.L2::evict_normal", "prefetchu.L1", "prefetch.tensormap",
+        "prefetch.param.tensormap", "prefetch.const.tensormap", "applypriority.L2::evict_normal",
+        "applypriority.global.L2::evict_normal"}) {
     table.add(spelling, InstructionClass::kMemory, build_hint);
   }
   table.add("discard.L2", InstructionClass::kMemory,

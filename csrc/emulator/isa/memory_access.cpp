@@ -10,10 +10,24 @@ namespace pykernels::emulator {
 namespace {
 
 bool is_cache_modifier(std::string_view name) {
-  static constexpr std::string_view kNames[] = {
-      "ca", "cg", "cs", "lu", "cv", "wb", "wt", "L2::64B", "L2::128B", "L2::256B",
-      "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
-      "L2::evict_normal", "L2::evict_first", "L2::evict_last"};
+  static constexpr std::string_view kNames[] = {"ca",
+                                                "cg",
+                                                "cs",
+                                                "lu",
+                                                "cv",
+                                                "wb",
+                                                "wt",
+                                                "L2::64B",
+                                                "L2::128B",
+                                                "L2::256B",
+                                                "L1::evict_normal",
+                                                "L1::evict_unchanged",
+                                                "L1::evict_first",
+                                                "L1::evict_last",
+                                                "L1::no_allocate",
+                                                "L2::evict_normal",
+                                                "L2::evict_first",
+                                                "L2::evict_last"};
   return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
 }
 
@@ -36,17 +50,19 @@ const std::unordered_map<std::string_view, Semantics>& semantics_names() {
 }
 
 const std::unordered_map<std::string_view, Scope>& scope_names() {
-  static const std::unordered_map<std::string_view, Scope> names = {
-      {"cta", Scope::kCta}, {"cluster", Scope::kCluster}, {"gpu", Scope::kGpu}, {"sys", Scope::kSys}};
+  static const std::unordered_map<std::string_view, Scope> names = {{"cta", Scope::kCta},
+                                                                    {"cluster", Scope::kCluster},
+                                                                    {"gpu", Scope::kGpu},
+                                                                    {"sys", Scope::kSys}};
   return names;
 }
 
 const std::unordered_map<std::string_view, Space>& space_names() {
   static const std::unordered_map<std::string_view, Space> names = {
-      {"global", Space::kGlobal},           {"const", Space::kConst},
-      {"local", Space::kLocal},             {"param", Space::kParam},
-      {"param::entry", Space::kParam},      {"param::func", Space::kParam},
-      {"shared", Space::kShared},           {"shared::cta", Space::kShared},
+      {"global", Space::kGlobal},         {"const", Space::kConst},
+      {"local", Space::kLocal},           {"param", Space::kParam},
+      {"param::entry", Space::kParam},    {"param::func", Space::kParam},
+      {"shared", Space::kShared},         {"shared::cta", Space::kShared},
       {"shared::cluster", Space::kShared}};
   return names;
 }
@@ -104,7 +120,8 @@ uint32_t phase_conflicts(const uint32_t* words, int count) {
   const uint32_t* end = std::unique(sorted, sorted + count);
   uint32_t load[32] = {};
   uint32_t most = 1;
-  for (const uint32_t* word = sorted; word != end; ++word) most = std::max(most, ++load[*word & 31]);
+  for (const uint32_t* word = sorted; word != end; ++word)
+    most = std::max(most, ++load[*word & 31]);
   return most - 1;
 }
 
@@ -143,16 +160,18 @@ MemoryModifiers read_memory_modifiers(const Builder& builder, std::string_view o
 }
 
 uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64) {
-  // A shared::cluster address is resolved as the generic address of the same bytes: the rank counts.
+  // A shared::cluster address is resolved as the generic address of the same bytes: the rank
+  // counts.
   const Space space = modifiers.cluster ? Space::kGeneric : modifiers.space;
-  return static_cast<uint16_t>((base_is_64 ? kBase64 : 0) | (modifiers.cluster ? kClusterAddress : 0) |
-                               (modifiers.non_coherent ? kNonCoherent : 0) |
-                               static_cast<int>(space) << kSpaceShift |
-                               static_cast<int>(modifiers.semantics) << kSemanticsShift |
-                               static_cast<int>(modifiers.scope) << kScopeShift);
+  return static_cast<uint16_t>(
+      (base_is_64 ? kBase64 : 0) | (modifiers.cluster ? kClusterAddress : 0) |
+      (modifiers.non_coherent ? kNonCoherent : 0) | static_cast<int>(space) << kSpaceShift |
+      static_cast<int>(modifiers.semantics) << kSemanticsShift |
+      static_cast<int>(modifiers.scope) << kScopeShift);
 }
 
-void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers, int slot) {
+void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers,
+                   int slot) {
   Instruction& inst = builder.instruction();
   bool base_is_64 = false;
   builder.address(operand, modifiers.space, &inst.operands[slot], &base_is_64, &inst.immediate);
@@ -168,6 +187,16 @@ uint64_t AddressOperand::at(Warp& warp, int lane) const {
   return static_cast<uint32_t>(warp.lanes<uint32_t>(base)[lane] + static_cast<uint32_t>(offset));
 }
 
+void check_direction(const Builder& builder, std::string_view space, bool first) {
+  const std::vector<std::string>& modifiers = builder.statement().modifiers;
+  const auto leading =
+      std::find_if(modifiers.begin(), modifiers.end(),
+                   [](const std::string& name) { return space_names().contains(name); });
+  if (leading != modifiers.end() && (*leading == space) != first) {
+    builder.fail("destination and source spaces are the wrong way round");
+  }
+}
+
 AddressOperand read_address(Builder& builder, const Operand& operand, Space space, bool cluster) {
   AddressOperand address;
   address.cluster = cluster;
@@ -177,7 +206,8 @@ AddressOperand read_address(Builder& builder, const Operand& operand, Space spac
 
 namespace {
 
-/// The untyped type of the register's width, no narrower than `type`; `type` itself for anything else.
+/// The untyped type of the register's width, no narrower than `type`; `type` itself for anything
+/// else.
 Type register_type(const Builder& builder, const Operand& operand, Type type) {
   const int bits = builder.register_bits(operand);
   if (operand.kind != Operand::Kind::kRegister || bits == 0) return type;
@@ -186,11 +216,16 @@ Type register_type(const Builder& builder, const Operand& operand, Type type) {
                  std::string(type_name(type)));
   }
   switch (bits) {
-    case 8: return Type::kB8;
-    case 16: return Type::kB16;
-    case 32: return Type::kB32;
-    case 64: return Type::kB64;
-    default: return Type::kB128;
+    case 8:
+      return Type::kB8;
+    case 16:
+      return Type::kB16;
+    case 32:
+      return Type::kB32;
+    case 64:
+      return Type::kB64;
+    default:
+      return Type::kB128;
   }
 }
 
@@ -223,8 +258,8 @@ void lane_addresses(Warp& warp, const Instruction& inst, Slot slot, uint64_t* ad
   }
 }
 
-void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes, AccessKind kind,
-            LaneMask active, uint8_t** pointers) {
+void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
+            AccessKind kind, LaneMask active, uint8_t** pointers) {
   const Space space = access_space(inst);
   if (!resolve_all(warp, space, addresses, bytes, kind, active, pointers)) {
     for (LaneMask rest = active; rest != 0; rest &= rest - 1) {

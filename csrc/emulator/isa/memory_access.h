@@ -1,5 +1,5 @@
-// What loads, stores, atomics and matrix moves share: reading their modifiers when a module is loaded,
-// and reaching memory 32 lanes at a time when they run.
+// What loads, stores, atomics and matrix moves share: reading their modifiers when a module is
+// loaded, and reaching memory 32 lanes at a time when they run.
 #pragma once
 
 #include <cstdint>
@@ -11,37 +11,45 @@
 
 namespace pykernels::emulator {
 
-enum class Semantics : uint8_t { kWeak, kVolatile, kRelaxed, kAcquire, kRelease, kAcquireRelease, kMmio };
+enum class Semantics : uint8_t {
+  kWeak,
+  kVolatile,
+  kRelaxed,
+  kAcquire,
+  kRelease,
+  kAcquireRelease,
+  kMmio
+};
 enum class Scope : uint8_t { kNone, kCta, kCluster, kGpu, kSys };
 
-/// The modifiers of a load, store or atomic. Cache operators, eviction priorities and prefetch sizes are
-/// accepted and have no effect.
+/// The modifiers of a load, store or atomic. Cache operators, eviction priorities and prefetch
+/// sizes are accepted and have no effect.
 struct MemoryModifiers {
   Semantics semantics = Semantics::kWeak;
   Scope scope = Scope::kNone;
   Space space = Space::kGeneric;
-  bool cluster = false;      // .shared::cluster
-  bool non_coherent = false; // .nc
-  bool noftz = false;        // of atom and red
-  bool cache_hint = false;   // .L2::cache_hint: one more operand, without effect
+  bool cluster = false;       // .shared::cluster
+  bool non_coherent = false;  // .nc
+  bool noftz = false;         // of atom and red
+  bool cache_hint = false;    // .L2::cache_hint: one more operand, without effect
   int vector = 1;
   Type type = Type::kNone;
   Type second_type = Type::kNone;
-  std::string operation;     // of atom and red
+  std::string operation;  // of atom and red
 };
 
-/// Reads the statement's modifiers. `operations`: names that stand for an operation, separated by spaces.
-/// Fails on a modifier that is none of these.
+/// Reads the statement's modifiers. `operations`: names that stand for an operation, separated by
+/// spaces. Fails on a modifier that is none of these.
 MemoryModifiers read_memory_modifiers(const Builder& builder, std::string_view operations = "");
 
 // Bits of Instruction::variant of instructions that access memory.
-inline constexpr uint16_t kBase64 = 1;           // lanes of the base are uint64_t
-inline constexpr uint16_t kClusterAddress = 2;   // .shared::cluster: the address holds a CTA's rank
-inline constexpr uint16_t kDestination16 = 4;    // 16-bit destination: upper bits stay zero
+inline constexpr uint16_t kBase64 = 1;          // lanes of the base are uint64_t
+inline constexpr uint16_t kClusterAddress = 2;  // .shared::cluster: the address holds a CTA's rank
+inline constexpr uint16_t kDestination16 = 4;   // 16-bit destination: upper bits stay zero
 inline constexpr uint16_t kNonCoherent = 8;
-inline constexpr int kSpaceShift = 4;            // 3 bits
-inline constexpr int kSemanticsShift = 7;        // 3 bits
-inline constexpr int kScopeShift = 10;           // 3 bits
+inline constexpr int kSpaceShift = 4;      // 3 bits
+inline constexpr int kSemanticsShift = 7;  // 3 bits
+inline constexpr int kScopeShift = 10;     // 3 bits
 
 uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64);
 
@@ -50,7 +58,8 @@ inline Space access_space(const Instruction& inst) {
 }
 
 /// Fills base slot `slot`, offset and variant of the instruction from the address operand.
-void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers, int slot);
+void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers,
+                   int slot);
 
 /// An address operand of an instruction that has several; kept in its side data.
 struct AddressOperand {
@@ -66,24 +75,28 @@ struct AddressOperand {
 AddressOperand read_address(Builder& builder, const Operand& operand, Space space,
                             bool cluster = false);
 
-/// A register that is read or written as wide as it is declared, an immediate as `type`; values narrower
-/// than the register take its low bits.
+/// Keys of the table ignore the order of modifiers, but destination and source spaces stand in
+/// theirs: fails unless `space` is the first (or not the first) of the statement's spaces.
+void check_direction(const Builder& builder, std::string_view space, bool first);
+
+/// A register that is read or written as wide as it is declared, an immediate as `type`; values
+/// narrower than the register take its low bits.
 Slot register_source(Builder& builder, const Operand& operand, Type type);
 Slot register_destination(Builder& builder, const Operand& operand, Type type);
 
 /// base + offset of all 32 lanes. `slot` kNoSlot: the same offset for all.
 void lane_addresses(Warp& warp, const Instruction& inst, Slot slot, uint64_t* addresses);
 
-/// Host pointers of all active lanes, whatever the space; counts the bytes and, in shared memory, the bank
-/// conflicts. Inactive lanes' pointers are undefined.
-void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes, AccessKind kind,
-            LaneMask active, uint8_t** pointers);
+/// Host pointers of all active lanes, whatever the space; counts the bytes and, in shared memory,
+/// the bank conflicts. Inactive lanes' pointers are undefined.
+void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
+            AccessKind kind, LaneMask active, uint8_t** pointers);
 
 /// True where every lane's pointer follows the one before by `bytes`.
 bool contiguous(uint8_t* const* pointers, uint32_t bytes);
 
-/// Wavefronts beyond the least that the access needs: 32 banks of 4 bytes, 16-byte accesses in phases of
-/// eight lanes, 8-byte ones of sixteen.
+/// Wavefronts beyond the least that the access needs: 32 banks of 4 bytes, 16-byte accesses in
+/// phases of eight lanes, 8-byte ones of sixteen.
 uint32_t bank_conflicts(const uint64_t* addresses, uint32_t bytes, LaneMask active);
 
 }  // namespace pykernels::emulator

@@ -46,7 +46,16 @@ void check_usable(const Issuer& issuer, const TensorMapFields& fields) {
 }
 
 enum class Field : uint8_t {
-  kAddress, kRank, kBox, kDim, kStride, kElementStride, kType, kInterleave, kSwizzle, kFill
+  kAddress,
+  kRank,
+  kBox,
+  kDim,
+  kStride,
+  kElementStride,
+  kType,
+  kInterleave,
+  kSwizzle,
+  kFill
 };
 
 struct ReplaceForm : SideData {
@@ -60,9 +69,9 @@ struct ReplaceForm : SideData {
 
 /// Element types in the order of tensormap.replace.tile.elemtype.
 constexpr TensorMapType kReplaceTypes[] = {
-    TensorMapType::kUint8,      TensorMapType::kUint16,  TensorMapType::kUint32,
-    TensorMapType::kInt32,      TensorMapType::kUint64,  TensorMapType::kInt64,
-    TensorMapType::kFloat16,    TensorMapType::kFloat32, TensorMapType::kFloat32Ftz,
+    TensorMapType::kUint8,      TensorMapType::kUint16,   TensorMapType::kUint32,
+    TensorMapType::kInt32,      TensorMapType::kUint64,   TensorMapType::kInt64,
+    TensorMapType::kFloat16,    TensorMapType::kFloat32,  TensorMapType::kFloat32Ftz,
     TensorMapType::kFloat64,    TensorMapType::kBfloat16, TensorMapType::kTfloat32,
     TensorMapType::kTfloat32Ftz};
 
@@ -70,33 +79,52 @@ void replace_field(const Issuer& issuer, const ReplaceForm& form, uint64_t value
                    TensorMapFields& fields) {
   const auto word = static_cast<uint32_t>(value);
   switch (form.field) {
-    case Field::kAddress: fields.address = value; break;
-    case Field::kRank: fields.rank = word + 1; break;  // the field counts from zero
-    case Field::kBox: fields.box[form.ordinal] = word; break;
-    case Field::kDim: fields.dims[form.ordinal] = word; break;
-    case Field::kStride: fields.strides[form.ordinal] = value; break;
-    case Field::kElementStride: fields.element_strides[form.ordinal] = word; break;
+    case Field::kAddress:
+      fields.address = value;
+      break;
+    case Field::kRank:
+      fields.rank = word + 1;
+      break;  // the field counts from zero
+    case Field::kBox:
+      fields.box[form.ordinal] = word;
+      break;
+    case Field::kDim:
+      fields.dims[form.ordinal] = word;
+      break;
+    case Field::kStride:
+      fields.strides[form.ordinal] = value;
+      break;
+    case Field::kElementStride:
+      fields.element_strides[form.ordinal] = word;
+      break;
     case Field::kType:
-      if (word >= std::size(kReplaceTypes)) fail(issuer, concat("element type ", word, " is unknown"));
+      if (word >= std::size(kReplaceTypes))
+        fail(issuer, concat("element type ", word, " is unknown"));
       fields.type = kReplaceTypes[word];
       break;
-    case Field::kInterleave: fields.interleave = static_cast<TensorMapInterleave>(word); break;
-    case Field::kSwizzle: fields.swizzle = static_cast<TensorMapSwizzle>(word); break;
-    case Field::kFill: fields.fill = static_cast<TensorMapFill>(word); break;
+    case Field::kInterleave:
+      fields.interleave = static_cast<TensorMapInterleave>(word);
+      break;
+    case Field::kSwizzle:
+      fields.swizzle = static_cast<TensorMapSwizzle>(word);
+      break;
+    case Field::kFill:
+      fields.fill = static_cast<TensorMapFill>(word);
+      break;
   }
 }
 
 void load_map(Warp& warp, Space space, uint64_t address, int lane, TensorMap& map) {
   for (uint32_t at = 0; at < kMapBytes; at += kPiece) {
-    std::memcpy(map.bytes + at,
-                resolve(warp, space, address + at, kPiece, AccessKind::kRead, lane), kPiece);
+    std::memcpy(map.bytes + at, resolve(warp, space, address + at, kPiece, AccessKind::kRead, lane),
+                kPiece);
   }
 }
 
 void store_map(Warp& warp, Space space, uint64_t address, int lane, const TensorMap& map) {
   for (uint32_t at = 0; at < kMapBytes; at += kPiece) {
-    std::memcpy(resolve(warp, space, address + at, kPiece, AccessKind::kWrite, lane), map.bytes + at,
-                kPiece);
+    std::memcpy(resolve(warp, space, address + at, kPiece, AccessKind::kWrite, lane),
+                map.bytes + at, kPiece);
   }
 }
 
@@ -119,8 +147,8 @@ Step tensormap_replace(Warp& warp, const Instruction& inst, LaneMask active) {
 /// `[map] {, ordinal}, value`
 void build_replace(Builder& builder, Field field, Space space, bool wide) {
   auto form = std::make_unique<ReplaceForm>();
-  const bool has_ordinal = field == Field::kBox || field == Field::kDim || field == Field::kStride ||
-                           field == Field::kElementStride;
+  const bool has_ordinal = field == Field::kBox || field == Field::kDim ||
+                           field == Field::kStride || field == Field::kElementStride;
   const std::vector<Operand>& operands = builder.statement().operands;
   if (operands.size() != (has_ordinal ? 3u : 2u)) builder.fail("wrong number of operands");
   form->field = field;
@@ -188,21 +216,18 @@ void add_tensor_map_forms(Table& table) {
     Field field;
     bool wide;
   };
-  constexpr Row kRows[] = {{"global_address", Field::kAddress, true},
-                           {"rank", Field::kRank, false},
-                           {"box_dim", Field::kBox, false},
-                           {"global_dim", Field::kDim, false},
-                           {"global_stride", Field::kStride, true},
-                           {"element_stride", Field::kElementStride, false},
-                           {"elemtype", Field::kType, false},
-                           {"interleave_layout", Field::kInterleave, false},
-                           {"swizzle_mode", Field::kSwizzle, false},
-                           {"fill_mode", Field::kFill, false}};
+  constexpr Row kRows[] = {
+      {"global_address", Field::kAddress, true}, {"rank", Field::kRank, false},
+      {"box_dim", Field::kBox, false},           {"global_dim", Field::kDim, false},
+      {"global_stride", Field::kStride, true},   {"element_stride", Field::kElementStride, false},
+      {"elemtype", Field::kType, false},         {"interleave_layout", Field::kInterleave, false},
+      {"swizzle_mode", Field::kSwizzle, false},  {"fill_mode", Field::kFill, false}};
   const std::pair<const char*, Space> spaces[] = {
       {"", Space::kGeneric}, {".global", Space::kGlobal}, {".shared::cta", Space::kShared}};
   for (const Row& row : kRows) {
     for (const auto& [name, space] : spaces) {
-      const std::string spelling = std::string("tensormap.replace.tile.") + row.name + name + ".b1024";
+      const std::string spelling =
+          std::string("tensormap.replace.tile.") + row.name + name + ".b1024";
       table.add(spelling + (row.wide ? ".b64" : ".b32"), InstructionClass::kBulkCopy,
                 [row, space = space](Builder& builder) {
                   build_replace(builder, row.field, space, row.wide);

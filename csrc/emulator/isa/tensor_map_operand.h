@@ -6,8 +6,8 @@
 
 namespace pykernels::emulator {
 
-/// The map at a generic address. Ends the launch where the 128 bytes are no map of the emulator, lie off the
-/// 64-byte alignment, or describe what TMA cannot do.
+/// The map at a generic address. Ends the launch where the 128 bytes are no map of the emulator,
+/// lie off the 64-byte alignment, or describe what TMA cannot do.
 TensorMapFields read_tensor_map(const Issuer& issuer, uint64_t address);
 
 /// tensormap.replace and tensormap.cp_fenceproxy.

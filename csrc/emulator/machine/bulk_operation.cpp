@@ -33,7 +33,8 @@ void count_issue(Machine& machine, const BulkOperation& operation) {
 
 }  // namespace
 
-SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes, uint32_t alignment) {
+SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
+                         uint32_t alignment) {
   Machine& machine = issuer.warp.machine();
   const auto shared_address = static_cast<uint32_t>(address);
   SharedRange range;
@@ -47,7 +48,8 @@ SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
   }
   const uint64_t size = range.cta->shared.size();
   if (range.offset > size || size - range.offset < bytes) {
-    machine.fail("memory", shared_bounds_message(*range.cta, shared_address, bytes, AccessKind::kWrite),
+    machine.fail("memory",
+                 shared_bounds_message(*range.cta, shared_address, bytes, AccessKind::kWrite),
                  issuer.warp, issuer.instruction, issuer.lane);
   }
   return range;
@@ -66,10 +68,10 @@ void check_global_range(const Issuer& issuer, const GlobalRange& range, AccessKi
   Machine& machine = issuer.warp.machine();
   const Allocation* allocation = machine.allocations().find(range.address, range.bytes);
   if (allocation == nullptr || (kind != AccessKind::kRead && !allocation->writable)) {
-    machine.fail("memory",
-                 global_bounds_message(machine.allocations(), allocation, range.address, range.bytes,
-                                       kind),
-                 issuer.warp, issuer.instruction, issuer.lane);
+    machine.fail(
+        "memory",
+        global_bounds_message(machine.allocations(), allocation, range.address, range.bytes, kind),
+        issuer.warp, issuer.instruction, issuer.lane);
   }
   if (issuer.warp.before_grid_wait()) {
     report_before_grid_wait(issuer.warp, issuer.instruction, issuer.lane, *allocation);
@@ -86,8 +88,9 @@ void BulkOperation::read_source(Machine& machine) {
   } else if (from_shared && to_tensor) {
     data = read_box(machine, *from_shared, *to_tensor, instruction, issuer);
   } else if (from_shared) {
-    const uint8_t* source = resolve_shared(machine, *from_shared->cta, from_shared->offset,
-                                           from_shared->bytes, AccessKind::kRead, instruction, issuer);
+    const uint8_t* source =
+        resolve_shared(machine, *from_shared->cta, from_shared->offset, from_shared->bytes,
+                       AccessKind::kRead, instruction, issuer);
     data.assign(source, source + from_shared->bytes);
   }
 }
@@ -113,8 +116,9 @@ void BulkOperation::deliver_global(Machine& machine) {
 void BulkOperation::signal(Machine& machine) {
   for (const CompletionBarrier& barrier : barriers) {
     Mbarrier* mbarrier = barrier.cta->find_mbarrier(barrier.offset);
-    const char* misuse = mbarrier == nullptr ? "the mbarrier to be signalled does not exist any more"
-                                             : mbarrier->complete_tx(bytes);
+    const char* misuse = mbarrier == nullptr
+                             ? "the mbarrier to be signalled does not exist any more"
+                             : mbarrier->complete_tx(bytes);
     if (misuse != nullptr) machine.report("sync", misuse, *issuer, *instruction);
   }
 }

@@ -1,5 +1,5 @@
-// Bulk copies, tensor copies and asynchronous stores in flight: where their bytes come from, where they
-// go, and which mbarriers they signal.
+// Bulk copies, tensor copies and asynchronous stores in flight: where their bytes come from, where
+// they go, and which mbarriers they signal.
 #pragma once
 
 #include <cstdint>
@@ -49,9 +49,10 @@ struct CompletionBarrier {
 
 // ---- at issue: addresses checked where the guilty instruction is known ----
 
-/// The bytes that a shared address names, in the CTA of its rank. Ends the launch where they lie outside of
-/// its shared memory or off the alignment.
-SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes, uint32_t alignment);
+/// The bytes that a shared address names, in the CTA of its rank. Ends the launch where they lie
+/// outside of its shared memory or off the alignment.
+SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
+                         uint32_t alignment);
 /// The mbarrier at a shared address; one that was never initialised is a finding.
 CompletionBarrier completion_barrier(const Issuer& issuer, uint64_t address);
 /// Ends the launch where the range lies outside of the allocations; checks griddepcontrol.wait.

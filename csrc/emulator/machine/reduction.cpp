@@ -12,26 +12,34 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr std::pair<std::string_view, ReductionOperation> kNames[] = {
-    {"add", ReductionOperation::kAdd}, {"min", ReductionOperation::kMin},
-    {"max", ReductionOperation::kMax}, {"inc", ReductionOperation::kInc},
-    {"dec", ReductionOperation::kDec}, {"and", ReductionOperation::kAnd},
-    {"or", ReductionOperation::kOr},   {"xor", ReductionOperation::kXor},
+    {"add", ReductionOperation::kAdd},      {"min", ReductionOperation::kMin},
+    {"max", ReductionOperation::kMax},      {"inc", ReductionOperation::kInc},
+    {"dec", ReductionOperation::kDec},      {"and", ReductionOperation::kAnd},
+    {"or", ReductionOperation::kOr},        {"xor", ReductionOperation::kXor},
     {"exch", ReductionOperation::kExchange}};
 
 template <typename Unsigned, typename Value>
 uint64_t combine_integer(ReductionOperation operation, Unsigned old_value, Unsigned operand) {
   const bool less = static_cast<Value>(old_value) < static_cast<Value>(operand);
   switch (operation) {
-    case ReductionOperation::kAdd: return static_cast<Unsigned>(old_value + operand);
-    case ReductionOperation::kMin: return less ? old_value : operand;
-    case ReductionOperation::kMax: return less ? operand : old_value;
-    case ReductionOperation::kInc: return old_value >= operand ? 0 : old_value + 1;
+    case ReductionOperation::kAdd:
+      return static_cast<Unsigned>(old_value + operand);
+    case ReductionOperation::kMin:
+      return less ? old_value : operand;
+    case ReductionOperation::kMax:
+      return less ? operand : old_value;
+    case ReductionOperation::kInc:
+      return old_value >= operand ? 0 : old_value + 1;
     case ReductionOperation::kDec:
       return old_value == 0 || old_value > operand ? operand : old_value - 1;
-    case ReductionOperation::kAnd: return old_value & operand;
-    case ReductionOperation::kOr: return old_value | operand;
-    case ReductionOperation::kXor: return old_value ^ operand;
-    case ReductionOperation::kExchange: return operand;
+    case ReductionOperation::kAnd:
+      return old_value & operand;
+    case ReductionOperation::kOr:
+      return old_value | operand;
+    case ReductionOperation::kXor:
+      return old_value ^ operand;
+    case ReductionOperation::kExchange:
+      return operand;
   }
   return operand;
 }
@@ -89,14 +97,17 @@ bool Reduction::valid() const {
       return is_signed(type) || is_unsigned(type) || is_half(type) || type == Type::kF32 ||
              type == Type::kF64;
     case ReductionOperation::kMin:
-    case ReductionOperation::kMax: return is_signed(type) || is_unsigned(type) || is_half(type);
+    case ReductionOperation::kMax:
+      return is_signed(type) || is_unsigned(type) || is_half(type);
     case ReductionOperation::kInc:
-    case ReductionOperation::kDec: return type == Type::kU32;
+    case ReductionOperation::kDec:
+      return type == Type::kU32;
     case ReductionOperation::kAnd:
     case ReductionOperation::kOr:
     case ReductionOperation::kXor:
       return is_bits(type) || is_signed(type) || is_unsigned(type);
-    case ReductionOperation::kExchange: return is_bits(type) || type == Type::kB128;
+    case ReductionOperation::kExchange:
+      return is_bits(type) || type == Type::kB128;
   }
   return false;
 }
@@ -105,17 +116,27 @@ uint64_t Reduction::combine(uint64_t old_value, uint64_t operand) const {
   const auto old32 = static_cast<uint32_t>(old_value);
   const auto operand32 = static_cast<uint32_t>(operand);
   switch (type) {
-    case Type::kS32: return combine_integer<uint32_t, int32_t>(operation, old32, operand32);
-    case Type::kS64: return combine_integer<uint64_t, int64_t>(operation, old_value, operand);
+    case Type::kS32:
+      return combine_integer<uint32_t, int32_t>(operation, old32, operand32);
+    case Type::kS64:
+      return combine_integer<uint64_t, int64_t>(operation, old_value, operand);
     case Type::kU64:
-    case Type::kB64: return combine_integer<uint64_t, uint64_t>(operation, old_value, operand);
-    case Type::kF32: return add_f32(old32, operand32, Rounding::kRn, flush_subnormals);
-    case Type::kF64: return combine_f64(old_value, operand);
-    case Type::kF16: return combine_half(operation, old32, operand32, kFormatF16);
-    case Type::kBf16: return combine_half(operation, old32, operand32, kFormatBf16);
-    case Type::kF16x2: return combine_pair(operation, old_value, operand, kFormatF16);
-    case Type::kBf16x2: return combine_pair(operation, old_value, operand, kFormatBf16);
-    default: return combine_integer<uint32_t, uint32_t>(operation, old32, operand32);
+    case Type::kB64:
+      return combine_integer<uint64_t, uint64_t>(operation, old_value, operand);
+    case Type::kF32:
+      return add_f32(old32, operand32, Rounding::kRn, flush_subnormals);
+    case Type::kF64:
+      return combine_f64(old_value, operand);
+    case Type::kF16:
+      return combine_half(operation, old32, operand32, kFormatF16);
+    case Type::kBf16:
+      return combine_half(operation, old32, operand32, kFormatBf16);
+    case Type::kF16x2:
+      return combine_pair(operation, old_value, operand, kFormatF16);
+    case Type::kBf16x2:
+      return combine_pair(operation, old_value, operand, kFormatBf16);
+    default:
+      return combine_integer<uint32_t, uint32_t>(operation, old32, operand32);
   }
 }
 

@@ -9,7 +9,17 @@
 
 namespace pykernels::emulator {
 
-enum class ReductionOperation : uint8_t { kAdd, kMin, kMax, kInc, kDec, kAnd, kOr, kXor, kExchange };
+enum class ReductionOperation : uint8_t {
+  kAdd,
+  kMin,
+  kMax,
+  kInc,
+  kDec,
+  kAnd,
+  kOr,
+  kXor,
+  kExchange
+};
 
 /// nullopt if the name is no operation.
 std::optional<ReductionOperation> reduction_from_name(std::string_view name);

@@ -44,7 +44,8 @@ class RowIterator {
     run->address = first_address_;
     run->bytes = bytes_;
     for (uint32_t d = 1; d < map_.rank; ++d) {
-      const int64_t at = coordinates_[d] + int64_t{index_[d]} * std::max(1u, map_.element_strides[d]);
+      const int64_t at =
+          coordinates_[d] + int64_t{index_[d]} * std::max(1u, map_.element_strides[d]);
       if (at < 0 || at >= static_cast<int64_t>(map_.dims[d])) run->bytes = 0;
       run->address += static_cast<uint64_t>(at) * map_.strides[d - 1];
     }
@@ -74,8 +75,8 @@ class RowIterator {
   bool done_ = false;
 };
 
-/// Host memory of the box's rows: looked up once where one allocation holds the whole bounding range and
-/// nobody observes single accesses.
+/// Host memory of the box's rows: looked up once where one allocation holds the whole bounding
+/// range and nobody observes single accesses.
 class RowMemory {
  public:
   RowMemory(Machine& machine, const TensorBox& box, AccessKind kind, const Instruction* instruction,
@@ -117,10 +118,14 @@ uint32_t box_bytes(const TensorMapFields& map) {
 
 uint32_t swizzled(uint32_t address, TensorMapSwizzle swizzle) {
   switch (swizzle) {
-    case TensorMapSwizzle::k32B: return address ^ (address >> 3 & 0x10);
-    case TensorMapSwizzle::k64B: return address ^ (address >> 3 & 0x30);
-    case TensorMapSwizzle::k128B: return address ^ (address >> 3 & 0x70);
-    default: return address;
+    case TensorMapSwizzle::k32B:
+      return address ^ (address >> 3 & 0x10);
+    case TensorMapSwizzle::k64B:
+      return address ^ (address >> 3 & 0x30);
+    case TensorMapSwizzle::k128B:
+      return address ^ (address >> 3 & 0x70);
+    default:
+      return address;
   }
 }
 
@@ -200,10 +205,10 @@ std::vector<uint8_t> read_box(Machine& machine, const SharedRange& range, const 
       const bool dense = box.map.swizzle == TensorMapSwizzle::kNone;
       const uint32_t bytes = (dense ? end : std::min(end, (at / kChunk + 1) * kChunk)) - at;
       const uint32_t place = swizzled(range.offset + at, box.map.swizzle);
-      std::memcpy(data.data() + at,
-                  resolve_shared(machine, *range.cta, place, bytes, AccessKind::kRead, instruction,
-                                 issuer),
-                  bytes);
+      std::memcpy(
+          data.data() + at,
+          resolve_shared(machine, *range.cta, place, bytes, AccessKind::kRead, instruction, issuer),
+          bytes);
       at += bytes;
     }
   }
@@ -213,13 +218,15 @@ std::vector<uint8_t> read_box(Machine& machine, const SharedRange& range, const 
 void write_box(Machine& machine, const SharedRange& range, const std::vector<uint8_t>& data,
                TensorMapSwizzle swizzle, const Instruction* instruction, Warp* issuer) {
   const auto resolved = [&](uint32_t offset, uint32_t bytes) {
-    return resolve_shared(machine, *range.cta, offset, bytes, AccessKind::kWrite, instruction, issuer);
+    return resolve_shared(machine, *range.cta, offset, bytes, AccessKind::kWrite, instruction,
+                          issuer);
   };
   if (swizzle == TensorMapSwizzle::kNone) {
     std::memcpy(resolved(range.offset, range.bytes), data.data(), range.bytes);
     return;
   }
-  // Whole lines permute within themselves; chunks of the last, incomplete one may lie behind the range.
+  // Whole lines permute within themselves; chunks of the last, incomplete one may lie behind the
+  // range.
   const uint32_t whole = range.offset % kLine == 0 ? range.bytes / kLine * kLine : 0;
   uint8_t* lines = whole == 0 ? nullptr : resolved(range.offset, whole);
   for (uint32_t at = 0; at < range.bytes; at += kChunk) {
