@@ -28,8 +28,8 @@ TensorMap EmulatedDevice::encode_tensor_map(const TensorMapFields& fields) {
 int EmulatedDevice::max_active_clusters(const KernelInfo& kernel, Dim3 cluster) {
   const auto size = static_cast<int>(cluster.x * cluster.y * cluster.z);
   PK_CHECK(size >= 1, "a cluster must have at least one CTA");
-  const auto per_sm =
-      static_cast<int>(max_ctas_per_sm(std::max(kernel.threads, 1u), kernel.registers, kernel.dynamic_shared_bytes));
+  const auto per_sm = static_cast<int>(
+      max_ctas_per_sm(std::max(kernel.threads, 1u), kernel.registers, kernel.dynamic_shared_bytes));
   return options_.num_sms * per_sm / size;
 }
 

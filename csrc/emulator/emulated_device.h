@@ -1,4 +1,5 @@
-// The Device that interprets PTX on the CPU: same Launch, same PTX text, same tensor maps as the GPU.
+// The Device that interprets PTX on the CPU: same Launch, same PTX text, same tensor maps as the
+// GPU.
 #pragma once
 
 #include <map>
@@ -21,7 +22,9 @@ class EmulatedDevice : public Device {
   /// Runs to the end; findings and counters are added to report(). Throws EmulationError.
   void run(const Launch& launch) override;
 
-  const std::vector<std::pair<std::string, Report>>& reports() const { return reports_; }  // kernel, report
+  const std::vector<std::pair<std::string, Report>>& reports() const {
+    return reports_;
+  }  // kernel, report
 
  private:
   MachineOptions options_;

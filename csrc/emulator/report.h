@@ -14,34 +14,34 @@ namespace pykernels::emulator {
 /// One side of a finding: an instruction, and who executed it.
 struct Site {
   std::string kernel;
-  std::string ptx;        // the statement
+  std::string ptx;  // the statement
   int ptx_line = 0;
   std::string cuda_file;  // empty where the PTX has no .loc
   int cuda_line = 0;
-  int grid = 0;           // index in launch_concurrent
+  int grid = 0;  // index in launch_concurrent
   std::array<uint32_t, 3> ctaid = {};
-  int thread = -1;        // linear in the CTA; -1 for an asynchronous agent
+  int thread = -1;  // linear in the CTA; -1 for an asynchronous agent
 };
 
 struct Finding {
-  std::string kind;     // "memory", "init", "sync", "deadlock"
-  std::string message;  // with the values: address, bytes, bounds, phase
-  std::vector<Site> sites;  // first, and second where there is one
-  uint64_t occurrences = 1; // same kind at the same instructions
+  std::string kind;          // "memory", "init", "sync", "deadlock"
+  std::string message;       // with the values: address, bytes, bounds, phase
+  std::vector<Site> sites;   // first, and second where there is one
+  uint64_t occurrences = 1;  // same kind at the same instructions
 };
 
 struct Counters {
   std::array<uint64_t, static_cast<size_t>(InstructionClass::kCount)> warp_instructions = {};
   uint64_t thread_instructions = 0;
-  uint64_t wgmma = 0;                   // warpgroup instructions
+  uint64_t wgmma = 0;  // warpgroup instructions
   uint64_t tensor_multiply_adds = 0;
-  uint64_t global_bytes_read = 0;       // by threads, bulk copies and TMA
+  uint64_t global_bytes_read = 0;  // by threads, bulk copies and TMA
   uint64_t global_bytes_written = 0;
   uint64_t shared_bytes_read = 0;
   uint64_t shared_bytes_written = 0;
-  uint64_t tma_bytes_loaded = 0;        // global -> shared, counted once per multicast
+  uint64_t tma_bytes_loaded = 0;  // global -> shared, counted once per multicast
   uint64_t tma_bytes_stored = 0;
-  uint64_t shared_bank_conflicts = 0;   // extra wavefronts of ld/st/ldmatrix/stmatrix
+  uint64_t shared_bank_conflicts = 0;  // extra wavefronts of ld/st/ldmatrix/stmatrix
 };
 
 struct Report {

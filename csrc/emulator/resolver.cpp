@@ -119,6 +119,7 @@ void Resolver::place_shared() {
   uint64_t offset = 0;
   std::vector<const Variable*> dynamic;
   shared_.clear();
+  program_->shared_symbols.clear();
   const auto place = [&](const Variable& variable, const std::string& key) {
     if (variable.space != Space::kShared || !used.contains(variable.name)) return;
     if (variable.is_extern) {
@@ -127,6 +128,8 @@ void Resolver::place_shared() {
     }
     offset = align_up(offset, variable.alignment);
     shared_[key] = {Space::kShared, kSharedBase + offset};
+    program_->shared_symbols.push_back(
+        {variable.name, static_cast<uint32_t>(offset), static_cast<uint32_t>(variable.bytes)});
     offset += variable.bytes;
   };
   for (const Variable& variable : module_.parsed.variables) place(variable, variable.name);
@@ -140,7 +143,10 @@ void Resolver::place_shared() {
   }
   program_->static_shared_bytes = static_cast<uint32_t>(offset);
   const uint64_t start = kSharedBase + align_up(offset, kDynamicSharedAlignment);
-  for (const Variable* variable : dynamic) shared_[variable->name] = {Space::kShared, start};
+  for (const Variable* variable : dynamic) {
+    shared_[variable->name] = {Space::kShared, start};
+    program_->shared_symbols.push_back({variable->name, static_cast<uint32_t>(start - kSharedBase), 0});
+  }
 }
 
 /// Offsets of .local variables and of the .param variables of calls, from the frames below.

@@ -62,12 +62,18 @@ std::string awaited(const Machine& machine, const Warp& warp, const Split& split
   const Wait& wait = split.wait;
   if (wait.describe != nullptr) return wait.describe(warp, wait);
   switch (wait.kind) {
-    case Wait::Kind::kConvergence: return missing_lanes(machine, warp, split);
-    case Wait::Kind::kWarpgroup: return "the other warps of its warpgroup";
-    case Wait::Kind::kBulkGroup: return "a bulk group";
-    case Wait::Kind::kAsyncCopy: return "asynchronous copies";
-    case Wait::Kind::kGrid: return "the end of the launch that it depends on";
-    default: return "nothing that is known";
+    case Wait::Kind::kConvergence:
+      return missing_lanes(machine, warp, split);
+    case Wait::Kind::kWarpgroup:
+      return "the other warps of its warpgroup";
+    case Wait::Kind::kBulkGroup:
+      return "a bulk group";
+    case Wait::Kind::kAsyncCopy:
+      return "asynchronous copies";
+    case Wait::Kind::kGrid:
+      return "the end of the launch that it depends on";
+    default:
+      return "nothing that is known";
   }
 }
 
@@ -75,8 +81,8 @@ std::string awaited(const Machine& machine, const Warp& warp, const Split& split
 struct Group {
   Site site;
   std::string awaited;
-  std::vector<const Cta*> ctas;                        // in the order found
-  std::map<const Cta*, std::vector<uint32_t>> lanes;   // by warp
+  std::vector<const Cta*> ctas;                       // in the order found
+  std::map<const Cta*, std::vector<uint32_t>> lanes;  // by warp
 };
 
 std::string describe(const Group& group) {
@@ -95,11 +101,13 @@ std::string describe(const Group& group) {
   if (whole != 0) who += concat(__builtin_popcount(whole) == 1 ? "warp " : "warps ", ranges(whole));
   if (!partial.empty()) who += concat(whole != 0 ? "; " : "", partial);
   if (group.ctas.size() > 1) who += concat(" (and ", group.ctas.size() - 1, " more CTAs)");
-  return concat("\n  ", group.site.kernel, ", ", place(group.site), "\n    ", who, " waits for ", group.awaited);
+  return concat("\n  ", group.site.kernel, ", ", place(group.site), "\n    ", who, " waits for ",
+                group.awaited);
 }
 
 /// By the order of CTAs, warps and lanes, so that the report is the same in each run.
-std::vector<Group> gather(const Machine& machine, const std::vector<Cluster*>& clusters, bool blocked) {
+std::vector<Group> gather(const Machine& machine, const std::vector<Cluster*>& clusters,
+                          bool blocked) {
   std::vector<Group> groups;
   std::map<std::pair<std::string, std::string>, size_t> known;
   for (const Cluster* cluster : clusters) {
@@ -127,9 +135,12 @@ std::vector<Group> gather(const Machine& machine, const std::vector<Cluster*>& c
 }
 
 void add_groups(const std::vector<Group>& groups, Finding& finding) {
-  for (size_t i = 0; i < groups.size() && i < kMaxGroups; ++i) finding.message += describe(groups[i]);
-  if (groups.size() > kMaxGroups) finding.message += concat("\n  and ", groups.size() - kMaxGroups, " more");
-  for (size_t i = 0; i < groups.size() && i < kMaxSites; ++i) finding.sites.push_back(groups[i].site);
+  for (size_t i = 0; i < groups.size() && i < kMaxGroups; ++i)
+    finding.message += describe(groups[i]);
+  if (groups.size() > kMaxGroups)
+    finding.message += concat("\n  and ", groups.size() - kMaxGroups, " more");
+  for (size_t i = 0; i < groups.size() && i < kMaxSites; ++i)
+    finding.sites.push_back(groups[i].site);
 }
 
 }  // namespace
@@ -146,22 +157,24 @@ void Machine::fail_deadlock() {
   }
   for (const auto& grid : grids_) {
     if (grid->next_cluster == grid->num_clusters) continue;
-    finding.message += concat("\n  ", grid->launch.program->name, ": ", grid->num_clusters - grid->next_cluster,
-                              " of ", grid->num_clusters, " clusters have not started: ", options_.num_sms,
-                              " SMs have no room");
+    finding.message += concat(
+        "\n  ", grid->launch.program->name, ": ", grid->num_clusters - grid->next_cluster, " of ",
+        grid->num_clusters, " clusters have not started: ", options_.num_sms, " SMs have no room");
   }
   end_with(std::move(finding));
 }
 
 void Machine::fail_hung() {
   Finding finding{"deadlock",
-                  concat("no end after ", instructions_, " warp instructions (max_warp_instructions); running are:"),
+                  concat("no end after ", instructions_,
+                         " warp instructions (max_warp_instructions); running are:"),
                   {},
                   1};
   for (const Group& group : gather(*this, active_, false)) {
     if (finding.sites.size() == kMaxSites) break;
-    finding.message += concat("\n  ", group.site.kernel, ", ", place(group.site), "\n    ", name_of(*group.ctas.front()),
-                              group.ctas.size() > 1 ? concat(" and ", group.ctas.size() - 1, " more") : "");
+    finding.message += concat(
+        "\n  ", group.site.kernel, ", ", place(group.site), "\n    ", name_of(*group.ctas.front()),
+        group.ctas.size() > 1 ? concat(" and ", group.ctas.size() - 1, " more") : "");
     finding.sites.push_back(group.site);
   }
   const std::vector<Group> waiting = gather(*this, active_, true);

@@ -25,16 +25,17 @@ bool shared_is_written(const Cta& cta, uint32_t offset, uint32_t bytes) {
   return std::memchr(cta.shared_initialised.data() + offset, 0, bytes) == nullptr;
 }
 
-void report_unwritten_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes, const Warp& warp,
-                             const Instruction& inst, int lane) {
+void report_unwritten_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes,
+                             const Warp& warp, const Instruction& inst, int lane) {
   const auto begin = cta.shared_initialised.begin() + offset;
   const auto first = std::find(begin, begin + bytes, 0);
   const auto byte = static_cast<uint32_t>(first - cta.shared_initialised.begin());
-  machine.report("init",
-                 concat("shared memory is read before it is written: ", shared_place(warp.program(), byte),
-                        ", in ", bytes, " bytes at offset ", offset,
-                        cta.cluster->ctas.size() > 1 ? concat(" of the CTA of rank ", cta.rank) : ""),
-                 warp, inst, lane);
+  machine.report(
+      "init",
+      concat("shared memory is read before it is written: ", shared_place(warp.program(), byte),
+             ", in ", bytes, " bytes at offset ", offset,
+             cta.cluster->ctas.size() > 1 ? concat(" of the CTA of rank ", cta.rank) : ""),
+      warp, inst, lane);
 }
 
 }  // namespace pykernels::emulator

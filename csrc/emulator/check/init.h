@@ -18,7 +18,7 @@ void report_unwritten_register(Warp& warp, const Instruction& inst, const Regist
 bool shared_is_written(const Cta& cta, uint32_t offset, uint32_t bytes);
 
 /// Reports the first unwritten byte of the range; `lane` -1 for an asynchronous agent.
-void report_unwritten_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes, const Warp& warp,
-                             const Instruction& inst, int lane);
+void report_unwritten_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes,
+                             const Warp& warp, const Instruction& inst, int lane);
 
 }  // namespace pykernels::emulator

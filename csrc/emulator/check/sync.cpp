@@ -5,10 +5,12 @@
 
 namespace pykernels::emulator {
 
-void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane, const Allocation& allocation) {
+void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane,
+                             const Allocation& allocation) {
   warp.machine().report(
       "sync",
-      concat("'", allocation.name, "' is accessed before griddepcontrol.wait: the launch before may still write it"),
+      concat("'", allocation.name,
+             "' is accessed before griddepcontrol.wait: the launch before may still write it"),
       warp, inst, lane);
 }
 

@@ -30,46 +30,58 @@ std::string describe_barrier(const Warp& warp, const Wait& wait) {
   std::string missing;
   for (const auto& other : cta.warps) {
     if ((barrier.warps >> other->index() & 1) != 0) continue;
-    missing += concat(missing.empty() ? "" : ", ", other->index(), other->finished() ? " (ended)" : "");
+    missing +=
+        concat(missing.empty() ? "" : ", ", other->index(), other->finished() ? " (ended)" : "");
   }
-  return concat("barrier ", wait.detail[0], ", generation ", barrier.generation, ": ", barrier.arrived, " of ", needed,
-                " threads have arrived", missing.empty() ? "" : concat("; warps that have not: ", missing));
+  return concat("barrier ", wait.detail[0], ", generation ", barrier.generation, ": ",
+                barrier.arrived, " of ", needed, " threads have arrived",
+                missing.empty() ? "" : concat("; warps that have not: ", missing));
 }
 
 /// The operand's value, the same in all lanes that take part.
-uint32_t uniform(Warp& warp, const Instruction& inst, Slot slot, LaneMask active, const char* what) {
+uint32_t uniform(Warp& warp, const Instruction& inst, Slot slot, LaneMask active,
+                 const char* what) {
   const uint32_t* values = warp.lanes<uint32_t>(slot);
   const uint32_t value = values[__builtin_ctz(active)];
   bool same = true;
   for_lanes(active, [&](int lane) { same &= values[lane] == value; });
-  if (!same) warp.machine().fail("sync", concat("lanes of a warp give different ", what), warp, inst);
+  if (!same)
+    warp.machine().fail("sync", concat("lanes of a warp give different ", what), warp, inst);
   return value;
 }
 
 /// Threads that the barrier waits for: 0 for all that are live.
 uint32_t thread_count(Warp& warp, const Instruction& inst, LaneMask active) {
   if (inst.operands[kCountSlot] == kNoSlot) return 0;
-  const uint32_t count = uniform(warp, inst, inst.operands[kCountSlot], active, "thread counts of a barrier");
+  const uint32_t count =
+      uniform(warp, inst, inst.operands[kCountSlot], active, "thread counts of a barrier");
   if (count != 0 && count % kWarpSize == 0 && count <= 1024) return count;
-  warp.machine().fail("sync", concat("the thread count of a barrier must be a multiple of 32 up to 1024, got ", count),
-                      warp, inst);
+  warp.machine().fail(
+      "sync",
+      concat("the thread count of a barrier must be a multiple of 32 up to 1024, got ", count),
+      warp, inst);
 }
 
-void check_count(Warp& warp, const Instruction& inst, uint32_t index, NamedBarrier& barrier, uint32_t count) {
+void check_count(Warp& warp, const Instruction& inst, uint32_t index, NamedBarrier& barrier,
+                 uint32_t count) {
   if (barrier.warps == 0) {
     barrier.expected = count;
   } else if (barrier.expected != count) {
-    const auto text = [](uint32_t threads) { return threads == 0 ? std::string("all") : std::to_string(threads); };
-    warp.machine().report("sync",
-                          concat("barrier ", index, " is given ", text(count), " threads, and was given ",
-                                 text(barrier.expected), " by those that wait there"),
-                          warp, inst);
+    const auto text = [](uint32_t threads) {
+      return threads == 0 ? std::string("all") : std::to_string(threads);
+    };
+    warp.machine().report(
+        "sync",
+        concat("barrier ", index, " is given ", text(count), " threads, and was given ",
+               text(barrier.expected), " by those that wait there"),
+        warp, inst);
   }
 }
 
 /// bar.red: what all threads gave, once the generation is complete.
 template <Action kAction>
-void write_result(Warp& warp, const Instruction& inst, const NamedBarrier& barrier, LaneMask active) {
+void write_result(Warp& warp, const Instruction& inst, const NamedBarrier& barrier,
+                  LaneMask active) {
   if (inst.operands[kDestinationSlot] == kNoSlot) return;
   if constexpr (kAction == Action::kPopc) {
     uint32_t* d = warp.lanes<uint32_t>(inst.operands[kDestinationSlot]);
@@ -82,30 +94,33 @@ void write_result(Warp& warp, const Instruction& inst, const NamedBarrier& barri
   }
 }
 
-void notify(Warp& warp, const Instruction& inst, LaneMask lanes, SyncEvent::Kind kind, uint64_t object,
-            uint64_t detail) {
+void notify(Warp& warp, const Instruction& inst, LaneMask lanes, SyncEvent::Kind kind,
+            uint64_t object, uint64_t detail) {
   if (!warp.machine().observed()) return;
   warp.machine().notify(SyncEvent{kind, &warp, lanes, &warp.cta(), object, detail, &inst});
 }
 
-/// Lanes that a guard keeps out do not wait with the others. False for .aligned forms, where the whole warp
-/// must take part: a finding.
+/// Lanes that a guard keeps out do not wait with the others. False for .aligned forms, where the
+/// whole warp must take part: a finding.
 void leave_behind(Warp& warp, const Instruction& inst, LaneMask active) {
   const LaneMask outside = warp.split().lanes & ~active;
   if (outside == 0) return;
   if ((inst.variant & kAligned) != 0) {
-    warp.machine().report("sync", "an .aligned barrier is executed under a guard that differs in the warp", warp, inst,
-                          __builtin_ctz(outside));
+    warp.machine().report("sync",
+                          "an .aligned barrier is executed under a guard that differs in the warp",
+                          warp, inst, __builtin_ctz(outside));
   }
   warp.part(outside);
 }
 
 /// bar{.cta}.ACTION a{, b}; barrier{.cta}.ACTION{.aligned} a{, b};      PTX 1.0 (barrier: 6.0)
 ///
-/// A thread counts once a generation; lanes of a warp that do not exist or have ended count with the warp's first.
+/// A thread counts once a generation; lanes of a warp that do not exist or have ended count with
+/// the warp's first.
 template <Action kAction>
 Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
-  if ((inst.variant & kAligned) != 0 && !warp.aligned()) return warp.block_until_converged(kFullMask);
+  if ((inst.variant & kAligned) != 0 && !warp.aligned())
+    return warp.block_until_converged(kFullMask);
   Cta& cta = warp.cta();
   const uint32_t index = uniform(warp, inst, inst.operands[kBarrierSlot], active, "barriers");
   if (index >= cta.barriers.size()) {
@@ -119,12 +134,12 @@ Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
     check_count(warp, inst, index, barrier, count);
     LaneMask votes = 0;
     if constexpr (kAction >= Action::kPopc) {
-      votes = warp.mask(inst.operands[kPredicateSlot]) ^ ((inst.variant & kNegated) != 0 ? kFullMask : 0);
+      votes = warp.mask(inst.operands[kPredicateSlot]) ^
+              ((inst.variant & kNegated) != 0 ? kFullMask : 0);
     }
     split.wait.token = barrier.generation;
     notify(warp, inst, active, SyncEvent::Kind::kBarrierArrive, index, barrier.generation);
-    cta.arrive(barrier, warp, static_cast<uint32_t>(__builtin_popcount(active)),
-               static_cast<uint32_t>(__builtin_popcount(votes & active)));
+    cta.arrive(barrier, warp, active, votes);
     if constexpr (kAction == Action::kArrive) return Step::kNext;
   }
   if (barrier.generation == split.wait.token) {
@@ -150,27 +165,33 @@ std::string describe_cluster(const Warp& warp, const Wait& wait) {
   for (const auto& cta : cluster.ctas) {
     uint32_t arrived = 0;
     for (const auto& other : cta->warps) {
-      const LaneMask current = (cluster.generation & 1) != 0 ? other->cluster_parity : ~other->cluster_parity;
-      arrived += static_cast<uint32_t>(__builtin_popcount(other->cluster_arrived & current & other->live()));
+      const LaneMask current =
+          (cluster.generation & 1) != 0 ? other->cluster_parity : ~other->cluster_parity;
+      arrived += static_cast<uint32_t>(
+          __builtin_popcount(other->cluster_arrived & current & other->live()));
     }
     if (arrived == cta->live_threads) continue;
-    ranks += concat(ranks.empty() ? "" : ", ", "rank ", cta->rank, " has ", arrived, " of ", cta->live_threads);
+    ranks += concat(ranks.empty() ? "" : ", ", "rank ", cta->rank, " has ", arrived, " of ",
+                    cta->live_threads);
   }
-  return concat("the cluster barrier, generation ", cluster.generation, ": ", cluster.arrived, " of ",
-                cluster.live_threads, " threads have arrived; ", ranks);
+  return concat("the cluster barrier, generation ", cluster.generation, ": ", cluster.arrived,
+                " of ", cluster.live_threads, " threads have arrived; ", ranks);
 }
 
 /// barrier.cluster.arrive{.release, .relaxed}{.aligned};      PTX 7.8, sm_90
 Step cluster_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
-  if ((inst.variant & kAligned) != 0 && !warp.aligned()) return warp.block_until_converged(kFullMask);
+  if ((inst.variant & kAligned) != 0 && !warp.aligned())
+    return warp.block_until_converged(kFullMask);
   Cluster& cluster = *warp.cta().cluster;
   if (const LaneMask twice = warp.cluster_arrived & active; twice != 0) {
-    warp.machine().report("sync", "barrier.cluster.arrive a second time without barrier.cluster.wait", warp, inst,
-                          __builtin_ctz(twice));
+    warp.machine().report("sync",
+                          "barrier.cluster.arrive a second time without barrier.cluster.wait", warp,
+                          inst, __builtin_ctz(twice));
     active &= ~twice;
   }
   warp.cluster_arrived |= active;
-  warp.cluster_parity = (cluster.generation & 1) != 0 ? warp.cluster_parity | active : warp.cluster_parity & ~active;
+  warp.cluster_parity =
+      (cluster.generation & 1) != 0 ? warp.cluster_parity | active : warp.cluster_parity & ~active;
   cluster.arrived += static_cast<uint32_t>(__builtin_popcount(active));
   notify(warp, inst, active, SyncEvent::Kind::kClusterArrive, 0, cluster.generation);
   cluster.complete_if_due();
@@ -179,14 +200,16 @@ Step cluster_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
 
 /// barrier.cluster.wait{.acquire}{.aligned};      PTX 7.8, sm_90
 Step cluster_wait(Warp& warp, const Instruction& inst, LaneMask active) {
-  if ((inst.variant & kAligned) != 0 && !warp.aligned()) return warp.block_until_converged(kFullMask);
+  if ((inst.variant & kAligned) != 0 && !warp.aligned())
+    return warp.block_until_converged(kFullMask);
   Cluster& cluster = *warp.cta().cluster;
   leave_behind(warp, inst, active);
   if (const LaneMask without = active & ~warp.cluster_arrived; without != 0) {
-    warp.machine().report("sync", "barrier.cluster.wait without barrier.cluster.arrive before it", warp, inst,
-                          __builtin_ctz(without));
+    warp.machine().report("sync", "barrier.cluster.wait without barrier.cluster.arrive before it",
+                          warp, inst, __builtin_ctz(without));
   }
-  const LaneMask current = (cluster.generation & 1) != 0 ? warp.cluster_parity : ~warp.cluster_parity;
+  const LaneMask current =
+      (cluster.generation & 1) != 0 ? warp.cluster_parity : ~warp.cluster_parity;
   if ((active & warp.cluster_arrived & current) != 0) {
     Wait wait;
     wait.kind = Wait::Kind::kClusterBarrier;
@@ -201,7 +224,8 @@ Step cluster_wait(Warp& warp, const Instruction& inst, LaneMask active) {
 
 // ---- rows ----
 
-/// Operands: destination (.red), barrier, threads, predicate (.red); `least` and `most` leave out what .red adds.
+/// Operands: destination (.red), barrier, threads, predicate (.red); `least` and `most` leave out
+/// what .red adds.
 void build_barrier(Builder& builder, Handler handler, bool aligned, int least, Type result) {
   const std::vector<Operand>& operands = builder.statement().operands;
   Instruction& inst = builder.instruction();
@@ -209,7 +233,9 @@ void build_barrier(Builder& builder, Handler handler, bool aligned, int least, T
   const int first = reduces ? 1 : 0;
   const int last = builder.num_operands() - (reduces ? 1 : 0);
   const int count = last - first;
-  if (count < least || count > 2) builder.fail(concat("a barrier", least == 2 ? " and" : " and perhaps", " a thread count are expected"));
+  if (count < least || count > 2)
+    builder.fail(
+        concat("a barrier", least == 2 ? " and" : " and perhaps", " a thread count are expected"));
   inst.handler = handler;
   inst.variant = aligned ? kAligned : 0;
   inst.operands[kBarrierSlot] = builder.source(operands[first], Type::kU32);
@@ -265,12 +291,12 @@ void add_barrier_forms(Table& table) {
   for (const bool aligned : {false, true}) {
     const std::string suffix = aligned ? ".aligned" : "";
     for (const char* semantics : {"", ".release", ".relaxed"}) {
-      table.add("barrier.cluster.arrive" + std::string(semantics) + suffix, InstructionClass::kBarrier,
-                build_cluster_barrier(cluster_arrive, aligned));
+      table.add("barrier.cluster.arrive" + std::string(semantics) + suffix,
+                InstructionClass::kBarrier, build_cluster_barrier(cluster_arrive, aligned));
     }
     for (const char* semantics : {"", ".acquire"}) {
-      table.add("barrier.cluster.wait" + std::string(semantics) + suffix, InstructionClass::kBarrier,
-                build_cluster_barrier(cluster_wait, aligned));
+      table.add("barrier.cluster.wait" + std::string(semantics) + suffix,
+                InstructionClass::kBarrier, build_cluster_barrier(cluster_wait, aligned));
     }
   }
 }

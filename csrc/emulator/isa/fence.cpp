@@ -1,5 +1,5 @@
-// Fences of memory and of proxies. The emulator's memory is sequentially consistent and completed asynchronous
-// operations are visible to all, so they order nothing here: observers are told.
+// Fences of memory and of proxies. The emulator's memory is sequentially consistent and completed
+// asynchronous operations are visible to all, so they order nothing here: observers are told.
 #include <initializer_list>
 #include <string>
 #include <string_view>
@@ -27,9 +27,10 @@ Build build_fence(Handler handler, int num_operands) {
     inst.handler = handler;
     if (num_operands == 2) {  // fence.proxy.tensormap::generic.acquire.gpu [addr], 128;
       bool base_is_64 = false;
-      builder.address(builder.statement().operands[0], Space::kGeneric, &inst.operands[0], &base_is_64,
-                      &inst.immediate);
-      if (builder.integer(builder.statement().operands[1]) != 128) builder.fail("the size must be 128");
+      builder.address(builder.statement().operands[0], Space::kGeneric, &inst.operands[0],
+                      &base_is_64, &inst.immediate);
+      if (builder.integer(builder.statement().operands[1]) != 128)
+        builder.fail("the size must be 128");
     }
   };
 }
@@ -40,8 +41,9 @@ void add_proxy_fences(Table& table) {
                            "fence.proxy.async.shared::cta", "fence.proxy.async.shared::cluster"}) {
     table.add(form, InstructionClass::kFence, build_fence(handler, 0));
   }
-  for (const char* form : {"fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster",
-                           "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster"}) {
+  for (const char* form :
+       {"fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster",
+        "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster"}) {
     table.add(form, InstructionClass::kFence, build_fence(handler, 0));
   }
   for (const char* scope : {"cta", "cluster", "gpu", "sys"}) {
@@ -60,7 +62,8 @@ void add_fence_forms(Table& table) {
   }
   for (const char* scope : {"cta", "cluster", "gpu", "sys"}) {
     for (const char* semantics : {"", "sc.", "acq_rel.", "acquire.", "release."}) {
-      table.add(std::string("fence.") + semantics + scope, InstructionClass::kFence, build_fence(handler, 0));
+      table.add(std::string("fence.") + semantics + scope, InstructionClass::kFence,
+                build_fence(handler, 0));
     }
   }
   for (const char* form : {"fence.mbarrier_init.release.cluster",

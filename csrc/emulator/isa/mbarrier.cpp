@@ -10,9 +10,9 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr int kResultSlot = 0;   // state or predicate
+constexpr int kResultSlot = 0;  // state or predicate
 constexpr int kAddressSlot = 1;
-constexpr int kValueSlot = 2;    // count, transaction bytes, parity or state
+constexpr int kValueSlot = 2;  // count, transaction bytes, parity or state
 constexpr uint32_t kObjectBytes = 8;
 constexpr uint32_t kSpuriousFailure = 8;  // one try_wait in so many ends early with false
 
@@ -38,8 +38,9 @@ class Addresses {
     Location location{&warp_.cta(), 0};
     const bool generic = access_space(inst_) == Space::kGeneric;
     if (generic && address >> 60 != kSharedWindow >> 60) {
-      machine.fail("memory", concat("generic address ", hexadecimal(address), " is not in shared memory"), warp_, inst_,
-                   lane);
+      machine.fail("memory",
+                   concat("generic address ", hexadecimal(address), " is not in shared memory"),
+                   warp_, inst_, lane);
     }
     const auto shared = static_cast<uint32_t>(address);
     const uint32_t rank = shared >> kClusterRankShift;
@@ -50,14 +51,16 @@ class Addresses {
     } else {
       location.offset = (shared & ((1u << kClusterRankShift) - 1)) - kSharedBase;
     }
+    if (location.offset % kObjectBytes != 0) {
+      machine.fail("memory",
+                   alignment_message(Space::kShared, shared, kObjectBytes, AccessKind::kAtomic),
+                   warp_, inst_, lane);
+    }
     const uint64_t size = location.cta->shared.size();
     if (location.offset > size || size - location.offset < kObjectBytes) {
-      machine.fail("memory", shared_bounds_message(*location.cta, shared, kObjectBytes, AccessKind::kAtomic), warp_,
-                   inst_, lane);
-    }
-    if (location.offset % kObjectBytes != 0) {
-      machine.fail("memory", alignment_message(Space::kShared, shared, kObjectBytes, AccessKind::kAtomic), warp_, inst_,
-                   lane);
+      machine.fail("memory",
+                   shared_bounds_message(*location.cta, shared, kObjectBytes, AccessKind::kAtomic),
+                   warp_, inst_, lane);
     }
     return location;
   }
@@ -69,8 +72,8 @@ class Addresses {
     if (barrier == nullptr) {
       warp_.machine().report("sync",
                              concat("no mbarrier has been initialised at ",
-                                    shared_place(warp_.program(), location->offset), " of the CTA of rank ",
-                                    location->cta->rank),
+                                    shared_place(warp_.program(), location->offset),
+                                    " of the CTA of rank ", location->cta->rank),
                              warp_, inst_, lane);
     }
     return barrier;
@@ -93,18 +96,20 @@ uint32_t value(Warp& warp, const Instruction& inst, int lane) {
   return warp.lanes<uint32_t>(inst.operands[kValueSlot])[lane];
 }
 
-void report_misuse(Warp& warp, const Instruction& inst, int lane, const Location& location, const Mbarrier& barrier,
-                   const char* misuse) {
-  warp.machine().report("sync",
-                        concat(misuse, ": mbarrier at ", shared_place(warp.program(), location.offset), ", ",
-                               barrier.describe()),
-                        warp, inst, lane);
+void report_misuse(Warp& warp, const Instruction& inst, int lane, const Location& location,
+                   const Mbarrier& barrier, const char* misuse) {
+  warp.machine().report(
+      "sync",
+      concat(misuse, ": mbarrier at ", shared_place(warp.program(), location.offset), ", ",
+             barrier.describe()),
+      warp, inst, lane);
 }
 
-void notify(Warp& warp, const Instruction& inst, int lane, SyncEvent::Kind kind, const Location& location,
-            uint64_t phase) {
+void notify(Warp& warp, const Instruction& inst, int lane, SyncEvent::Kind kind,
+            const Location& location, uint64_t phase) {
   if (!warp.machine().observed()) return;
-  warp.machine().notify(SyncEvent{kind, &warp, 1u << lane, location.cta, location.offset, phase, &inst});
+  warp.machine().notify(
+      SyncEvent{kind, &warp, 1u << lane, location.cta, location.offset, phase, &inst});
 }
 
 /// mbarrier.init{.shared{::cta}}.b64 [addr], count;      PTX 7.0, sm_80
@@ -115,12 +120,14 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
     const Location location = addresses.location(lane);
     const uint32_t count = value(warp, inst, lane);
     if (count == 0 || count > Mbarrier::kMaxCount) {
-      warp.machine().fail("sync", concat("the count of an mbarrier must lie in 1 .. 2^20 - 1, got ", count), warp, inst,
-                          lane);
+      warp.machine().fail("sync",
+                          concat("the count of an mbarrier must lie in 1 .. 2^20 - 1, got ", count),
+                          warp, inst, lane);
     }
     auto& barrier = location.cta->mbarriers[location.offset];
     if (barrier != nullptr) {
-      report_misuse(warp, inst, lane, location, *barrier, "initialised again without mbarrier.inval");
+      report_misuse(warp, inst, lane, location, *barrier,
+                    "initialised again without mbarrier.inval");
       barrier->wake_all();
     }
     barrier = std::make_unique<Mbarrier>(count);
@@ -148,10 +155,18 @@ Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-enum class Arrival : uint8_t { kPlain, kDrop, kNoComplete, kDropNoComplete, kExpectTx, kDropExpectTx };
+enum class Arrival : uint8_t {
+  kPlain,
+  kDrop,
+  kNoComplete,
+  kDropNoComplete,
+  kExpectTx,
+  kDropExpectTx
+};
 
 const char* arrive(Mbarrier& barrier, Arrival arrival, uint32_t count, int64_t tx_bytes) {
-  const bool drops = arrival == Arrival::kDrop || arrival == Arrival::kDropNoComplete || arrival == Arrival::kDropExpectTx;
+  const bool drops = arrival == Arrival::kDrop || arrival == Arrival::kDropNoComplete ||
+                     arrival == Arrival::kDropExpectTx;
   if (arrival == Arrival::kNoComplete || arrival == Arrival::kDropNoComplete) {
     if (count >= barrier.pending()) return "an arrival .noComplete would complete the phase";
   }
@@ -161,12 +176,14 @@ const char* arrive(Mbarrier& barrier, Arrival arrival, uint32_t count, int64_t t
   return drops ? barrier.arrive_drop(count) : barrier.arrive(count);
 }
 
-/// mbarrier.arrive{_drop}{.expect_tx, .noComplete}{.sem.scope}{.space}.b64 state, [addr]{, value};  PTX 7.0, sm_80
+/// mbarrier.arrive{_drop}{.expect_tx, .noComplete}{.sem.scope}{.space}.b64 state, [addr]{, value};
+/// PTX 7.0, sm_80
 ///
 /// Each lane arrives by itself; `state` is the phase's state before its arrival.
 template <Arrival kArrival>
 Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
-  constexpr bool kTransaction = kArrival == Arrival::kExpectTx || kArrival == Arrival::kDropExpectTx;
+  constexpr bool kTransaction =
+      kArrival == Arrival::kExpectTx || kArrival == Arrival::kDropExpectTx;
   const Addresses addresses(warp, inst);
   for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
@@ -175,9 +192,11 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
     if (barrier == nullptr) continue;
     const uint32_t operand = inst.operands[kValueSlot] == kNoSlot ? 1 : value(warp, inst, lane);
     const uint64_t state = barrier->state();
-    const char* misuse = arrive(*barrier, kArrival, kTransaction ? 1 : operand, kTransaction ? operand : 0);
+    const char* misuse =
+        arrive(*barrier, kArrival, kTransaction ? 1 : operand, kTransaction ? operand : 0);
     if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
-    if (inst.operands[kResultSlot] != kNoSlot) warp.lanes<uint64_t>(inst.operands[kResultSlot])[lane] = state;
+    if (inst.operands[kResultSlot] != kNoSlot)
+      warp.lanes<uint64_t>(inst.operands[kResultSlot])[lane] = state;
     notify(warp, inst, lane, SyncEvent::Kind::kMbarrierArrive, location, state >> 20);
   }
   return Step::kNext;
@@ -210,14 +229,16 @@ std::string describe_wait(const Warp& warp, const Wait& wait) {
 
 /// Lanes whose phase has completed. One without an mbarrier counts, so that its loop ends.
 template <bool kParity>
-LaneMask completed_lanes(Warp& warp, const Instruction& inst, const Addresses& addresses, LaneMask active) {
+LaneMask completed_lanes(Warp& warp, const Instruction& inst, const Addresses& addresses,
+                         LaneMask active) {
   LaneMask done = 0;
   const auto lane_done = [&](int lane) {
     Location location;
     const Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) return true;
     if (location.cta != &warp.cta()) {
-      warp.machine().fail("sync", "a thread can wait only on an mbarrier of its own CTA", warp, inst, lane);
+      warp.machine().fail("sync", "a thread can wait only on an mbarrier of its own CTA", warp,
+                          inst, lane);
     }
     if constexpr (kParity) return barrier->phase_done(value(warp, inst, lane));
     return barrier->state_done(warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane]);
@@ -245,10 +266,12 @@ bool same_phase(Warp& warp, const Instruction& inst, LaneMask active) {
   return same;
 }
 
-/// mbarrier.{test_wait, try_wait}{.parity}{.sem.scope}{.space}.b64 p, [addr], phase{, hint};      PTX 7.0 (8.0), sm_80 (90)
+/// mbarrier.{test_wait, try_wait}{.parity}{.sem.scope}{.space}.b64 p, [addr], phase{, hint};
+/// PTX 7.0 (8.0), sm_80 (90)
 ///
-/// try_wait may legally end early with p = false, so the seed decides between blocking and that: a kernel that does
-/// not loop on p fails under some seed. It never blocks for a part of the split: the others might have to arrive.
+/// try_wait may legally end early with p = false, so the seed decides between blocking and that: a
+/// kernel that does not loop on p fails under some seed. It never blocks for a part of the split:
+/// the others might have to arrive.
 template <bool kTry, bool kParity>
 Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
   Machine& machine = warp.machine();
@@ -268,7 +291,8 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
       wait.token = kParity ? 0 : 1;
       wait.describe = describe_wait;
       wait.detail[0] = location.offset;
-      wait.detail[1] = kParity ? value(warp, inst, lane) & 1 : warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane];
+      wait.detail[1] = kParity ? value(warp, inst, lane) & 1
+                               : warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane];
       return warp.block(wait);
     }
   }
@@ -291,7 +315,9 @@ Step mbarrier_pending_count(Warp& warp, const Instruction& inst, LaneMask active
   if (inst.operands[kResultSlot] == kNoSlot) return Step::kNext;
   uint32_t* count = warp.lanes<uint32_t>(inst.operands[kResultSlot]);
   const uint64_t* state = warp.lanes<uint64_t>(inst.operands[kValueSlot]);
-  for_lanes(active, [&](int lane) { count[lane] = static_cast<uint32_t>(state[lane]) & Mbarrier::kMaxCount; });
+  for_lanes(active, [&](int lane) {
+    count[lane] = static_cast<uint32_t>(state[lane]) & Mbarrier::kMaxCount;
+  });
   return Step::kNext;
 }
 
@@ -300,7 +326,8 @@ Step mbarrier_pending_count(Warp& warp, const Instruction& inst, LaneMask active
 void expect_operands(const Builder& builder, int least, int most) {
   const int count = builder.num_operands();
   if (count < least || count > most) {
-    builder.fail(concat("expected ", least, least == most ? "" : concat(" to ", most), " operands, got ", count));
+    builder.fail(concat("expected ", least, least == most ? "" : concat(" to ", most),
+                        " operands, got ", count));
   }
 }
 
@@ -318,7 +345,8 @@ Build build_plain(Handler handler, std::string_view space, int num_operands) {
     const std::vector<Operand>& operands = builder.statement().operands;
     builder.instruction().handler = handler;
     build_object(builder, operands[0], space);
-    if (num_operands == 2) builder.instruction().operands[kValueSlot] = builder.source(operands[1], Type::kB32);
+    if (num_operands == 2)
+      builder.instruction().operands[kValueSlot] = builder.source(operands[1], Type::kB32);
   };
 }
 
@@ -357,13 +385,15 @@ Build build_wait(Handler handler, std::string_view space, bool parity, bool may_
 }
 
 constexpr std::array<std::string_view, 3> kOwnSpaces = {"", ".shared", ".shared::cta"};
-constexpr std::array<std::string_view, 4> kSpaces = {"", ".shared", ".shared::cta", ".shared::cluster"};
+constexpr std::array<std::string_view, 4> kSpaces = {"", ".shared", ".shared::cta",
+                                                     ".shared::cluster"};
 constexpr InstructionClass kClass = InstructionClass::kMbarrier;
 
 void add_objects(Table& table) {
   for (const std::string_view space : kOwnSpaces) {
     table.add(concat("mbarrier.init", space, ".b64"), kClass, build_plain(mbarrier_init, space, 2));
-    table.add(concat("mbarrier.inval", space, ".b64"), kClass, build_plain(mbarrier_inval, space, 1));
+    table.add(concat("mbarrier.inval", space, ".b64"), kClass,
+              build_plain(mbarrier_inval, space, 1));
   }
   for (const std::string_view space : kSpaces) {
     for (const char* order : {"", ".relaxed.cta", ".relaxed.cluster"}) {
@@ -391,8 +421,10 @@ void add_arrivals(Table& table) {
   }};
   for (const Row& row : kRows) {
     for (const std::string_view space : kSpaces) {
-      for (const char* order : {"", ".release.cta", ".release.cluster", ".relaxed.cta", ".relaxed.cluster"}) {
-        table.add(concat(row.form, order, space, ".b64"), kClass, build_arrive(row.handler, space, row.needs_value));
+      for (const char* order :
+           {"", ".release.cta", ".release.cluster", ".relaxed.cta", ".relaxed.cluster"}) {
+        table.add(concat(row.form, order, space, ".b64"), kClass,
+                  build_arrive(row.handler, space, row.needs_value));
       }
     }
   }
@@ -400,12 +432,17 @@ void add_arrivals(Table& table) {
 
 void add_waits(Table& table) {
   for (const std::string_view space : kOwnSpaces) {
-    for (const char* order : {"", ".acquire.cta", ".acquire.cluster", ".relaxed.cta", ".relaxed.cluster"}) {
+    for (const char* order :
+         {"", ".acquire.cta", ".acquire.cluster", ".relaxed.cta", ".relaxed.cluster"}) {
       const std::string rest = concat(order, space, ".b64");
-      table.add("mbarrier.test_wait" + rest, kClass, build_wait(mbarrier_wait<false, false>, space, false, false));
-      table.add("mbarrier.test_wait.parity" + rest, kClass, build_wait(mbarrier_wait<false, true>, space, true, false));
-      table.add("mbarrier.try_wait" + rest, kClass, build_wait(mbarrier_wait<true, false>, space, false, true));
-      table.add("mbarrier.try_wait.parity" + rest, kClass, build_wait(mbarrier_wait<true, true>, space, true, true));
+      table.add("mbarrier.test_wait" + rest, kClass,
+                build_wait(mbarrier_wait<false, false>, space, false, false));
+      table.add("mbarrier.test_wait.parity" + rest, kClass,
+                build_wait(mbarrier_wait<false, true>, space, true, false));
+      table.add("mbarrier.try_wait" + rest, kClass,
+                build_wait(mbarrier_wait<true, false>, space, false, true));
+      table.add("mbarrier.try_wait.parity" + rest, kClass,
+                build_wait(mbarrier_wait<true, true>, space, true, true));
     }
   }
 }

@@ -1,5 +1,6 @@
-// Instructions among the lanes of a warp: shuffles, votes, matches, reductions, elect.sync, activemask and
-// bar.warp.sync. Lanes meet by their membermask, wherever the branches before have led them.
+// Instructions among the lanes of a warp: shuffles, votes, matches, reductions, elect.sync,
+// activemask and bar.warp.sync. Lanes meet by their membermask, wherever the branches before have
+// led them.
 #include <algorithm>
 #include <array>
 #include <string>
@@ -28,14 +29,16 @@ bool members_present(Warp& warp, const Instruction& inst, LaneMask active, LaneM
   *required = required_lanes(warp, inst.operands[kMaskSlot], active);
   if (!warp.converged(*required)) return false;
   if (const LaneMask outside = active & ~*required; outside != 0) {
-    warp.machine().report("sync", concat("the lane is not in the membermask ", hexadecimal(*required)), warp, inst,
-                          __builtin_ctz(outside));
+    warp.machine().report("sync",
+                          concat("the lane is not in the membermask ", hexadecimal(*required)),
+                          warp, inst, __builtin_ctz(outside));
   }
   if (const LaneMask skipping = *required & warp.live() & ~active; skipping != 0) {
-    warp.machine().report("sync",
-                          concat("the membermask ", hexadecimal(*required), " names ", __builtin_popcount(skipping),
-                                 " lanes whose guard keeps them out of the instruction"),
-                          warp, inst, __builtin_ctz(active));
+    warp.machine().report(
+        "sync",
+        concat("the membermask ", hexadecimal(*required), " names ", __builtin_popcount(skipping),
+               " lanes whose guard keeps them out of the instruction"),
+        warp, inst, __builtin_ctz(active));
   }
   return true;
 }
@@ -47,7 +50,8 @@ void for_groups(Warp& warp, const Instruction& inst, LaneMask active, Body body)
   while (active != 0) {
     const uint32_t mask = masks[__builtin_ctz(active)];
     LaneMask group = 0;
-    for_lanes(active, [&](int lane) { group |= static_cast<LaneMask>(masks[lane] == mask) << lane; });
+    for_lanes(active,
+              [&](int lane) { group |= static_cast<LaneMask>(masks[lane] == mask) << lane; });
     body(group);
     active &= ~group;
   }
@@ -99,7 +103,9 @@ Step shfl_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   });
   if (absent != 0) {
     const int lane = __builtin_ctz(absent);
-    warp.machine().report("sync", concat("reads lane ", sources[lane], ", which does not take part"), warp, inst, lane);
+    warp.machine().report("sync",
+                          concat("reads lane ", sources[lane], ", which does not take part"), warp,
+                          inst, lane);
   }
   if (inst.operands[0] != kNoSlot) {
     uint32_t* d = warp.lanes<uint32_t>(inst.operands[0]);
@@ -121,7 +127,8 @@ template <Vote kMode>
 Step vote_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   LaneMask required = 0;
   if (!members_present(warp, inst, active, &required)) return warp.block_until_converged(required);
-  const LaneMask values = inst.variant != 0 ? ~warp.mask(inst.operands[1]) : warp.mask(inst.operands[1]);
+  const LaneMask values =
+      inst.variant != 0 ? ~warp.mask(inst.operands[1]) : warp.mask(inst.operands[1]);
   for_groups(warp, inst, active, [&](LaneMask group) {
     const LaneMask votes = values & group;
     if constexpr (kMode == Vote::kBallot) {
@@ -152,7 +159,9 @@ Step match_any_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   for_groups(warp, inst, active, [&](LaneMask group) {
     for_lanes(group, [&](int lane) {
       LaneMask same = 0;
-      for_lanes(group, [&](int other) { same |= static_cast<LaneMask>(values[other] == values[lane]) << other; });
+      for_lanes(group, [&](int other) {
+        same |= static_cast<LaneMask>(values[other] == values[lane]) << other;
+      });
       d[lane] = same;
     });
   });
@@ -181,18 +190,34 @@ Step match_all_sync(Warp& warp, const Instruction& inst, LaneMask active) {
 
 // ---- redux.sync ----
 
-struct Add { static uint32_t apply(uint32_t a, uint32_t b) { return a + b; } };
-struct MinUnsigned { static uint32_t apply(uint32_t a, uint32_t b) { return std::min(a, b); } };
-struct MaxUnsigned { static uint32_t apply(uint32_t a, uint32_t b) { return std::max(a, b); } };
+struct Add {
+  static uint32_t apply(uint32_t a, uint32_t b) { return a + b; }
+};
+struct MinUnsigned {
+  static uint32_t apply(uint32_t a, uint32_t b) { return std::min(a, b); }
+};
+struct MaxUnsigned {
+  static uint32_t apply(uint32_t a, uint32_t b) { return std::max(a, b); }
+};
 struct MinSigned {
-  static uint32_t apply(uint32_t a, uint32_t b) { return static_cast<int32_t>(a) < static_cast<int32_t>(b) ? a : b; }
+  static uint32_t apply(uint32_t a, uint32_t b) {
+    return static_cast<int32_t>(a) < static_cast<int32_t>(b) ? a : b;
+  }
 };
 struct MaxSigned {
-  static uint32_t apply(uint32_t a, uint32_t b) { return static_cast<int32_t>(a) > static_cast<int32_t>(b) ? a : b; }
+  static uint32_t apply(uint32_t a, uint32_t b) {
+    return static_cast<int32_t>(a) > static_cast<int32_t>(b) ? a : b;
+  }
 };
-struct And { static uint32_t apply(uint32_t a, uint32_t b) { return a & b; } };
-struct Or { static uint32_t apply(uint32_t a, uint32_t b) { return a | b; } };
-struct Xor { static uint32_t apply(uint32_t a, uint32_t b) { return a ^ b; } };
+struct And {
+  static uint32_t apply(uint32_t a, uint32_t b) { return a & b; }
+};
+struct Or {
+  static uint32_t apply(uint32_t a, uint32_t b) { return a | b; }
+};
+struct Xor {
+  static uint32_t apply(uint32_t a, uint32_t b) { return a ^ b; }
+};
 
 /// redux.sync.OP.TYPE d, a, membermask;      PTX 7.0, sm_80
 template <typename Operation>
@@ -205,7 +230,8 @@ Step redux_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   uint32_t* d = warp.lanes<uint32_t>(inst.operands[0]);
   for_groups(warp, inst, active, [&](LaneMask group) {
     uint32_t result = values[__builtin_ctz(group)];
-    for_lanes(group & (group - 1), [&](int lane) { result = Operation::apply(result, values[lane]); });
+    for_lanes(group & (group - 1),
+              [&](int lane) { result = Operation::apply(result, values[lane]); });
     for_lanes(group, [&](int lane) { d[lane] = result; });
   });
   return Step::kNext;
@@ -213,7 +239,8 @@ Step redux_sync(Warp& warp, const Instruction& inst, LaneMask active) {
 
 // ---- elect.sync, activemask, bar.warp.sync ----
 
-/// elect.sync d|p, membermask;      PTX 8.0, sm_90. The lowest lane that takes part is always the one.
+/// elect.sync d|p, membermask;      PTX 8.0, sm_90. The lowest lane that takes part is always the
+/// one.
 Step elect_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   LaneMask required = 0;
   if (!members_present(warp, inst, active, &required)) return warp.block_until_converged(required);
@@ -237,7 +264,8 @@ Step activemask(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// bar.warp.sync membermask;      PTX 6.0, sm_30. Lanes may meet from different instructions of this form.
+/// bar.warp.sync membermask;      PTX 6.0, sm_30. Lanes may meet from different instructions of
+/// this form.
 Step bar_warp_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   LaneMask required = required_lanes(warp, inst.operands[kMaskSlot], active);
   if (!warp.converged(required)) {
@@ -246,7 +274,8 @@ Step bar_warp_sync(Warp& warp, const Instruction& inst, LaneMask active) {
     return warp.block_until_converged(required);
   }
   if (warp.machine().observed()) {
-    warp.machine().notify(SyncEvent{SyncEvent::Kind::kWarpSync, &warp, required, nullptr, 0, required, &inst});
+    warp.machine().notify(
+        SyncEvent{SyncEvent::Kind::kWarpSync, &warp, required, nullptr, 0, required, &inst});
   }
   return Step::kNext;
 }
@@ -256,7 +285,8 @@ Step bar_warp_sync(Warp& warp, const Instruction& inst, LaneMask active) {
 void expect_operands(const Builder& builder, int least, int most) {
   const int count = builder.num_operands();
   if (count < least || count > most) {
-    builder.fail(concat("expected ", least, least == most ? "" : concat(" or ", most), " operands, got ", count));
+    builder.fail(concat("expected ", least, least == most ? "" : concat(" or ", most),
+                        " operands, got ", count));
   }
 }
 
@@ -350,7 +380,8 @@ void add_warp_forms(Table& table) {
   table.add("elect.sync", kWarp, [](Builder& builder) {
     expect_operands(builder, 2, 2);
     builder.instruction().handler = elect_sync;
-    builder.instruction().operands[kMaskSlot] = builder.source(builder.statement().operands[1], Type::kB32);
+    builder.instruction().operands[kMaskSlot] =
+        builder.source(builder.statement().operands[1], Type::kB32);
     build_destinations(builder, builder.statement().operands[0]);
   });
   table.add("activemask.b32", kWarp, [](Builder& builder) {
@@ -361,7 +392,8 @@ void add_warp_forms(Table& table) {
   table.add("bar.warp.sync", InstructionClass::kBarrier, [](Builder& builder) {
     expect_operands(builder, 1, 1);
     builder.instruction().handler = bar_warp_sync;
-    builder.instruction().operands[kMaskSlot] = builder.source(builder.statement().operands[0], Type::kB32);
+    builder.instruction().operands[kMaskSlot] =
+        builder.source(builder.statement().operands[0], Type::kB32);
   });
 }
 

@@ -13,7 +13,8 @@ void AsyncQueue::issue(Machine& machine, std::shared_ptr<AsyncOperation> operati
   operation->instruction = &machine.current_warp().instruction();
   if (machine.observed()) {
     machine.notify(SyncEvent{SyncEvent::Kind::kAsyncIssue, operation->issuer, 0, nullptr,
-                             reinterpret_cast<uint64_t>(operation.get()), 0, operation->instruction});
+                             reinterpret_cast<uint64_t>(operation.get()), 0,
+                             operation->instruction});
   }
   operations_.push_back(std::move(operation));
   if (machine.options().completion == Completion::kEarly) complete_ready(machine);
@@ -48,16 +49,21 @@ bool AsyncQueue::empty() {
 
 bool AsyncQueue::complete_one(Machine& machine) {
   drop_finished();
-  const auto can_finish = [](const auto& operation) { return !operation->finished && operation->ready(); };
+  const auto can_finish = [](const auto& operation) {
+    return !operation->finished && operation->ready();
+  };
   const bool random = machine.options().completion == Completion::kRandom;
   auto pick = std::find_if(operations_.begin(), operations_.end(), [&](const auto& operation) {
     return can_finish(operation) && operation->signals();
   });
-  if (pick == operations_.end()) pick = std::find_if(operations_.begin(), operations_.end(), can_finish);
+  if (pick == operations_.end())
+    pick = std::find_if(operations_.begin(), operations_.end(), can_finish);
   if (pick == operations_.end()) return false;
   if (random) {
-    auto start = operations_.begin() + machine.random().below(static_cast<uint32_t>(operations_.size()));
-    if (const auto other = std::find_if(start, operations_.end(), can_finish); other != operations_.end()) {
+    auto start =
+        operations_.begin() + machine.random().below(static_cast<uint32_t>(operations_.size()));
+    if (const auto other = std::find_if(start, operations_.end(), can_finish);
+        other != operations_.end()) {
       pick = other;
     }
   }

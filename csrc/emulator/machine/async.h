@@ -1,5 +1,5 @@
-// Asynchronous operations: TMA, bulk copies, cp.async, WGMMA. Issued by a thread, they take effect at a
-// moment that the completion mode and the seed choose, and no later than a wait demands.
+// Asynchronous operations: TMA, bulk copies, cp.async, WGMMA. Issued by a thread, they take effect
+// at a moment that the completion mode and the seed choose, and no later than a wait demands.
 #pragma once
 
 #include <cstdint>
@@ -17,25 +17,26 @@ class Warp;
 
 enum class Completion : uint8_t { kEarly, kLate, kRandom };
 
-/// One operation in flight. Its issuer has poisoned the destination (0xff bytes, marked uninitialised).
-/// An operation has up to two steps: reading its source (after which a bulk store's source may be
-/// reused) and writing its destination with all signals; loads do both in finish().
+/// One operation in flight. Its issuer has poisoned the destination (0xff bytes, marked
+/// uninitialised). An operation has up to two steps: reading its source (after which a bulk store's
+/// source may be reused) and writing its destination with all signals; loads do both in finish().
 class AsyncOperation {
  public:
   virtual ~AsyncOperation() = default;
 
-  /// Reads what is needed of the source. Called once, before finish(); operations whose source is not waited
-  /// for apart may leave it empty.
+  /// Reads what is needed of the source. Called once, before finish(); operations whose source is
+  /// not waited for apart may leave it empty.
   virtual void read_source(Machine& machine) { (void)machine; }
   /// Writes the destination and signals (complete_tx, wake). Called once.
   virtual void finish(Machine& machine) = 0;
   /// True where it can take effect now; WGMMA is not ready until all four warps have issued it.
   virtual bool ready() const { return true; }
-  /// True where its end is what blocked threads wait for (an mbarrier), false where a group's wait forces it:
-  /// late completion holds the latter back while the former let anyone go on.
+  /// True where its end is what blocked threads wait for (an mbarrier), false where a group's wait
+  /// forces it: late completion holds the latter back while the former let anyone go on.
   virtual bool signals() const { return false; }
   virtual std::string describe() const = 0;
-  /// True where what is left to do reads or writes this CTA's shared memory: the CTA must not end before.
+  /// True where what is left to do reads or writes this CTA's shared memory: the CTA must not end
+  /// before.
   virtual bool touches(const Cta& cta) const {
     (void)cta;
     return false;
@@ -43,7 +44,7 @@ class AsyncOperation {
 
   bool source_read = false;
   bool finished = false;
-  Warp* issuer = nullptr;                    // both set by AsyncQueue::issue
+  Warp* issuer = nullptr;  // both set by AsyncQueue::issue
   const Instruction* instruction = nullptr;
 };
 
@@ -55,8 +56,8 @@ class AsyncQueue {
   /// A wait demands it: does what is left of it now.
   static void force_source(Machine& machine, AsyncOperation& operation);
   static void force(Machine& machine, AsyncOperation& operation);
-  /// Completes one ready operation: the oldest that signals, else the oldest (late), or one drawn from the
-  /// seed. False if there is none.
+  /// Completes one ready operation: the oldest that signals, else the oldest (late), or one drawn
+  /// from the seed. False if there is none.
   bool complete_one(Machine& machine);
   /// Completes all that is ready, oldest first.
   void complete_ready(Machine& machine);
@@ -69,9 +70,10 @@ class AsyncQueue {
   std::deque<std::shared_ptr<AsyncOperation>> operations_;  // finished ones are dropped lazily
 };
 
-/// commit_group / wait_group bookkeeping: of one thread for bulk copies and cp.async, of one warp for WGMMA.
+/// commit_group / wait_group bookkeeping: of one thread for bulk copies and cp.async, of one warp
+/// for WGMMA.
 struct AsyncGroups {
-  std::vector<std::shared_ptr<AsyncOperation>> open;               // since the last commit
+  std::vector<std::shared_ptr<AsyncOperation>> open;                   // since the last commit
   std::deque<std::vector<std::shared_ptr<AsyncOperation>>> committed;  // oldest first
 
   void commit();

@@ -9,8 +9,9 @@ namespace {
 std::string describe_registers(const Warp& warp, const Wait& wait) {
   const Cta& cta = const_cast<Warp&>(warp).cta();
   const uint32_t held = cta.warp_registers[static_cast<size_t>(warp.index())];
-  return concat("registers: ", wait.detail[0], " a thread are wanted, ", held, " held, and the CTA's pool has ",
-                cta.register_pool, " where ", (wait.detail[0] - held) * kWarpSize, " are needed");
+  return concat("registers: ", wait.detail[0], " a thread are wanted, ", held,
+                " held, and the CTA's pool has ", cta.register_pool, " where ",
+                (wait.detail[0] - held) * kWarpSize, " are needed");
 }
 
 }  // namespace
@@ -22,7 +23,8 @@ Step set_max_registers(Warp& warp, const Instruction& inst, LaneMask active) {
   const auto registers = static_cast<uint32_t>(inst.immediate);
   const uint32_t held = cta.warp_registers[static_cast<size_t>(warp.index())];
   const bool increases = inst.variant != 0;
-  const bool known = cta.grid->launch.registers != 0;  // else `held` is a guess, the pool's bounds hold all the same
+  const bool known = cta.grid->launch.registers !=
+                     0;  // else `held` is a guess, the pool's bounds hold all the same
   if (known && !warp.split().resumed && registers != held && increases != (registers > held)) {
     warp.machine().report("sync",
                           concat("setmaxnreg.", increases ? "inc" : "dec", " to ", registers,

@@ -7,6 +7,8 @@
 namespace pykernels::emulator {
 namespace {
 
+uint32_t count_lanes(LaneMask lanes) { return static_cast<uint32_t>(__builtin_popcount(lanes)); }
+
 /// Completes the barrier's generation if all that it waits for have arrived.
 void complete_if_due(const Cta& cta, NamedBarrier& barrier) {
   if (barrier.arrived == 0) return;
@@ -15,6 +17,7 @@ void complete_if_due(const Cta& cta, NamedBarrier& barrier) {
   barrier.last_participants = barrier.participants;
   barrier.last_votes = barrier.votes;
   barrier.arrived = barrier.expected = barrier.warps = barrier.participants = barrier.votes = 0;
+  barrier.lanes.fill(0);
   ++barrier.generation;
   cta.machine->progress();
   barrier.wake_all();
@@ -47,29 +50,36 @@ void Cta::poison(uint32_t offset, uint32_t bytes) {
   if (!shared_initialised.empty()) std::memset(shared_initialised.data() + offset, 0, bytes);
 }
 
-void Cta::arrive(NamedBarrier& barrier, const Warp& warp, uint32_t threads, uint32_t votes) {
-  const uint32_t bit = 1u << warp.index();
-  barrier.arrived += threads;
-  if (barrier.expected != 0 && (barrier.warps & bit) == 0) {
-    barrier.arrived += static_cast<uint32_t>(__builtin_popcount(~warp.live()));
+void Cta::arrive(NamedBarrier& barrier, const Warp& warp, LaneMask lanes, LaneMask votes) {
+  LaneMask& counted = barrier.lanes[static_cast<size_t>(warp.index())];
+  barrier.arrived += count_lanes(lanes);
+  counted |= lanes;
+  if (barrier.expected != 0) {
+    barrier.arrived += count_lanes(~warp.live() & ~counted);
+    counted |= ~warp.live();
   }
-  barrier.warps |= bit;
-  barrier.participants += threads;
-  barrier.votes += votes;
+  barrier.warps |= 1u << warp.index();
+  barrier.participants += count_lanes(lanes);
+  barrier.votes += count_lanes(lanes & votes);
   complete_if_due(*this, barrier);
 }
 
 void Cta::on_exit(const Warp& warp, LaneMask lanes) {
-  const auto count = static_cast<uint32_t>(__builtin_popcount(lanes));
+  const uint32_t count = count_lanes(lanes);
   live_threads -= count;
   if (warp.live() == 0) --live_warps;
   for (NamedBarrier& barrier : barriers) {
-    if (barrier.expected != 0 && (barrier.warps >> warp.index() & 1) != 0) barrier.arrived += count;
+    LaneMask& counted = barrier.lanes[static_cast<size_t>(warp.index())];
+    if (barrier.expected != 0 && (barrier.warps >> warp.index() & 1) != 0) {
+      barrier.arrived += count_lanes(lanes & ~counted);
+      counted |= lanes;
+    }
     complete_if_due(*this, barrier);
   }
   // A lane that has arrived in the current generation leaves with its arrival.
-  const LaneMask current = (cluster->generation & 1) != 0 ? warp.cluster_parity : ~warp.cluster_parity;
-  cluster->arrived -= static_cast<uint32_t>(__builtin_popcount(lanes & warp.cluster_arrived & current));
+  const LaneMask current =
+      (cluster->generation & 1) != 0 ? warp.cluster_parity : ~warp.cluster_parity;
+  cluster->arrived -= count_lanes(lanes & warp.cluster_arrived & current);
   cluster->live_threads -= count;
   cluster->complete_if_due();
 }

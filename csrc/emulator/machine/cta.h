@@ -19,10 +19,12 @@ struct Grid;
 
 /// One of the 16 named barriers of bar.sync / bar.arrive.
 struct NamedBarrier : Waitable {
-  uint32_t expected = 0;    // threads, set by the first arrival of a generation; 0: all that are live
-  uint32_t arrived = 0;     // threads; lanes that do not exist or have ended count with their warp
-  uint32_t warps = 0;       // that have arrived with a lane, by bit
-  uint32_t participants = 0;       // bar.red: threads that voted, and for how many the predicate held
+  uint32_t expected = 0;  // threads, set by the first arrival of a generation; 0: all that are live
+  uint32_t arrived = 0;   // threads; lanes that do not exist or have ended count with their warp
+  uint32_t warps = 0;     // that have arrived with a lane, by bit
+  std::array<LaneMask, 32> lanes =
+      {};                     // of each such warp: arrived, or counted because they do not run
+  uint32_t participants = 0;  // bar.red: threads that voted, and for how many the predicate held
   uint32_t votes = 0;
   uint32_t last_participants = 0;  // of the generation before
   uint32_t last_votes = 0;
@@ -39,22 +41,22 @@ class Cta {
   Machine* machine = nullptr;
   Grid* grid = nullptr;
   Cluster* cluster = nullptr;
-  uint32_t rank = 0;                       // in the cluster
+  uint32_t rank = 0;  // in the cluster
   std::array<uint32_t, 3> ctaid = {};
 
-  std::vector<uint8_t> shared;             // static, then dynamic; poisoned with 0xff
-  std::vector<uint8_t> shared_initialised; // a byte per byte; empty if the init check is off
+  std::vector<uint8_t> shared;              // static, then dynamic; poisoned with 0xff
+  std::vector<uint8_t> shared_initialised;  // a byte per byte; empty if the init check is off
   std::unordered_map<uint32_t, std::unique_ptr<Mbarrier>> mbarriers;  // by offset in `shared`
   std::array<NamedBarrier, 16> barriers;
   std::vector<std::unique_ptr<Warp>> warps;
-  std::vector<std::unique_ptr<WarpgroupState>> warpgroups;   // made on first use
-  std::map<uint32_t, AsyncGroups> bulk_groups;               // by thread
-  std::map<uint32_t, AsyncGroups> copy_groups;               // cp.async, by thread
+  std::vector<std::unique_ptr<WarpgroupState>> warpgroups;  // made on first use
+  std::map<uint32_t, AsyncGroups> bulk_groups;              // by thread
+  std::map<uint32_t, AsyncGroups> copy_groups;              // cp.async, by thread
   uint32_t num_threads = 0;
   uint32_t live_threads = 0;
-  uint32_t register_pool = 0;              // setmaxnreg accounting: registers of the CTA not in use
-  std::vector<uint32_t> warp_registers;    // per warp, a thread's share
-  Waitable register_release;               // woken when the pool grows
+  uint32_t register_pool = 0;            // setmaxnreg accounting: registers of the CTA not in use
+  std::vector<uint32_t> warp_registers;  // per warp, a thread's share
+  Waitable register_release;             // woken when the pool grows
   uint32_t live_warps = 0;
   bool launched_dependents = false;
   bool exited = false;
@@ -66,7 +68,7 @@ class Cta {
   /// Marks bytes as holding no value: 0xff, and uninitialised for the init check.
   void poison(uint32_t offset, uint32_t bytes);
   /// Named barriers: counts the lanes, and completes the generation when it is due.
-  void arrive(NamedBarrier& barrier, const Warp& warp, uint32_t threads, uint32_t votes);
+  void arrive(NamedBarrier& barrier, const Warp& warp, LaneMask lanes, LaneMask votes);
   /// Lanes have ended: barriers that wait for all live threads may complete.
   void on_exit(const Warp& warp, LaneMask lanes);
 };
@@ -78,11 +80,11 @@ struct Cluster : Waitable {
   AsyncQueue async;
   std::vector<Warp*> runnable;
   uint32_t live_threads = 0;
-  uint32_t arrived = 0;                    // live threads at barrier.cluster
+  uint32_t arrived = 0;  // live threads at barrier.cluster
   uint64_t generation = 0;
-  uint64_t slice = 0;                      // instructions left until other clusters have their turn
-  uint32_t extensions = 0;                 // of the slice, because something completed
-  uint64_t since_completion = 0;           // instructions while operations were in flight and none completed
+  uint64_t slice = 0;             // instructions left until other clusters have their turn
+  uint32_t extensions = 0;        // of the slice, because something completed
+  uint64_t since_completion = 0;  // instructions while operations were in flight and none completed
   bool finished() const { return live_threads == 0; }
   /// barrier.cluster completes when all live threads have arrived.
   void complete_if_due();

@@ -51,7 +51,8 @@ uint32_t max_ctas_per_sm(uint32_t threads, uint32_t registers, uint32_t shared_b
 uint32_t Grid::shared_bytes() const {
   const uint32_t fixed = launch.program->static_shared_bytes;
   if (launch.dynamic_shared_bytes == 0) return fixed;
-  return (fixed + kDynamicAlignment - 1) / kDynamicAlignment * kDynamicAlignment + launch.dynamic_shared_bytes;
+  return (fixed + kDynamicAlignment - 1) / kDynamicAlignment * kDynamicAlignment +
+         launch.dynamic_shared_bytes;
 }
 
 double Grid::occupied(uint64_t clusters) const {
@@ -86,11 +87,14 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
     const Dim3& size = grid->launch.cluster;
     grid->cluster_size = static_cast<uint32_t>(volume(size));
     grid->num_clusters = volume(grid->launch.grid) / grid->cluster_size;
-    grid->ctas_per_sm = max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
-    if (grid->launch.programmatic_dependent && !grids_.empty()) grid->prerequisite = grids_.back().get();
+    grid->ctas_per_sm =
+        max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
+    if (grid->launch.programmatic_dependent && !grids_.empty())
+      grid->prerequisite = grids_.back().get();
     if (grid->launch.program->has_contractible_fp32) {
       note("'" + grid->launch.program->name +
-           "' multiplies and adds FP32 without .rn: ptxas may contract them, and the GPU may round differently");
+           "' multiplies and adds FP32 without .rn: ptxas may contract them, and the GPU may round "
+           "differently");
     }
     grids_.push_back(std::move(grid));
   }
@@ -103,8 +107,8 @@ void Machine::check_launch(const Grid& grid) {
   const Program& program = *launch.program;
   const uint64_t threads = volume(launch.block);
   const std::string who = concat("launch of '", program.name, "': ");
-  PK_CHECK(threads >= 1 && threads <= kMaxThreadsPerCta && launch.block.x <= 1024 && launch.block.y <= 1024 &&
-               launch.block.z <= 64,
+  PK_CHECK(threads >= 1 && threads <= kMaxThreadsPerCta && launch.block.x <= 1024 &&
+               launch.block.y <= 1024 && launch.block.z <= 64,
            who, "the block must have 1 to 1024 threads (z at most 64), got ", text(launch.block));
   PK_CHECK(volume(launch.grid) >= 1 && launch.grid.x <= kMaxGridX && launch.grid.y <= kMaxGridYz &&
                launch.grid.z <= kMaxGridYz,
@@ -115,26 +119,31 @@ void Machine::check_launch(const Grid& grid) {
            who, "a cluster must have 1 to 16 CTAs, got ", text(launch.cluster));
   PK_CHECK(launch.grid.x % launch.cluster.x == 0 && launch.grid.y % launch.cluster.y == 0 &&
                launch.grid.z % launch.cluster.z == 0,
-           who, "the grid must be a multiple of the cluster, got ", text(launch.grid), " and ", text(launch.cluster));
-  PK_CHECK(options_.num_sms >= 1 && cluster <= static_cast<uint64_t>(options_.num_sms), who, "a cluster of ", cluster,
-           " CTAs does not fit ", options_.num_sms, " SMs");
-  PK_CHECK(launch.dynamic_shared_bytes <= kMaxSharedBytes &&
-               uint64_t{program.static_shared_bytes} + launch.dynamic_shared_bytes <= kMaxSharedBytes,
-           who, "a CTA has at most ", kMaxSharedBytes, " bytes of shared memory, got ", program.static_shared_bytes,
-           " static and ", launch.dynamic_shared_bytes, " dynamic");
-  PK_CHECK(launch.parameters.size() >= program.parameter_bytes, who, "the parameters have ", program.parameter_bytes,
-           " bytes, got ", launch.parameters.size());
-  PK_CHECK(program.required_threads == 0 || threads == program.required_threads, who, "the kernel was compiled for ",
-           program.required_threads, " threads (.reqntid), got ", threads);
-  PK_CHECK(program.max_threads == 0 || threads <= program.max_threads, who, "the kernel was compiled for at most ",
-           program.max_threads, " threads (.maxntid), got ", threads);
+           who, "the grid must be a multiple of the cluster, got ", text(launch.grid), " and ",
+           text(launch.cluster));
+  PK_CHECK(options_.num_sms >= 1 && cluster <= static_cast<uint64_t>(options_.num_sms), who,
+           "a cluster of ", cluster, " CTAs does not fit ", options_.num_sms, " SMs");
+  PK_CHECK(
+      launch.dynamic_shared_bytes <= kMaxSharedBytes &&
+          uint64_t{program.static_shared_bytes} + launch.dynamic_shared_bytes <= kMaxSharedBytes,
+      who, "a CTA has at most ", kMaxSharedBytes, " bytes of shared memory, got ",
+      program.static_shared_bytes, " static and ", launch.dynamic_shared_bytes, " dynamic");
+  PK_CHECK(launch.parameters.size() >= program.parameter_bytes, who, "the parameters have ",
+           program.parameter_bytes, " bytes, got ", launch.parameters.size());
+  PK_CHECK(program.required_threads == 0 || threads == program.required_threads, who,
+           "the kernel was compiled for ", program.required_threads, " threads (.reqntid), got ",
+           threads);
+  PK_CHECK(program.max_threads == 0 || threads <= program.max_threads, who,
+           "the kernel was compiled for at most ", program.max_threads, " threads (.maxntid), got ",
+           threads);
   PK_CHECK(!program.instructions.empty(), who, "the kernel has no instructions");
 }
 
 void Machine::start_cluster(Grid& grid) {
   auto cluster = std::make_unique<Cluster>();
   const Dim3& size = grid.launch.cluster;
-  const Dim3 clusters{grid.launch.grid.x / size.x, grid.launch.grid.y / size.y, grid.launch.grid.z / size.z};
+  const Dim3 clusters{grid.launch.grid.x / size.x, grid.launch.grid.y / size.y,
+                      grid.launch.grid.z / size.z};
   cluster->grid = &grid;
   cluster->cluster_ctaid = coordinates(grid.next_cluster++, clusters);
   const uint32_t threads = grid.threads();
@@ -147,7 +156,8 @@ void Machine::start_cluster(Grid& grid) {
     cta->grid = &grid;
     cta->cluster = cluster.get();
     cta->rank = rank;
-    cta->ctaid = {cluster->cluster_ctaid[0] * size.x + inner[0], cluster->cluster_ctaid[1] * size.y + inner[1],
+    cta->ctaid = {cluster->cluster_ctaid[0] * size.x + inner[0],
+                  cluster->cluster_ctaid[1] * size.y + inner[1],
                   cluster->cluster_ctaid[2] * size.z + inner[2]};
     cta->shared.assign(shared_bytes, 0xff);
     if (options_.check_init) cta->shared_initialised.assign(shared_bytes, 0);
@@ -160,8 +170,10 @@ void Machine::start_cluster(Grid& grid) {
   active_.push_back(cluster.get());
   for (const auto& cta : cluster->ctas) {
     for (uint32_t index = 0; index < num_warps; ++index) {
-      cta->warps.push_back(std::make_unique<Warp>(*this, *cta, *grid.launch.program, static_cast<int>(index)));
-      cta->warps.back()->before_grid_wait_ = grid.launch.programmatic_dependent && options_.check_sync;
+      cta->warps.push_back(
+          std::make_unique<Warp>(*this, *cta, *grid.launch.program, static_cast<int>(index)));
+      cta->warps.back()->before_grid_wait_ =
+          grid.launch.programmatic_dependent && options_.check_sync;
       add_runnable(*cta->warps.back());
     }
   }
@@ -182,7 +194,8 @@ void Machine::end_ctas(Cluster& cluster) {
   }
 }
 
-/// The cluster's threads have all ended: what it still has in flight completes, and its place becomes free.
+/// The cluster's threads have all ended: what it still has in flight completes, and its place
+/// becomes free.
 void Machine::retire(Cluster& cluster) {
   cluster.async.complete_ready(*this);
   Grid& grid = *cluster.grid;
@@ -206,7 +219,8 @@ Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
     site.ptx_line = location.ptx_line;
     site.cuda_line = location.line;
     const auto& files = cta.grid->launch.module->parsed.files;
-    if (const auto file = files.find(location.file); file != files.end()) site.cuda_file = file->second;
+    if (const auto file = files.find(location.file); file != files.end())
+      site.cuda_file = file->second;
   }
   site.grid = cta.grid->index;
   site.ctaid = cta.ctaid;
@@ -214,8 +228,8 @@ Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
   return site;
 }
 
-void Machine::report(const std::string& kind, const std::string& message, const Warp& warp, const Instruction& inst,
-                     int lane) {
+void Machine::report(const std::string& kind, const std::string& message, const Warp& warp,
+                     const Instruction& inst, int lane) {
   if ((kind == "memory" && !options_.check_memory) || (kind == "init" && !options_.check_init) ||
       (kind == "sync" && !options_.check_sync)) {
     return;
@@ -223,8 +237,8 @@ void Machine::report(const std::string& kind, const std::string& message, const 
   report_.add(Finding{kind, message, {site(warp, inst, lane)}, 1});
 }
 
-void Machine::fail(const std::string& kind, const std::string& message, const Warp& warp, const Instruction& inst,
-                   int lane) {
+void Machine::fail(const std::string& kind, const std::string& message, const Warp& warp,
+                   const Instruction& inst, int lane) {
   end_with(Finding{kind, message, {site(warp, inst, lane)}, 1});
 }
 
@@ -246,26 +260,33 @@ void Machine::end_with(Finding finding) {
 }
 
 void Machine::note(const std::string& text) {
-  if (std::find(report_.notes.begin(), report_.notes.end(), text) == report_.notes.end()) report_.notes.push_back(text);
+  if (std::find(report_.notes.begin(), report_.notes.end(), text) == report_.notes.end())
+    report_.notes.push_back(text);
 }
 
-Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address, uint32_t* offset) {
+Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address,
+                          uint32_t* offset) {
   const uint32_t rank = shared_address >> kClusterRankShift;
   *offset = (shared_address & ((1u << kClusterRankShift) - 1)) - kSharedBase;
   Cluster& cluster = *warp.cta().cluster;
   if (rank >= cluster.ctas.size()) {
-    fail("memory", concat("shared::cluster address ", hexadecimal(shared_address), " names rank ", rank,
-                          " in a cluster of ", cluster.ctas.size()),
+    fail("memory",
+         concat("shared::cluster address ", hexadecimal(shared_address), " names rank ", rank,
+                " in a cluster of ", cluster.ctas.size()),
          warp, inst);
   }
   Cta& cta = *cluster.ctas[rank];
   if (cta.exited || cta.live_threads == 0) {
-    fail("sync", concat("access to the shared memory of the CTA of rank ", rank, ", which has ended"), warp, inst);
+    fail("sync",
+         concat("access to the shared memory of the CTA of rank ", rank, ", which has ended"), warp,
+         inst);
   }
   return cta;
 }
 
-void Machine::add_observer(std::unique_ptr<Observer> observer) { observers_.push_back(std::move(observer)); }
+void Machine::add_observer(std::unique_ptr<Observer> observer) {
+  observers_.push_back(std::move(observer));
+}
 
 void Machine::notify(const MemoryEvent& event) {
   for (const auto& observer : observers_) observer->on_memory(event);

@@ -1,4 +1,5 @@
-// The machine: grids with their resident clusters, the scheduler, the asynchronous queue, the report.
+// The machine: grids with their resident clusters, the scheduler, the asynchronous queue, the
+// report.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,7 @@ struct MachineOptions {
   bool check_init = true;
   bool check_sync = true;
   uint64_t max_warp_instructions = 1ull << 40;  // then the launch is ended as hung
-  std::function<void()> poll;                   // called now and then; may throw to end the launch (Ctrl-C)
+  std::function<void()> poll;  // called now and then; may throw to end the launch (Ctrl-C)
 };
 
 /// A launch as the machine takes it: the program, shape, and parameter block.
@@ -36,24 +37,25 @@ struct MachineLaunch {
   const Program* program = nullptr;
   Dim3 grid, block, cluster;
   uint32_t dynamic_shared_bytes = 0;
-  uint32_t registers = 0;                // per thread at launch; 0: unknown
-  bool programmatic_dependent = false;   // on the launch before in the list, if there is one
+  uint32_t registers = 0;               // per thread at launch; 0: unknown
+  bool programmatic_dependent = false;  // on the launch before in the list, if there is one
   std::vector<uint8_t> parameters;
   std::vector<Allocation> memory;
 };
 
-/// A launch in execution. Clusters become resident in the order of their index, as SMs allow. Its Waitable
-/// is its end.
+/// A launch in execution. Clusters become resident in the order of their index, as SMs allow. Its
+/// Waitable is its end.
 struct Grid : Waitable {
   int index = 0;
   MachineLaunch launch;
-  Grid* prerequisite = nullptr;     // griddepcontrol.wait waits for its end
+  Grid* prerequisite = nullptr;  // griddepcontrol.wait waits for its end
   uint32_t cluster_size = 1;
   uint32_t ctas_per_sm = 1;
   uint64_t num_clusters = 0;
   uint64_t next_cluster = 0;
   uint64_t finished_clusters = 0;
-  uint64_t dependents_launched = 0; // CTAs that ended or have executed griddepcontrol.launch_dependents
+  uint64_t dependents_launched =
+      0;  // CTAs that ended or have executed griddepcontrol.launch_dependents
   std::vector<std::unique_ptr<Cluster>> resident;
 
   bool finished() const { return finished_clusters == num_clusters; }
@@ -93,7 +95,9 @@ class Machine {
   AsyncQueue& async() { return current_->async; }  // of the running cluster
   Counters& counters() { return report_.counters; }
   const Allocations& allocations() const { return allocations_; }
-  uint64_t clock() { return instructions_ + clock_reads_++; }  // %clock64: advances with instructions
+  uint64_t clock() {
+    return instructions_ + clock_reads_++;
+  }  // %clock64: advances with instructions
   Warp& current_warp() { return *current_warp_; }
   PagePool& pool() { return pool_; }
 
@@ -107,8 +111,8 @@ class Machine {
   [[noreturn]] void fail(const std::string& kind, const std::string& message);
   void note(const std::string& text);
 
-  /// The CTA and offset that a 32-bit shared::cluster address of this CTA names; fails with a finding if
-  /// the rank does not exist or its CTA has exited.
+  /// The CTA and offset that a 32-bit shared::cluster address of this CTA names; fails with a
+  /// finding if the rank does not exist or its CTA has exited.
   Cta& cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address, uint32_t* offset);
 
   bool observed() const { return !observers_.empty(); }
@@ -116,7 +120,8 @@ class Machine {
   void notify(const MemoryEvent& event);
   void notify(const SyncEvent& event);
   void add_runnable(Warp& warp);
-  /// Something has happened that polling warps may wait for: the running cluster keeps its turn longer.
+  /// Something has happened that polling warps may wait for: the running cluster keeps its turn
+  /// longer.
   void progress();
 
  private:
@@ -135,7 +140,7 @@ class Machine {
 
   MachineOptions options_;
   Random random_;
-  PagePool pool_;              // outlives the warps of grids_
+  PagePool pool_;  // outlives the warps of grids_
   Allocations allocations_;
   Report report_;
   std::vector<std::unique_ptr<Grid>> grids_;

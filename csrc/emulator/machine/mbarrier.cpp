@@ -5,7 +5,8 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr int64_t kMaxTransaction = (1 << 20) - 1;  // PTX ISA: range of the tx-count, in both directions
+constexpr int64_t kMaxTransaction =
+    (1 << 20) - 1;  // PTX ISA: range of the tx-count, in both directions
 
 }  // namespace
 
@@ -24,7 +25,8 @@ const char* Mbarrier::arrive_drop(uint32_t count) {
 }
 
 const char* Mbarrier::expect_tx(int64_t bytes) {
-  if (bytes < 0 || bytes > kMaxTransaction) return "the transaction bytes must lie in 0 .. 2^20 - 1";
+  if (bytes < 0 || bytes > kMaxTransaction)
+    return "the transaction bytes must lie in 0 .. 2^20 - 1";
   tx_bytes_ += bytes;
   if (tx_bytes_ > kMaxTransaction) return "the outstanding transaction bytes exceed 2^20 - 1";
   complete_phase_if_due();
@@ -32,9 +34,11 @@ const char* Mbarrier::expect_tx(int64_t bytes) {
 }
 
 const char* Mbarrier::complete_tx(int64_t bytes) {
-  if (bytes < 0 || bytes > kMaxTransaction) return "the transaction bytes must lie in 0 .. 2^20 - 1";
+  if (bytes < 0 || bytes > kMaxTransaction)
+    return "the transaction bytes must lie in 0 .. 2^20 - 1";
   tx_bytes_ -= bytes;
-  if (tx_bytes_ < -kMaxTransaction) return "more than 2^20 - 1 transaction bytes completed beyond those expected";
+  if (tx_bytes_ < -kMaxTransaction)
+    return "more than 2^20 - 1 transaction bytes completed beyond those expected";
   complete_phase_if_due();
   return nullptr;
 }

@@ -1,5 +1,5 @@
-// An mbarrier object: phase, pending arrivals and transaction bytes. Lives beside the shared memory that
-// names it (Cta::mbarriers), keyed by offset.
+// An mbarrier object: phase, pending arrivals and transaction bytes. Lives beside the shared memory
+// that names it (Cta::mbarriers), keyed by offset.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@ namespace pykernels::emulator {
 
 class Mbarrier : public Waitable {
  public:
-  static constexpr uint32_t kMaxCount = (1u << 20) - 1;  // PTX ISA: range of the expected and pending counts
+  static constexpr uint32_t kMaxCount =
+      (1u << 20) - 1;  // PTX ISA: range of the expected and pending counts
 
   explicit Mbarrier(uint32_t expected) : expected_(expected), pending_(expected) {}
 
@@ -22,10 +23,10 @@ class Mbarrier : public Waitable {
   const char* arrive_drop(uint32_t count);
   /// cp.async.mbarrier.arrive without .noinc: a pending arrival that its completion takes back.
   void add_pending() { ++pending_; }
-  const char* expect_tx(int64_t bytes);    // may run after the copy: the count can be negative
+  const char* expect_tx(int64_t bytes);  // may run after the copy: the count can be negative
   const char* complete_tx(int64_t bytes);
 
-  uint64_t phase() const { return phase_; }                 // completed phases
+  uint64_t phase() const { return phase_; }  // completed phases
   /// The opaque state of mbarrier.arrive: the phase and the arrivals pending in it.
   uint64_t state() const { return phase_ << 20 | pending_; }
   bool state_done(uint64_t state) const { return state >> 20 != (phase_ & (~0ull >> 20)); }

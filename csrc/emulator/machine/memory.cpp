@@ -21,8 +21,9 @@ struct Window {
   uint64_t bytes = 0;
 };
 
-/// Where all active addresses minus `origin` lie in [0, window.bytes - width] and are naturally aligned, fills
-/// the pointers. One pass without branches: the sign bit of the sum tells of an address outside.
+/// Where all active addresses minus `origin` lie in [0, window.bytes - width] and are naturally
+/// aligned, fills the pointers. One pass without branches: the sign bit of the sum tells of an
+/// address outside.
 bool map_lanes(const uint64_t* addresses, uint64_t origin, const Window& window, uint32_t width,
                LaneMask active, uint8_t** pointers) {
   if (window.bytes < width) return false;
@@ -48,8 +49,10 @@ bool map_lanes(const uint64_t* addresses, uint64_t origin, const Window& window,
   return (outside >> 63) == 0 && (misaligned & (width - 1)) == 0;
 }
 
-/// Init check of shared memory for all lanes: marks writes, and is false if a lane reads what no one wrote.
-bool check_shared_lanes(Cta& cta, uint8_t* const* pointers, uint32_t width, AccessKind kind, LaneMask active) {
+/// Init check of shared memory for all lanes: marks writes, and is false if a lane reads what no
+/// one wrote.
+bool check_shared_lanes(Cta& cta, uint8_t* const* pointers, uint32_t width, AccessKind kind,
+                        LaneMask active) {
   if (cta.shared_initialised.empty()) return true;
   uint8_t* const flags = cta.shared_initialised.data();
   const uint8_t* const base = cta.shared.data();
@@ -68,21 +71,22 @@ bool check_shared_lanes(Cta& cta, uint8_t* const* pointers, uint32_t width, Acce
 }
 
 /// Addresses of the CTA's own shared window: the rank bits are its own or none.
-bool map_shared(Warp& warp, const uint64_t* addresses, uint64_t window, uint32_t width, AccessKind kind,
-                LaneMask active, uint8_t** pointers) {
+bool map_shared(Warp& warp, const uint64_t* addresses, uint64_t window, uint32_t width,
+                AccessKind kind, LaneMask active, uint8_t** pointers) {
   Cta& cta = warp.cta();
   const Window shared{cta.shared.data(), cta.shared.size()};
   const uint64_t own = window + kSharedBase + (uint64_t{cta.rank} << kClusterRankShift);
   if (!map_lanes(addresses, own, shared, width, active, pointers)) {
-    // Without rank bits: the own CTA in the .shared space, but the CTA of rank 0 as a generic address.
+    // Without rank bits: the own CTA in the .shared space, but the CTA of rank 0 as a generic
+    // address.
     if (cta.rank == 0 || window != 0) return false;
     if (!map_lanes(addresses, kSharedBase, shared, width, active, pointers)) return false;
   }
   return check_shared_lanes(cta, pointers, width, kind, active);
 }
 
-bool map_global(Warp& warp, const uint64_t* addresses, uint32_t width, AccessKind kind, LaneMask active,
-                uint8_t** pointers) {
+bool map_global(Warp& warp, const uint64_t* addresses, uint32_t width, AccessKind kind,
+                LaneMask active, uint8_t** pointers) {
   if (warp.before_grid_wait()) return false;  // lane by lane, with a finding
   const uint64_t first = addresses[__builtin_ctz(active)];
   const Allocation* allocation = warp.machine().allocations().find(first, width);
@@ -91,41 +95,52 @@ bool map_global(Warp& warp, const uint64_t* addresses, uint32_t width, AccessKin
   return map_lanes(addresses, allocation->address, window, width, active, pointers);
 }
 
-bool map_local(Warp& warp, const uint64_t* addresses, uint64_t origin, uint32_t width, LaneMask active,
-               uint8_t** pointers) {
+bool map_local(Warp& warp, const uint64_t* addresses, uint64_t origin, uint32_t width,
+               LaneMask active, uint8_t** pointers) {
   const uint32_t bytes = warp.program().local_bytes;
-  if (bytes == 0 || !map_lanes(addresses, origin, {nullptr, bytes}, width, active, pointers)) return false;
-  for_lanes(active, [&](int lane) { pointers[lane] = warp.local(lane) + (addresses[lane] - origin); });
+  if (bytes == 0 || !map_lanes(addresses, origin, {nullptr, bytes}, width, active, pointers))
+    return false;
+  for_lanes(active,
+            [&](int lane) { pointers[lane] = warp.local(lane) + (addresses[lane] - origin); });
   return true;
 }
 
-bool map_parameters(Warp& warp, const uint64_t* addresses, uint64_t origin, uint32_t width, AccessKind kind,
-                    LaneMask active, uint8_t** pointers) {
+bool map_parameters(Warp& warp, const uint64_t* addresses, uint64_t origin, uint32_t width,
+                    AccessKind kind, LaneMask active, uint8_t** pointers) {
   if (kind != AccessKind::kRead) return false;
   std::vector<uint8_t>& parameters = warp.cta().grid->launch.parameters;
-  return map_lanes(addresses, origin, {parameters.data(), parameters.size()}, width, active, pointers);
+  return map_lanes(addresses, origin, {parameters.data(), parameters.size()}, width, active,
+                   pointers);
 }
 
 Space space_of(uint64_t address) {
   switch (address >> kWindowShift) {
-    case kSharedWindow >> kWindowShift: return Space::kShared;
-    case kLocalWindow >> kWindowShift: return Space::kLocal;
-    case kParamWindow >> kWindowShift: return Space::kParam;
-    default: return Space::kGlobal;
+    case kSharedWindow >> kWindowShift:
+      return Space::kShared;
+    case kLocalWindow >> kWindowShift:
+      return Space::kLocal;
+    case kParamWindow >> kWindowShift:
+      return Space::kParam;
+    default:
+      return Space::kGlobal;
   }
 }
 
 uint64_t window_of(Space space) {
   switch (space) {
-    case Space::kShared: return kSharedWindow;
-    case Space::kLocal: return kLocalWindow;
-    case Space::kParam: return kParamWindow;
-    default: return 0;
+    case Space::kShared:
+      return kSharedWindow;
+    case Space::kLocal:
+      return kLocalWindow;
+    case Space::kParam:
+      return kParamWindow;
+    default:
+      return 0;
   }
 }
 
-uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_t bytes, AccessKind kind,
-                             int lane) {
+uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_t bytes,
+                             AccessKind kind, int lane) {
   const Instruction& inst = warp.instruction();
   Machine& machine = warp.machine();
   Cta* cta = &warp.cta();
@@ -143,27 +158,30 @@ uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_
   if (kind != AccessKind::kWrite && !shared_is_written(*cta, offset, bytes)) {
     report_unwritten_shared(machine, *cta, offset, bytes, warp, inst, lane);
   }
-  if (!cta->shared_initialised.empty()) std::memset(cta->shared_initialised.data() + offset, 1, bytes);
+  if (!cta->shared_initialised.empty())
+    std::memset(cta->shared_initialised.data() + offset, 1, bytes);
   if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kShared, kind, Proxy::kGeneric, cta, offset, bytes, &warp, 1u << lane,
-                               &inst});
+    machine.notify(MemoryEvent{Space::kShared, kind, Proxy::kGeneric, cta, offset, bytes, &warp,
+                               1u << lane, &inst});
   }
   return cta->shared.data() + offset;
 }
 
-uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind,
-                             int lane) {
+uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t bytes,
+                             AccessKind kind, int lane) {
   const Instruction& inst = warp.instruction();
   Machine& machine = warp.machine();
   const Allocation* allocation = machine.allocations().find(address, bytes);
   if (allocation == nullptr || (kind != AccessKind::kRead && !allocation->writable)) {
-    machine.fail("memory", global_bounds_message(machine.allocations(), allocation, address, bytes, kind), warp,
-                 inst, lane);
+    machine.fail("memory",
+                 global_bounds_message(machine.allocations(), allocation, address, bytes, kind),
+                 warp, inst, lane);
   }
-  if (warp.before_grid_wait() && space != Space::kConst) report_before_grid_wait(warp, inst, lane, *allocation);
+  if (warp.before_grid_wait() && space != Space::kConst)
+    report_before_grid_wait(warp, inst, lane, *allocation);
   if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kGlobal, kind, Proxy::kGeneric, nullptr, address, bytes, &warp, 1u << lane,
-                               &inst});
+    machine.notify(MemoryEvent{Space::kGlobal, kind, Proxy::kGeneric, nullptr, address, bytes,
+                               &warp, 1u << lane, &inst});
   }
   return reinterpret_cast<uint8_t*>(address);
 }
@@ -173,14 +191,18 @@ uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t
 void Allocations::add(Allocation allocation) {
   last_ = nullptr;
   if (allocation.bytes == 0) return;
-  const auto begins_after = [](const Allocation& known, uint64_t end) { return known.address < end; };
+  const auto begins_after = [](const Allocation& known, uint64_t end) {
+    return known.address < end;
+  };
   // All that overlap it become one with it; neighbours stay apart.
-  auto end = std::lower_bound(sorted_.begin(), sorted_.end(), allocation.address + allocation.bytes, begins_after);
+  auto end = std::lower_bound(sorted_.begin(), sorted_.end(), allocation.address + allocation.bytes,
+                              begins_after);
   auto begin = end;
   while (begin != sorted_.begin()) {
     const Allocation& before = *(begin - 1);
     if (before.address + before.bytes <= allocation.address) break;
-    const uint64_t last = std::max(before.address + before.bytes, allocation.address + allocation.bytes);
+    const uint64_t last =
+        std::max(before.address + before.bytes, allocation.address + allocation.bytes);
     allocation.address = std::min(allocation.address, before.address);
     allocation.bytes = last - allocation.address;
     allocation.writable |= before.writable;
@@ -196,20 +218,23 @@ const Allocation* Allocations::find(uint64_t address, uint64_t bytes) const {
     return offset <= allocation.bytes && bytes <= allocation.bytes - offset;
   };
   if (last_ != nullptr && holds(*last_)) return last_;
-  const auto next = std::upper_bound(sorted_.begin(), sorted_.end(), address,
-                                     [](uint64_t value, const Allocation& known) { return value < known.address; });
+  const auto next = std::upper_bound(
+      sorted_.begin(), sorted_.end(), address,
+      [](uint64_t value, const Allocation& known) { return value < known.address; });
   if (next == sorted_.begin() || !holds(*(next - 1))) return nullptr;
   last_ = &*(next - 1);
   return last_;
 }
 
 std::string Allocations::describe(uint64_t address, uint64_t bytes) const {
-  const auto next = std::upper_bound(sorted_.begin(), sorted_.end(), address,
-                                     [](uint64_t value, const Allocation& known) { return value < known.address; });
+  const auto next = std::upper_bound(
+      sorted_.begin(), sorted_.end(), address,
+      [](uint64_t value, const Allocation& known) { return value < known.address; });
   const Allocation* below = next == sorted_.begin() ? nullptr : &*(next - 1);
   const Allocation* above = next == sorted_.end() ? nullptr : &*next;
   const auto text = [](const Allocation& allocation) {
-    return concat("'", allocation.name, "' (", hexadecimal(allocation.address), ", ", allocation.bytes, " bytes)");
+    return concat("'", allocation.name, "' (", hexadecimal(allocation.address), ", ",
+                  allocation.bytes, " bytes)");
   };
   const uint64_t from_below = below == nullptr ? ~0ull : address - below->address;
   const uint64_t to_above = above == nullptr ? ~0ull : above->address - address;
@@ -221,11 +246,13 @@ std::string Allocations::describe(uint64_t address, uint64_t bytes) const {
   if (below != nullptr && beyond < kNear && beyond <= to_above) {
     return concat("begins ", beyond, " bytes after the end of ", text(*below));
   }
-  if (above != nullptr && to_above < kNear) return concat("begins ", to_above, " bytes before ", text(*above));
+  if (above != nullptr && to_above < kNear)
+    return concat("begins ", to_above, " bytes before ", text(*above));
   return address == 0 ? "a null pointer" : "far from every allocation";
 }
 
-uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind, int lane) {
+uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind,
+                 int lane) {
   const Instruction& inst = warp.instruction();
   Machine& machine = warp.machine();
   const bool generic = space == Space::kGeneric;
@@ -237,11 +264,13 @@ uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, Acce
     machine.report("memory", alignment_message(space, address, bytes, kind), warp, inst, lane);
   }
   switch (space) {
-    case Space::kShared: return resolve_shared_lane(warp, generic, address, bytes, kind, lane);
+    case Space::kShared:
+      return resolve_shared_lane(warp, generic, address, bytes, kind, lane);
     case Space::kLocal: {
       const uint64_t size = warp.program().local_bytes;
       if (address > size || size - address < bytes) {
-        machine.fail("memory", window_bounds_message("local", address, bytes, size, kind), warp, inst, lane);
+        machine.fail("memory", window_bounds_message("local", address, bytes, size, kind), warp,
+                     inst, lane);
       }
       return warp.local(lane) + address;
     }
@@ -249,16 +278,18 @@ uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, Acce
       std::vector<uint8_t>& parameters = warp.cta().grid->launch.parameters;
       const uint64_t size = parameters.size();
       if (address > size || size - address < bytes || kind != AccessKind::kRead) {
-        machine.fail("memory", window_bounds_message("parameter", address, bytes, size, kind), warp, inst, lane);
+        machine.fail("memory", window_bounds_message("parameter", address, bytes, size, kind), warp,
+                     inst, lane);
       }
       return parameters.data() + address;
     }
-    default: return resolve_global_lane(warp, space, address, bytes, kind, lane);
+    default:
+      return resolve_global_lane(warp, space, address, bytes, kind, lane);
   }
 }
 
-bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t bytes, AccessKind kind,
-                 LaneMask active, uint8_t** pointers) {
+bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t bytes,
+                 AccessKind kind, LaneMask active, uint8_t** pointers) {
   if (warp.machine().observed()) return false;
   uint64_t window = 0;
   if (space == Space::kGeneric) {
@@ -266,18 +297,23 @@ bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t by
     window = window_of(space);
   }
   switch (space) {
-    case Space::kShared: return map_shared(warp, addresses, window, bytes, kind, active, pointers);
-    case Space::kLocal: return map_local(warp, addresses, window, bytes, active, pointers);
-    case Space::kParam: return map_parameters(warp, addresses, window, bytes, kind, active, pointers);
-    default: return map_global(warp, addresses, bytes, kind, active, pointers);
+    case Space::kShared:
+      return map_shared(warp, addresses, window, bytes, kind, active, pointers);
+    case Space::kLocal:
+      return map_local(warp, addresses, window, bytes, active, pointers);
+    case Space::kParam:
+      return map_parameters(warp, addresses, window, bytes, kind, active, pointers);
+    default:
+      return map_global(warp, addresses, bytes, kind, active, pointers);
   }
 }
 
-uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes, AccessKind kind,
-                        const Instruction* instruction, Warp* issuer) {
+uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes,
+                        AccessKind kind, const Instruction* instruction, Warp* issuer) {
   const uint64_t size = cta.shared.size();
   if (offset > size || size - offset < bytes) {
-    const std::string message = shared_bounds_message(cta, uint64_t{offset} + kSharedBase, bytes, kind);
+    const std::string message =
+        shared_bounds_message(cta, uint64_t{offset} + kSharedBase, bytes, kind);
     if (issuer == nullptr || instruction == nullptr) machine.fail("memory", message);
     machine.fail("memory", message, *issuer, *instruction);
   }
@@ -289,7 +325,8 @@ uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t by
     std::memset(cta.shared_initialised.data() + offset, 1, bytes);
   }
   if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kShared, kind, Proxy::kAsync, &cta, offset, bytes, nullptr, 0, instruction});
+    machine.notify(MemoryEvent{Space::kShared, kind, Proxy::kAsync, &cta, offset, bytes, nullptr, 0,
+                               instruction});
   }
   return cta.shared.data() + offset;
 }
@@ -298,13 +335,14 @@ uint8_t* resolve_global(Machine& machine, uint64_t address, uint64_t bytes, Acce
                         const Instruction* instruction, Warp* issuer) {
   const Allocation* allocation = machine.allocations().find(address, bytes);
   if (allocation == nullptr || (kind != AccessKind::kRead && !allocation->writable)) {
-    const std::string message = global_bounds_message(machine.allocations(), allocation, address, bytes, kind);
+    const std::string message =
+        global_bounds_message(machine.allocations(), allocation, address, bytes, kind);
     if (issuer == nullptr || instruction == nullptr) machine.fail("memory", message);
     machine.fail("memory", message, *issuer, *instruction);
   }
   if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kGlobal, kind, Proxy::kAsync, nullptr, address, static_cast<uint32_t>(bytes),
-                               nullptr, 0, instruction});
+    machine.notify(MemoryEvent{Space::kGlobal, kind, Proxy::kAsync, nullptr, address,
+                               static_cast<uint32_t>(bytes), nullptr, 0, instruction});
   }
   return reinterpret_cast<uint8_t*>(address);
 }

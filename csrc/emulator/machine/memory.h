@@ -1,5 +1,5 @@
-// Addresses: the windows of generic addresses, the allocations that global accesses may touch, and the
-// one way in which handlers and asynchronous agents reach memory.
+// Addresses: the windows of generic addresses, the allocations that global accesses may touch, and
+// the one way in which handlers and asynchronous agents reach memory.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +16,10 @@ class Cta;
 class Machine;
 class Warp;
 
-// Generic addresses: global memory is the host's own addresses (below 2^47), the other windows lie above.
-// A shared::cluster address holds the CTA's rank in its cluster at bit 24, in 32-bit form too.
-// The 32-bit shared window of a CTA starts at kSharedBase | rank << kClusterRankShift, so that address 0 is
-// never valid and a CTA's own addresses carry its rank, as on hardware.
+// Generic addresses: global memory is the host's own addresses (below 2^47), the other windows lie
+// above. A shared::cluster address holds the CTA's rank in its cluster at bit 24, in 32-bit form
+// too. The 32-bit shared window of a CTA starts at kSharedBase | rank << kClusterRankShift, so that
+// address 0 is never valid and a CTA's own addresses carry its rank, as on hardware.
 inline constexpr uint64_t kSharedWindow = 1ull << 60;  // + 32-bit shared address
 inline constexpr uint64_t kLocalWindow = 2ull << 60;   // + offset in the thread's local memory
 inline constexpr uint64_t kParamWindow = 3ull << 60;   // + offset in the parameter block
@@ -42,7 +42,7 @@ class Allocations {
   std::string describe(uint64_t address, uint64_t bytes) const;
 
  private:
-  std::vector<Allocation> sorted_;          // overlapping ones merged for lookup
+  std::vector<Allocation> sorted_;  // overlapping ones merged for lookup
   mutable const Allocation* last_ = nullptr;
 };
 
@@ -55,29 +55,31 @@ struct MemoryEvent {
   Space space = Space::kGlobal;
   AccessKind kind = AccessKind::kRead;
   Proxy proxy = Proxy::kGeneric;
-  Cta* owner = nullptr;       // of shared memory; null for global
-  uint64_t address = 0;       // host address (global) or offset in the owner's shared memory
+  Cta* owner = nullptr;  // of shared memory; null for global
+  uint64_t address = 0;  // host address (global) or offset in the owner's shared memory
   uint32_t bytes = 0;
-  Warp* warp = nullptr;       // null for asynchronous agents
+  Warp* warp = nullptr;  // null for asynchronous agents
   LaneMask lanes = 0;
   const Instruction* instruction = nullptr;
 };
 
-/// Resolves one lane's access to host memory. Reports findings (bounds, alignment, uninitialised shared
-/// memory when the init check is on) and notifies observers; an access that cannot be carried out
-/// (outside any allocation) throws EmulationError through Machine::fail.
-/// `space` kGeneric resolves by window. `bytes` is the width of the access, which must be naturally aligned.
-uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind, int lane);
+/// Resolves one lane's access to host memory. Reports findings (bounds, alignment, uninitialised
+/// shared memory when the init check is on) and notifies observers; an access that cannot be
+/// carried out (outside any allocation) throws EmulationError through Machine::fail. `space`
+/// kGeneric resolves by window. `bytes` is the width of the access, which must be naturally
+/// aligned.
+uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind,
+                 int lane);
 
-/// The same for all lanes at once, without observers' cost: if all active lanes fall in one allocation or in
-/// the CTA's own shared memory with natural alignment, returns true and fills `pointers`.
-/// Handlers fall back to resolve() lane by lane otherwise.
-bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t bytes, AccessKind kind,
-                 LaneMask active, uint8_t** pointers);
+/// The same for all lanes at once, without observers' cost: if all active lanes fall in one
+/// allocation or in the CTA's own shared memory with natural alignment, returns true and fills
+/// `pointers`. Handlers fall back to resolve() lane by lane otherwise.
+bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t bytes,
+                 AccessKind kind, LaneMask active, uint8_t** pointers);
 
 /// For asynchronous agents (TMA, bulk copies, WGMMA): a range of a CTA's shared memory, by offset.
-uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes, AccessKind kind,
-                        const Instruction* instruction, Warp* issuer);
+uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes,
+                        AccessKind kind, const Instruction* instruction, Warp* issuer);
 /// A range of global memory.
 uint8_t* resolve_global(Machine& machine, uint64_t address, uint64_t bytes, AccessKind kind,
                         const Instruction* instruction, Warp* issuer);

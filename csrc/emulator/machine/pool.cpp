@@ -26,7 +26,8 @@ uint8_t* PagePool::take(size_t bytes) {
     free.pop_back();
     return block;
   }
-  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (block == MAP_FAILED) throw std::bad_alloc();
   blocks_.emplace_back(static_cast<uint8_t*>(block), size);
   return static_cast<uint8_t*>(block);

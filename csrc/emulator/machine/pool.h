@@ -1,5 +1,6 @@
-// Blocks of memory that the system pages in on first touch. Warps of hundreds of resident CTAs come and go,
-// and most of their registers are never touched: blocks are neither cleared nor given back in between.
+// Blocks of memory that the system pages in on first touch. Warps of hundreds of resident CTAs come
+// and go, and most of their registers are never touched: blocks are neither cleared nor given back
+// in between.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +24,7 @@ class PagePool {
 
  private:
   std::vector<std::pair<uint8_t*, size_t>> blocks_;  // all, to be freed
-  std::map<size_t, std::vector<uint8_t*>> free_;    // by size
+  std::map<size_t, std::vector<uint8_t*>> free_;     // by size
 };
 
 }  // namespace pykernels::emulator

@@ -1,5 +1,6 @@
-// Which cluster, which warp, which asynchronous operation comes next. One cluster runs until nothing in it can,
-// or its slice is over: its registers stay in the cache. Decisions are drawn from the seed.
+// Which cluster, which warp, which asynchronous operation comes next. One cluster runs until
+// nothing in it can, or its slice is over: its registers stay in the cache. Decisions are drawn
+// from the seed.
 #include <algorithm>
 
 #include "emulator/machine/machine.h"
@@ -8,18 +9,22 @@ namespace pykernels::emulator {
 namespace {
 
 // All in warp instructions.
-constexpr uint64_t kTurn = 2048;             // of a warp; a random addition of as much
-constexpr uint64_t kIdleSlice = 16 * 1024;   // of a cluster in which nothing completes: it may wait for others
-constexpr uint64_t kSlice = 64 * 1024;       // of a cluster that gets on; a random addition of as much
-constexpr uint32_t kExtensions = 32;         // most such slices in a row
-constexpr uint64_t kPatience = 4096;         // warps may poll for an operation that "late" would hold back for ever
+constexpr uint64_t kTurn = 2048;  // of a warp; a random addition of as much
+constexpr uint64_t kIdleSlice =
+    16 * 1024;  // of a cluster in which nothing completes: it may wait for others
+constexpr uint64_t kSlice = 64 * 1024;  // of a cluster that gets on; a random addition of as much
+constexpr uint32_t kExtensions = 32;    // most such slices in a row
+constexpr uint64_t kPatience =
+    4096;  // warps may poll for an operation that "late" would hold back for ever
 constexpr uint64_t kPollInterval = 1 << 17;  // between looks at MachineOptions::poll
-constexpr uint32_t kRandomCompletion = 4;    // random mode: one scheduling point in so many completes something
+constexpr uint32_t kRandomCompletion =
+    4;  // random mode: one scheduling point in so many completes something
 
 }  // namespace
 
 void Machine::add_runnable(Warp& warp) {
-  if (warp.queued_ || &warp == current_warp_) return;  // the running one is looked at after its turn
+  if (warp.queued_ || &warp == current_warp_)
+    return;  // the running one is looked at after its turn
   warp.queued_ = true;
   warp.cta().cluster->runnable.push_back(&warp);
 }
@@ -32,7 +37,8 @@ void Machine::progress() {
   current_->slice = kSlice + random_.below(static_cast<uint32_t>(kSlice));
 }
 
-/// True if the SMs have room for one more cluster of the grid, leaving the other grids their fair share.
+/// True if the SMs have room for one more cluster of the grid, leaving the other grids their fair
+/// share.
 bool Machine::may_start(const Grid& grid) const {
   if (grid.next_cluster == grid.num_clusters) return false;
   if (grid.prerequisite != nullptr && !grid.prerequisite->finished()) {
@@ -60,13 +66,14 @@ bool Machine::may_start(const Grid& grid) const {
 Grid* Machine::next_grid() {
   Grid* next = nullptr;
   for (const auto& grid : grids_) {
-    if (may_start(*grid) && (next == nullptr || grid->next_cluster < next->next_cluster)) next = grid.get();
+    if (may_start(*grid) && (next == nullptr || grid->next_cluster < next->next_cluster))
+      next = grid.get();
   }
   return next;
 }
 
-/// Passes on to a cluster that can do something: a new one first, so that all that fit get started while others
-/// spin; else the next in turn. False if there is none.
+/// Passes on to a cluster that can do something: a new one first, so that all that fit get started
+/// while others spin; else the next in turn. False if there is none.
 bool Machine::rotate() {
   if (Grid* grid = next_grid(); grid != nullptr) {
     start_cluster(*grid);
@@ -75,7 +82,8 @@ bool Machine::rotate() {
     return true;
   }
   const auto place = std::find(active_.begin(), active_.end(), current_);
-  const size_t first = place == active_.end() ? 0 : static_cast<size_t>(place - active_.begin()) + 1;
+  const size_t first =
+      place == active_.end() ? 0 : static_cast<size_t>(place - active_.begin()) + 1;
   for (size_t i = 0; i < active_.size(); ++i) {
     Cluster* cluster = active_[(first + i) % active_.size()];
     current_ = cluster;
@@ -90,7 +98,8 @@ bool Machine::rotate() {
 /// Makes current_ a cluster with a runnable warp. False where every grid has ended.
 bool Machine::select_cluster() {
   while (true) {
-    const bool finished = std::all_of(grids_.begin(), grids_.end(), [](const auto& grid) { return grid->finished(); });
+    const bool finished = std::all_of(grids_.begin(), grids_.end(),
+                                      [](const auto& grid) { return grid->finished(); });
     if (finished) return false;
     if (current_ != nullptr && current_->finished()) {
       end_ctas(*current_);

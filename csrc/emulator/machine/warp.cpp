@@ -1,5 +1,5 @@
-// The execution loop: picks a split of the warp and runs its instructions until it blocks, ends, meets another
-// split, or its turn is over.
+// The execution loop: picks a split of the warp and runs its instructions until it blocks, ends,
+// meets another split, or its turn is over.
 #include "emulator/machine/warp.h"
 
 #include <algorithm>
@@ -11,8 +11,9 @@
 namespace pykernels::emulator {
 namespace {
 
-// Instructions that a split of a diverged warp runs before the others have their turn: long enough that
-// lanes which leave a loop early wait for the rest, short enough that a spinning lane starves no one.
+// Instructions that a split of a diverged warp runs before the others have their turn: long enough
+// that lanes which leave a loop early wait for the rest, short enough that a spinning lane starves
+// no one.
 constexpr uint32_t kSplitTurn = 512;
 
 /// Blocked until other lanes arrive; nothing has been counted yet, so it may merge with those.
@@ -106,7 +107,8 @@ void Warp::part(LaneMask lanes) {
 
 Step Warp::exit(LaneMask lanes) {
   if (machine_.observed()) {
-    machine_.notify(SyncEvent{SyncEvent::Kind::kThreadExit, this, lanes, &cta_, 0, 0, &instruction()});
+    machine_.notify(
+        SyncEvent{SyncEvent::Kind::kThreadExit, this, lanes, &cta_, 0, 0, &instruction()});
   }
   Split& split = splits_[current_];
   split.lanes &= ~lanes;
@@ -144,7 +146,8 @@ void Warp::wake(const Waitable* on) {
 }
 
 bool Warp::runnable() const {
-  return std::any_of(splits_.begin(), splits_.end(), [](const Split& split) { return !split.blocked; });
+  return std::any_of(splits_.begin(), splits_.end(),
+                     [](const Split& split) { return !split.blocked; });
 }
 
 void Warp::merge_splits() {
@@ -186,12 +189,14 @@ bool Warp::select_split() {
   current_ = static_cast<size_t>(best - splits_.data());
   stop_pc_ = end;
   for (const Split& split : splits_) {
-    if (&split != best && mergeable(split) && split.pc > best->pc) stop_pc_ = std::min(stop_pc_, split.pc);
+    if (&split != best && mergeable(split) && split.pc > best->pc)
+      stop_pc_ = std::min(stop_pc_, split.pc);
   }
   return true;
 }
 
-/// After an instruction that had blocked and ran again: forgets the wait, unless it waits once more.
+/// After an instruction that had blocked and ran again: forgets the wait, unless it waits once
+/// more.
 void Warp::finish_blocking_step(Step step) {
   if (step == Step::kBlocked) return;
   Split& split = splits_[current_];
@@ -223,7 +228,8 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
       step = inst.handler(*this, inst, active);
       if (step == Step::kBlocked) break;
       ++counters.warp_instructions[static_cast<size_t>(inst.instruction_class)];
-      threads += active == kFullMask ? kWarpSize : static_cast<uint64_t>(__builtin_popcount(active));
+      threads +=
+          active == kFullMask ? kWarpSize : static_cast<uint64_t>(__builtin_popcount(active));
     } else {
       step = Step::kNext;
     }
@@ -273,8 +279,8 @@ uint64_t Warp::run(uint64_t budget) {
 void Warp::check_registers(const Instruction& inst, LaneMask active) {
   const RegisterAccess* const accesses = program_.accesses.data() + inst.accesses_begin;
   const LaneMask lanes = splits_[current_].lanes;
-  // A value that was never written may be moved about; using it is the finding. Accumulators are read only
-  // where the instruction's scale-d says so: isa/wgmma.cpp looks at them.
+  // A value that was never written may be moved about; using it is the finding. Accumulators are
+  // read only where the instruction's scale-d says so: isa/wgmma.cpp looks at them.
   const bool moves = inst.instruction_class == InstructionClass::kMove;
   const bool accumulates = inst.instruction_class == InstructionClass::kWgmma;
   LaneMask defined = kFullMask;

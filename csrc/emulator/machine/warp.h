@@ -1,5 +1,6 @@
-// A warp: 32 lanes with a register file, and one or more splits (sets of lanes at one program counter).
-// Independent thread scheduling: lanes that part at a branch are separate splits until they meet again.
+// A warp: 32 lanes with a register file, and one or more splits (sets of lanes at one program
+// counter). Independent thread scheduling: lanes that part at a branch are separate splits until
+// they meet again.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ struct Grid;
 class Waitable {
  public:
   virtual ~Waitable() = default;
-  void wake_all();                    // call whenever the awaited condition may hold now
+  void wake_all();  // call whenever the awaited condition may hold now
   void add(Warp& warp) { waiting_.push_back(&warp); }
 
  private:
@@ -29,15 +30,23 @@ class Waitable {
 /// What a blocked split waits for, kept until its instruction runs to its end.
 struct Wait {
   enum class Kind : uint8_t {
-    kNone, kConvergence, kNamedBarrier, kMbarrier, kClusterBarrier, kWarpgroup, kBulkGroup, kAsyncCopy, kGrid,
+    kNone,
+    kConvergence,
+    kNamedBarrier,
+    kMbarrier,
+    kClusterBarrier,
+    kWarpgroup,
+    kBulkGroup,
+    kAsyncCopy,
+    kGrid,
     kRegisters
   };
   Kind kind = Kind::kNone;
-  Waitable* on = nullptr;      // null with kConvergence
-  LaneMask convergence = 0;    // lanes that must arrive at this instruction
-  uint64_t token = 0;          // the handler's: phase, generation, ...
+  Waitable* on = nullptr;    // null with kConvergence
+  LaneMask convergence = 0;  // lanes that must arrive at this instruction
+  uint64_t token = 0;        // the handler's: phase, generation, ...
   std::string (*describe)(const Warp& warp, const Wait& wait) = nullptr;  // for deadlock reports
-  uint64_t detail[2] = {};     // for describe: address, phase, ...
+  uint64_t detail[2] = {};  // for describe: address, phase, ...
 };
 
 struct Split {
@@ -71,15 +80,16 @@ class Warp {
   Machine& machine() { return machine_; }
   Cta& cta() { return cta_; }
   const Program& program() const { return program_; }
-  int index() const { return index_; }               // warp in the CTA
+  int index() const { return index_; }  // warp in the CTA
   int warpgroup() const { return index_ / 4; }
-  LaneMask live() const { return live_; }            // lanes that exist and have not ended
-  uint8_t* local(int lane);                          // local memory of a lane, program().local_bytes
+  LaneMask live() const { return live_; }  // lanes that exist and have not ended
+  uint8_t* local(int lane);                // local memory of a lane, program().local_bytes
 
   // ---- control, for handlers ----
   Split& split() { return splits_[current_]; }
   const Instruction& instruction() const { return program_.instructions[splits_[current_].pc]; }
-  /// Sends `taken` (a subset of the split's lanes) to `target`, the rest of the split to the next instruction.
+  /// Sends `taken` (a subset of the split's lanes) to `target`, the rest of the split to the next
+  /// instruction.
   Step branch(LaneMask taken, uint32_t target);
   /// Ends the lanes.
   Step exit(LaneMask lanes);
@@ -87,30 +97,33 @@ class Warp {
   Step block(const Wait& wait);
   /// True if the current split holds all live lanes of `required`. Otherwise the handler returns
   /// block_until_converged(required) and runs again when they have come together here.
-  bool converged(LaneMask required) const { return (required & live_ & ~splits_[current_].lanes) == 0; }
+  bool converged(LaneMask required) const {
+    return (required & live_ & ~splits_[current_].lanes) == 0;
+  }
   Step block_until_converged(LaneMask required);
-  /// Where the current split and those that wait for the same lanes at instructions of this handler hold all of
-  /// them: lets the others go on and is true.
+  /// Where the current split and those that wait for the same lanes at instructions of this handler
+  /// hold all of them: lets the others go on and is true.
   bool meet(Handler handler, LaneMask required);
-  /// Lets the lanes (of the current split, not all) go on with the next instruction on their own: those that a
-  /// guard keeps out of an instruction that blocks.
+  /// Lets the lanes (of the current split, not all) go on with the next instruction on their own:
+  /// those that a guard keeps out of an instruction that blocks.
   void part(LaneMask lanes);
-  /// For polling instructions that found nothing: at the next branch the turn passes to other splits and warps.
+  /// For polling instructions that found nothing: at the next branch the turn passes to other
+  /// splits and warps.
   void yield() { yield_ = true; }
   /// For .aligned forms: all live lanes of the warp.
   bool aligned() const { return converged(kFullMask); }
 
   // ---- checks ----
-  /// Init check, for operands that the loop does not look at (those read only under a condition): reports
-  /// the register unless all lanes have written it. Nothing where the check is off.
+  /// Init check, for operands that the loop does not look at (those read only under a condition):
+  /// reports the register unless all lanes have written it. Nothing where the check is off.
   void check_written(const Instruction& inst, const RegisterAccess& access, LaneMask lanes);
   /// griddepcontrol.wait has not been executed in a launch that may overlap the one before.
   bool before_grid_wait() const { return before_grid_wait_; }
   void set_grid_waited() { before_grid_wait_ = false; }
 
   // ---- barrier.cluster ----
-  LaneMask cluster_arrived = 0;   // lanes that have arrived and not yet waited
-  LaneMask cluster_parity = 0;    // of the generation that each arrived in
+  LaneMask cluster_arrived = 0;  // lanes that have arrived and not yet waited
+  LaneMask cluster_parity = 0;   // of the generation that each arrived in
 
   // ---- for the machine ----
   /// Runs until nothing can run, or `budget` warp instructions are spent. Returns those spent.
@@ -138,14 +151,14 @@ class Warp {
   LaneMask live_;
   size_t current_ = 0;
   std::vector<Split> splits_;
-  uint32_t stop_pc_ = 0;          // where the current split may meet another
+  uint32_t stop_pc_ = 0;  // where the current split may meet another
   bool yield_ = false;
-  bool queued_ = false;           // in the cluster's list of runnable warps
+  bool queued_ = false;  // in the cluster's list of runnable warps
   bool before_grid_wait_ = false;
-  uint8_t* storage_ = nullptr;    // from the machine's pool: register file
-  uint8_t* local_ = nullptr;      // from the pool, on first use
-  uint8_t* base_[2];              // register file, constants
-  std::vector<LaneMask> written_; // init check: lanes written, by register index; empty if off
+  uint8_t* storage_ = nullptr;     // from the machine's pool: register file
+  uint8_t* local_ = nullptr;       // from the pool, on first use
+  uint8_t* base_[2];               // register file, constants
+  std::vector<LaneMask> written_;  // init check: lanes written, by register index; empty if off
 };
 
 /// Calls body(lane) for each active lane, without a test where all are.
