@@ -15,8 +15,8 @@ from tests.mutants.mutate import Mutant, mutants
 MODES = ("late", "random", "early")
 SEEDS = range(20)
 
-# m and n ragged; k takes each copy of the main loop and its remainder, and more k tiles than stages.
-# Few SMs: each CTA has several tiles, so that staging and stages are used again.
+# m and n ragged; k takes the main loop and its remainder, with more k tiles than stages. Few SMs:
+# each CTA has several tiles, so that staging and stages are used again.
 SHAPES = {
     "fp8_gemm_nt_m64n64c1": ((200, 136, 1296), 2),
     "fp8_gemm_nt_m128n128c2": ((400, 264, 1136), 4),
