@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -22,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "validate_gpu.sh"
 
 
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_script(*arguments: object, script: Path = SCRIPT) -> subprocess.CompletedProcess[str]:
     """Hides the GPU where there is one."""
-    command = ["bash", str(SCRIPT), *map(str, arguments)]
+    command = ["bash", str(script), *map(str, arguments)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -59,6 +60,23 @@ def test_dry_run_ends_where_a_gpu_is_needed(folders: list[object], tmp_path: Pat
     again = run_script(*folders)
     assert again.returncode == validate.EXIT_NO_GPU
     assert "== environment: done before" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_dry_run_of_a_fresh_checkout(folders: list[object], tmp_path: Path) -> None:
+    """Nothing done before: the extension is built too, and runs a kernel in the emulator."""
+    checkout = tmp_path / "checkout"
+    listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached"]
+    files = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, files.split("\0")):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, checkout / name)
+    result = run_script(*folders, script=checkout / "bench" / "validate_gpu.sh")
+    assert result.returncode == validate.EXIT_NO_GPU, result.stdout + result.stderr
+    assert "quantize_1x128 runs in the emulator" in result.stdout
+    assert "== gpu: stopped with status 3" in result.stdout
+    assert list((checkout / "pykernels").glob("_C*.so"))
 
 
 @pytest.mark.parametrize(
