@@ -16,7 +16,6 @@ enum class Combine : uint8_t { kNone, kAnd, kOr, kXor };
 // Bits of Instruction::variant.
 constexpr uint16_t kCombineMask = 3;
 constexpr uint16_t kNegated = 4;  // the predicate that is combined
-constexpr uint16_t kFloatResult = 8;
 
 // Slots beside the two sources in 1 and 2.
 constexpr int kSecondResult = 3;
@@ -123,13 +122,26 @@ Step setp_pair(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// set: all ones, or 1.0, where the comparison holds.
+/// set: `immediate` (all ones, or 1.0) where the comparison holds.
 template <TestFunction kTest>
 Step set(Warp& warp, const Instruction& inst, LaneMask active) {
   const LaneMask holds = combine(warp, inst, kTest(warp, inst, active));
-  const uint32_t one = (inst.variant & kFloatResult) != 0 ? 0x3f800000u : 0xffffffffu;
+  const auto one = static_cast<uint32_t>(inst.immediate);
   uint32_t* result = warp.lanes<uint32_t>(inst.operands[0]);
   for_lanes(active, [&](int lane) { result[lane] = (holds & kLaneBits.of[lane]) != 0 ? one : 0; });
+  return Step::kNext;
+}
+
+/// set of pairs: each element 1.0 where its comparison holds.
+template <TestFunction kLower, TestFunction kUpper>
+Step set_pair(Warp& warp, const Instruction& inst, LaneMask active) {
+  const LaneMask lower = combine(warp, inst, kLower(warp, inst, active));
+  const LaneMask upper = combine(warp, inst, kUpper(warp, inst, active));
+  const auto one = static_cast<uint32_t>(inst.immediate);
+  uint32_t* result = warp.lanes<uint32_t>(inst.operands[0]);
+  for_lanes(active, [&](int lane) {
+    result[lane] = ((lower >> lane & 1) != 0 ? one : 0) | ((upper >> lane & 1) != 0 ? one << 16 : 0);
+  });
   return Step::kNext;
 }
 
@@ -151,7 +163,9 @@ template <typename Element>
 struct OfPair {
   template <typename Compare>
   static Handlers get() {
-    return {&setp_pair<&test_lanes<Compare, Element>, &test_lanes<Compare, Upper<Element>>>, nullptr};
+    constexpr TestFunction kLower = &test_lanes<Compare, Element>;
+    constexpr TestFunction kUpper = &test_lanes<Compare, Upper<Element>>;
+    return {&setp_pair<kLower, kUpper>, &set_pair<kLower, kUpper>};
   }
 };
 
@@ -263,19 +277,32 @@ void build_setp(Builder& builder) {
   inst.handler = handlers.setp;
 }
 
+/// What set writes where the comparison holds; 0 for a type that it cannot write.
+int64_t value_of_true(Type type, Type compared) {
+  const bool pairs = compared == Type::kF16x2 || compared == Type::kBf16x2;
+  switch (type) {
+    case Type::kU32: case Type::kS32: return pairs ? 0xffff : 0xffffffff;
+    case Type::kU16: case Type::kS16: return 0xffff;
+    case Type::kF32: return 0x3f800000;
+    case Type::kF16: return 0x3c00;
+    case Type::kBf16: return 0x3f80;
+    case Type::kF16x2: return pairs ? 0x3c00 : 0;
+    case Type::kBf16x2: return pairs ? 0x3f80 : 0;
+    default: return 0;
+  }
+}
+
 void build_set(Builder& builder) {
   const Modifiers modifiers = read_modifiers(builder);
   if (modifiers.types.size() != 2) builder.fail("set takes two types");
   const Type type = modifiers.types[0];
-  const Handlers handlers =
-      find_handlers(modifiers.compare, modifiers.types[1], modifiers.flush);
-  if (handlers.set == nullptr || (type != Type::kU32 && type != Type::kS32 && type != Type::kF32)) {
-    builder.fail("unknown form of set");
-  }
+  const Handlers handlers = find_handlers(modifiers.compare, modifiers.types[1], modifiers.flush);
+  const int64_t one = value_of_true(type, modifiers.types[1]);
+  if (handlers.set == nullptr || one == 0) builder.fail("unknown form of set");
   build_sources(builder, modifiers, modifiers.types[1]);
   Instruction& inst = builder.instruction();
   inst.operands[0] = result(builder, builder.statement().operands[0], type);
-  if (type == Type::kF32) inst.variant |= kFloatResult;
+  inst.immediate = one;
   inst.handler = handlers.set;
 }
 
