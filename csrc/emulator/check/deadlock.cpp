@@ -164,12 +164,8 @@ void Machine::fail_deadlock() {
   end_with(std::move(finding));
 }
 
-void Machine::fail_hung() {
-  Finding finding{"deadlock",
-                  concat("no end after ", instructions_,
-                         " warp instructions (max_warp_instructions); running are:"),
-                  {},
-                  1};
+void Machine::fail_hung(const std::string& reason) {
+  Finding finding{"deadlock", reason + "; running are:", {}, 1};
   for (const Group& group : gather(*this, active_, false)) {
     if (finding.sites.size() == kMaxSites) break;
     finding.message += concat(

@@ -5,98 +5,18 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
-#include "emulator/isa/memory_access.h"
+#include "emulator/isa/mbarrier_address.h"
 
 namespace pykernels::emulator {
 namespace {
 
-constexpr int kResultSlot = 0;  // state or predicate
-constexpr int kAddressSlot = 1;
-constexpr int kValueSlot = 2;  // count, transaction bytes, parity or state
-constexpr uint32_t kObjectBytes = 8;
 constexpr uint32_t kSpuriousFailure = 8;  // one try_wait in so many ends early with false
 
-/// Where an mbarrier lies.
-struct Location {
-  Cta* cta = nullptr;
-  uint32_t offset = 0;
-
-  friend bool operator==(const Location&, const Location&) = default;
-};
-
-/// The addresses of all lanes, and the operand's lanes.
-class Addresses {
- public:
-  Addresses(Warp& warp, const Instruction& inst) : warp_(warp), inst_(inst) {
-    lane_addresses(warp, inst, inst.operands[kAddressSlot], lanes_);
-  }
-
-  /// Ends the launch where the address is no place for an mbarrier.
-  Location location(int lane) const {
-    Machine& machine = warp_.machine();
-    const uint64_t address = lanes_[lane];
-    Location location{&warp_.cta(), 0};
-    const bool generic = access_space(inst_) == Space::kGeneric;
-    if (generic && address >> 60 != kSharedWindow >> 60) {
-      machine.fail("memory",
-                   concat("generic address ", hexadecimal(address), " is not in shared memory"),
-                   warp_, inst_, lane);
-    }
-    const auto shared = static_cast<uint32_t>(address);
-    const uint32_t rank = shared >> kClusterRankShift;
-    if (generic) {
-      location.cta = &machine.cluster_cta(warp_, inst_, shared, &location.offset);
-    } else if (rank != 0 && rank != location.cta->rank) {
-      machine.fail("memory", foreign_rank_message(shared, location.cta->rank), warp_, inst_, lane);
-    } else {
-      location.offset = (shared & ((1u << kClusterRankShift) - 1)) - kSharedBase;
-    }
-    if (location.offset % kObjectBytes != 0) {
-      machine.fail("memory",
-                   alignment_message(Space::kShared, shared, kObjectBytes, AccessKind::kAtomic),
-                   warp_, inst_, lane);
-    }
-    const uint64_t size = location.cta->shared.size();
-    if (location.offset > size || size - location.offset < kObjectBytes) {
-      machine.fail("memory",
-                   shared_bounds_message(*location.cta, shared, kObjectBytes, AccessKind::kAtomic),
-                   warp_, inst_, lane);
-    }
-    return location;
-  }
-
-  /// nullptr, and a finding, where none was initialised.
-  Mbarrier* find(int lane, Location* location) const {
-    *location = this->location(lane);
-    Mbarrier* barrier = location->cta->find_mbarrier(location->offset);
-    if (barrier == nullptr) {
-      warp_.machine().report("sync",
-                             concat("no mbarrier has been initialised at ",
-                                    shared_place(warp_.program(), location->offset),
-                                    " of the CTA of rank ", location->cta->rank),
-                             warp_, inst_, lane);
-    }
-    return barrier;
-  }
-
-  bool uniform(LaneMask active) const {
-    const uint64_t first = lanes_[__builtin_ctz(active)];
-    bool same = true;
-    for_lanes(active, [&](int lane) { same &= lanes_[lane] == first; });
-    return same;
-  }
-
- private:
-  Warp& warp_;
-  const Instruction& inst_;
-  uint64_t lanes_[kWarpSize];
-};
-
 uint32_t value(Warp& warp, const Instruction& inst, int lane) {
-  return warp.lanes<uint32_t>(inst.operands[kValueSlot])[lane];
+  return warp.lanes<uint32_t>(inst.operands[kMbarrierValueSlot])[lane];
 }
 
-void report_misuse(Warp& warp, const Instruction& inst, int lane, const Location& location,
+void report_misuse(Warp& warp, const Instruction& inst, int lane, const MbarrierLocation& location,
                    const Mbarrier& barrier, const char* misuse) {
   warp.machine().report(
       "sync",
@@ -106,7 +26,7 @@ void report_misuse(Warp& warp, const Instruction& inst, int lane, const Location
 }
 
 void notify(Warp& warp, const Instruction& inst, int lane, SyncEvent::Kind kind,
-            const Location& location, uint64_t phase) {
+            const MbarrierLocation& location, uint64_t phase) {
   if (!warp.machine().observed()) return;
   warp.machine().notify(
       SyncEvent{kind, &warp, 1u << lane, location.cta, location.offset, phase, &inst});
@@ -114,10 +34,10 @@ void notify(Warp& warp, const Instruction& inst, int lane, SyncEvent::Kind kind,
 
 /// mbarrier.init{.shared{::cta}}.b64 [addr], count;      PTX 7.0, sm_80
 Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
-  const Addresses addresses(warp, inst);
+  const MbarrierAddresses addresses(warp, inst);
   for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    const Location location = addresses.location(lane);
+    const MbarrierLocation location = addresses.location(lane);
     const uint32_t count = value(warp, inst, lane);
     if (count == 0 || count > Mbarrier::kMaxCount) {
       warp.machine().fail("sync",
@@ -132,7 +52,7 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
     }
     barrier = std::make_unique<Mbarrier>(count);
     if (!location.cta->shared_initialised.empty()) {
-      std::fill_n(location.cta->shared_initialised.begin() + location.offset, kObjectBytes, 1);
+      std::fill_n(location.cta->shared_initialised.begin() + location.offset, kMbarrierBytes, 1);
     }
     notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInit, location, 0);
   }
@@ -141,15 +61,15 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
 
 /// mbarrier.inval{.shared{::cta}}.b64 [addr];      PTX 7.0, sm_80
 Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
-  const Addresses addresses(warp, inst);
+  const MbarrierAddresses addresses(warp, inst);
   for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    Location location;
+    MbarrierLocation location;
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
     barrier->wake_all();  // those that wait find none any more, which is reported there
     location.cta->mbarriers.erase(location.offset);
-    location.cta->poison(location.offset, kObjectBytes);
+    location.cta->poison(location.offset, kMbarrierBytes);
     notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInvalidate, location, 0);
   }
   return Step::kNext;
@@ -184,19 +104,20 @@ template <Arrival kArrival>
 Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
   constexpr bool kTransaction =
       kArrival == Arrival::kExpectTx || kArrival == Arrival::kDropExpectTx;
-  const Addresses addresses(warp, inst);
+  const MbarrierAddresses addresses(warp, inst);
   for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    Location location;
+    MbarrierLocation location;
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
-    const uint32_t operand = inst.operands[kValueSlot] == kNoSlot ? 1 : value(warp, inst, lane);
+    const uint32_t operand =
+        inst.operands[kMbarrierValueSlot] == kNoSlot ? 1 : value(warp, inst, lane);
     const uint64_t state = barrier->state();
     const char* misuse =
         arrive(*barrier, kArrival, kTransaction ? 1 : operand, kTransaction ? operand : 0);
     if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
-    if (inst.operands[kResultSlot] != kNoSlot)
-      warp.lanes<uint64_t>(inst.operands[kResultSlot])[lane] = state;
+    if (inst.operands[kMbarrierResultSlot] != kNoSlot)
+      warp.lanes<uint64_t>(inst.operands[kMbarrierResultSlot])[lane] = state;
     notify(warp, inst, lane, SyncEvent::Kind::kMbarrierArrive, location, state >> 20);
   }
   return Step::kNext;
@@ -205,10 +126,10 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
 /// mbarrier.{expect_tx, complete_tx}{.relaxed.scope}{.space}.b64 [addr], bytes;      PTX 8.0, sm_90
 template <bool kComplete>
 Step mbarrier_tx(Warp& warp, const Instruction& inst, LaneMask active) {
-  const Addresses addresses(warp, inst);
+  const MbarrierAddresses addresses(warp, inst);
   for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
-    Location location;
+    MbarrierLocation location;
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
     const int64_t bytes = value(warp, inst, lane);
@@ -229,11 +150,11 @@ std::string describe_wait(const Warp& warp, const Wait& wait) {
 
 /// Lanes whose phase has completed. One without an mbarrier counts, so that its loop ends.
 template <bool kParity>
-LaneMask completed_lanes(Warp& warp, const Instruction& inst, const Addresses& addresses,
+LaneMask completed_lanes(Warp& warp, const Instruction& inst, const MbarrierAddresses& addresses,
                          LaneMask active) {
   LaneMask done = 0;
   const auto lane_done = [&](int lane) {
-    Location location;
+    MbarrierLocation location;
     const Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) return true;
     if (location.cta != &warp.cta()) {
@@ -241,7 +162,7 @@ LaneMask completed_lanes(Warp& warp, const Instruction& inst, const Addresses& a
                           inst, lane);
     }
     if constexpr (kParity) return barrier->phase_done(value(warp, inst, lane));
-    return barrier->state_done(warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane]);
+    return barrier->state_done(warp.lanes<uint64_t>(inst.operands[kMbarrierValueSlot])[lane]);
   };
   for (LaneMask rest = active; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
@@ -259,7 +180,7 @@ bool same_phase(Warp& warp, const Instruction& inst, LaneMask active) {
     if constexpr (kParity) {
       same &= ((value(warp, inst, lane) ^ value(warp, inst, first)) & 1) == 0;
     } else {
-      const uint64_t* states = warp.lanes<uint64_t>(inst.operands[kValueSlot]);
+      const uint64_t* states = warp.lanes<uint64_t>(inst.operands[kMbarrierValueSlot]);
       same &= states[lane] == states[first];
     }
   });
@@ -275,7 +196,7 @@ bool same_phase(Warp& warp, const Instruction& inst, LaneMask active) {
 template <bool kTry, bool kParity>
 Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
   Machine& machine = warp.machine();
-  const Addresses addresses(warp, inst);
+  const MbarrierAddresses addresses(warp, inst);
   const bool uniform = addresses.uniform(active) && same_phase<kParity>(warp, inst, active);
   const LaneMask asked = uniform ? active & -active : active;
   LaneMask done = completed_lanes<kParity>(warp, inst, addresses, asked);
@@ -284,7 +205,7 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
     const bool may_block = uniform && done == 0 && active == warp.split().lanes;
     if (may_block && (warp.split().resumed || !machine.random().one_in(kSpuriousFailure))) {
       const int lane = __builtin_ctz(active);
-      const Location location = addresses.location(lane);
+      const MbarrierLocation location = addresses.location(lane);
       Wait wait;
       wait.kind = Wait::Kind::kMbarrier;
       wait.on = location.cta->find_mbarrier(location.offset);
@@ -292,18 +213,18 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
       wait.describe = describe_wait;
       wait.detail[0] = location.offset;
       wait.detail[1] = kParity ? value(warp, inst, lane) & 1
-                               : warp.lanes<uint64_t>(inst.operands[kValueSlot])[lane];
+                               : warp.lanes<uint64_t>(inst.operands[kMbarrierValueSlot])[lane];
       return warp.block(wait);
     }
   }
   if (done != active) warp.yield();
-  if (inst.operands[kResultSlot] != kNoSlot) {
-    LaneMask& p = warp.mask(inst.operands[kResultSlot]);
+  if (inst.operands[kMbarrierResultSlot] != kNoSlot) {
+    LaneMask& p = warp.mask(inst.operands[kMbarrierResultSlot]);
     p = (p & ~active) | done;
   }
   if (machine.observed()) {
     for_lanes(done, [&](int lane) {
-      const Location location = addresses.location(lane);
+      const MbarrierLocation location = addresses.location(lane);
       notify(warp, inst, lane, SyncEvent::Kind::kMbarrierWait, location, 0);
     });
   }
@@ -312,9 +233,9 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
 
 /// mbarrier.pending_count.b64 count, state;      PTX 7.0, sm_80
 Step mbarrier_pending_count(Warp& warp, const Instruction& inst, LaneMask active) {
-  if (inst.operands[kResultSlot] == kNoSlot) return Step::kNext;
-  uint32_t* count = warp.lanes<uint32_t>(inst.operands[kResultSlot]);
-  const uint64_t* state = warp.lanes<uint64_t>(inst.operands[kValueSlot]);
+  if (inst.operands[kMbarrierResultSlot] == kNoSlot) return Step::kNext;
+  uint32_t* count = warp.lanes<uint32_t>(inst.operands[kMbarrierResultSlot]);
+  const uint64_t* state = warp.lanes<uint64_t>(inst.operands[kMbarrierValueSlot]);
   for_lanes(active, [&](int lane) {
     count[lane] = static_cast<uint32_t>(state[lane]) & Mbarrier::kMaxCount;
   });
@@ -335,7 +256,7 @@ void build_object(Builder& builder, const Operand& operand, std::string_view spa
   MemoryModifiers modifiers;
   modifiers.space = space.empty() ? Space::kGeneric : Space::kShared;
   modifiers.cluster = space == ".shared::cluster";
-  build_address(builder, operand, modifiers, kAddressSlot);
+  build_address(builder, operand, modifiers, kMbarrierAddressSlot);
 }
 
 /// [addr]{, value}
@@ -346,7 +267,7 @@ Build build_plain(Handler handler, std::string_view space, int num_operands) {
     builder.instruction().handler = handler;
     build_object(builder, operands[0], space);
     if (num_operands == 2)
-      builder.instruction().operands[kValueSlot] = builder.source(operands[1], Type::kB32);
+      builder.instruction().operands[kMbarrierValueSlot] = builder.source(operands[1], Type::kB32);
   };
 }
 
@@ -360,13 +281,13 @@ Build build_arrive(Handler handler, std::string_view space, bool needs_value) {
     inst.handler = handler;
     build_object(builder, operands[first], space);
     if (builder.num_operands() == first + 2) {
-      inst.operands[kValueSlot] = builder.source(operands[first + 1], Type::kB32);
+      inst.operands[kMbarrierValueSlot] = builder.source(operands[first + 1], Type::kB32);
     }
     if (first == 0) return;
     if (space == ".shared::cluster" && operands[0].kind != Operand::Kind::kSink) {
       builder.fail("an arrival on .shared::cluster has no state: '_' must stand there");
     }
-    inst.operands[kResultSlot] = builder.destination(operands[0], Type::kB64);
+    inst.operands[kMbarrierResultSlot] = builder.destination(operands[0], Type::kB64);
   };
 }
 
@@ -378,9 +299,10 @@ Build build_wait(Handler handler, std::string_view space, bool parity, bool may_
     Instruction& inst = builder.instruction();
     inst.handler = handler;
     build_object(builder, operands[1], space);
-    inst.operands[kValueSlot] = builder.source(operands[2], parity ? Type::kB32 : Type::kB64);
+    inst.operands[kMbarrierValueSlot] =
+        builder.source(operands[2], parity ? Type::kB32 : Type::kB64);
     if (builder.num_operands() == 4) builder.source(operands[3], Type::kB32);
-    inst.operands[kResultSlot] = builder.destination(operands[0], Type::kPred);
+    inst.operands[kMbarrierResultSlot] = builder.destination(operands[0], Type::kPred);
   };
 }
 
@@ -457,8 +379,9 @@ void add_mbarrier_forms(Table& table) {
     expect_operands(builder, 2, 2);
     const std::vector<Operand>& operands = builder.statement().operands;
     builder.instruction().handler = mbarrier_pending_count;
-    builder.instruction().operands[kValueSlot] = builder.source(operands[1], Type::kB64);
-    builder.instruction().operands[kResultSlot] = builder.destination(operands[0], Type::kB32);
+    builder.instruction().operands[kMbarrierValueSlot] = builder.source(operands[1], Type::kB64);
+    builder.instruction().operands[kMbarrierResultSlot] =
+        builder.destination(operands[0], Type::kB32);
   });
 }
 

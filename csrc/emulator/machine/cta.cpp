@@ -67,6 +67,7 @@ void Cta::arrive(NamedBarrier& barrier, const Warp& warp, LaneMask lanes, LaneMa
 void Cta::on_exit(const Warp& warp, LaneMask lanes) {
   const uint32_t count = count_lanes(lanes);
   live_threads -= count;
+  machine->progress();
   if (warp.live() == 0) --live_warps;
   for (NamedBarrier& barrier : barriers) {
     LaneMask& counted = barrier.lanes[static_cast<size_t>(warp.index())];

@@ -136,7 +136,8 @@ class Machine {
   void run_turn();
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
-  [[noreturn]] void fail_hung();
+  [[noreturn]] void fail_hung(const std::string& reason);
+  void check_liveness();
 
   MachineOptions options_;
   Random random_;
@@ -151,6 +152,9 @@ class Machine {
   uint64_t instructions_ = 0;
   uint64_t clock_reads_ = 0;
   uint64_t next_poll_ = 0;
+  uint64_t num_events_ = 0;     // completions, arrivals of whole barriers, ends of threads
+  uint64_t last_activity_ = 0;  // of events and bytes written, when it last changed
+  uint64_t active_at_ = 0;      // instructions at that time
 };
 
 }  // namespace pykernels::emulator

@@ -3,6 +3,7 @@
 // from the seed.
 #include <algorithm>
 
+#include "core/check.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
@@ -17,6 +18,8 @@ constexpr uint32_t kExtensions = 32;    // most such slices in a row
 constexpr uint64_t kPatience =
     4096;  // warps may poll for an operation that "late" would hold back for ever
 constexpr uint64_t kPollInterval = 1 << 17;  // between looks at MachineOptions::poll
+constexpr uint64_t kHopeless =
+    1ull << 28;  // without an event or a byte written: they all poll, for ever
 constexpr uint32_t kRandomCompletion =
     4;  // random mode: one scheduling point in so many completes something
 
@@ -30,6 +33,7 @@ void Machine::add_runnable(Warp& warp) {
 }
 
 void Machine::progress() {
+  ++num_events_;
   if (current_ == nullptr) return;
   current_->since_completion = 0;
   if (current_->slice >= kSlice || current_->extensions == kExtensions) return;
@@ -138,13 +142,30 @@ void Machine::run_turn() {
   }
 }
 
+/// Ends a launch that runs on without getting anywhere.
+void Machine::check_liveness() {
+  if (instructions_ > options_.max_warp_instructions) {
+    fail_hung(concat("no end after ", instructions_, " warp instructions (max_warp_instructions)"));
+  }
+  const Counters& counters = report_.counters;
+  const uint64_t activity =
+      num_events_ + counters.global_bytes_written + counters.shared_bytes_written;
+  if (activity != last_activity_) {
+    last_activity_ = activity;
+    active_at_ = instructions_;
+  } else if (instructions_ - active_at_ > kHopeless) {
+    fail_hung(concat("nothing was written and nothing completed in the last ", kHopeless,
+                     " warp instructions"));
+  }
+}
+
 Report Machine::run() {
   while (select_cluster()) {
     run_turn();
     if (instructions_ < next_poll_) continue;
     next_poll_ = instructions_ + kPollInterval;
     if (options_.poll) options_.poll();
-    if (instructions_ > options_.max_warp_instructions) fail_hung();
+    check_liveness();
   }
   for (const auto& observer : observers_) observer->on_end();
   return report_;
