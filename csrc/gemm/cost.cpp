@@ -44,6 +44,15 @@ uint32_t config_field(const KernelInfo& kernel, const char* field) {
   return static_cast<uint32_t>(found->second);
 }
 
+bool can_run(const GemmProblem& problem, const GemmCandidate& candidate) {
+  return static_cast<int64_t>(candidate.config.cluster) <= problem.num_sms;
+}
+
+bool is_cheaper(const GemmCandidate& first, const GemmCandidate& second) {
+  return std::tie(first.total_us, first.compute_us, first.kernel->name) <
+         std::tie(second.total_us, second.compute_us, second.kernel->name);
+}
+
 }  // namespace
 
 GemmConfig config_of(const KernelInfo& kernel) {
@@ -92,25 +101,26 @@ std::vector<GemmCandidate> rank_configs(const GemmProblem& problem,
   std::vector<GemmCandidate> candidates;
   candidates.reserve(family.size());
   for (const KernelInfo* kernel : family) {
-    if (config_of(*kernel).cluster > static_cast<uint32_t>(problem.num_sms)) continue;
-    candidates.push_back(cost_of(problem, *kernel));
+    GemmCandidate candidate = cost_of(problem, *kernel);
+    if (can_run(problem, candidate)) candidates.push_back(candidate);
   }
-  std::sort(candidates.begin(), candidates.end(),
-            [](const GemmCandidate& first, const GemmCandidate& second) {
-              return std::tie(first.total_us, first.compute_us, first.kernel->name) <
-                     std::tie(second.total_us, second.compute_us, second.kernel->name);
-            });
+  std::sort(candidates.begin(), candidates.end(), is_cheaper);
   return candidates;
 }
 
 GemmCandidate choose_config(const GemmProblem& problem,
                             const std::vector<const KernelInfo*>& family) {
-  const std::vector<GemmCandidate> candidates = rank_configs(problem, family);
-  if (candidates.empty()) {
+  GemmCandidate best;
+  for (const KernelInfo* kernel : family) {
+    const GemmCandidate candidate = cost_of(problem, *kernel);
+    if (!can_run(problem, candidate)) continue;
+    if (best.kernel == nullptr || is_cheaper(candidate, best)) best = candidate;
+  }
+  if (best.kernel == nullptr) {
     throw EnvironmentError(concat("no kernel of family fp8_gemm_nt for ", problem.num_sms,
                                   " SMs is installed; build the package with its kernels"));
   }
-  return candidates.front();
+  return best;
 }
 
 }  // namespace pykernels::gemm
