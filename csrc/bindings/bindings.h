@@ -1,5 +1,5 @@
-// One function per area; each adds its part to pykernels._C. bind_core comes first: it registers the
-// types that the others take (Device, TensorView, Launch).
+// One function per area; each adds its part to pykernels._C. bind_core comes first: it registers
+// the types that the others take (Device, TensorView, Launch).
 #pragma once
 
 #include <pybind11/pybind11.h>
