@@ -21,9 +21,9 @@ namespace pykernels::bindings {
 namespace {
 
 using emulator::AccumulatorTile;
+using emulator::FloatFormat;
 using emulator::Fp8Operand;
 using emulator::Fp8Type;
-using emulator::FloatFormat;
 using emulator::Rounding;
 using emulator::WideOperand;
 using emulator::WideType;
@@ -159,8 +159,7 @@ FloatFormat float_format(const std::string& name) {
 
 uint32_t encode(double value, const std::string& format, const std::string& rounding,
                 bool satfinite, bool relu) {
-  return emulator::encode(value, float_format(format),
-                          {rounding_mode(rounding), satfinite, relu});
+  return emulator::encode(value, float_format(format), {rounding_mode(rounding), satfinite, relu});
 }
 
 double decode(uint32_t bits, const std::string& format) {
@@ -274,11 +273,12 @@ void bind_scalar_functions(py::module_& module) {
 void bind_numerics(py::module_& module) {
   module.def("available_paths", &available_paths,
              "Implementations of multiply_fp8 and multiply_wide that this CPU runs.");
-  module.def("multiply_fp8", &multiply_fp8, py::arg("d"), py::arg("a"), py::arg("b"),
-             py::arg("a_type") = "e4m3", py::arg("b_type") = "e4m3", py::arg("scale_d") = true,
-             py::arg("path") = "auto",
-             "Returns a @ b.T + d as FP8 WGMMAs of k = 32 compute it; d and the result are FP32 bit "
-             "patterns [64, n].");
+  module.def(
+      "multiply_fp8", &multiply_fp8, py::arg("d"), py::arg("a"), py::arg("b"),
+      py::arg("a_type") = "e4m3", py::arg("b_type") = "e4m3", py::arg("scale_d") = true,
+      py::arg("path") = "auto",
+      "Returns a @ b.T + d as FP8 WGMMAs of k = 32 compute it; d and the result are FP32 bit "
+      "patterns [64, n].");
   module.def("multiply_wide", &multiply_wide, py::arg("d"), py::arg("a"), py::arg("b"),
              py::arg("type"), py::arg("path") = "auto",
              "The same for f16, bf16 and tf32; a and b are bytes, 32 a step and row.");

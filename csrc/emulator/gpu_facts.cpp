@@ -32,8 +32,8 @@ constexpr GpuFact kFacts[] = {
      "WGMMA ignores the descriptor bits that the PTX ISA does not name.", "", ""},
     {"half_precision_wgmma",
      "FP16, BF16 and TF32 WGMMA add the exact products of one instruction to the accumulator with "
-     "one "
-     "truncation, as the FP8 model does with more fraction bits.",
+     "one truncation, as the FP8 model does with more fraction bits; FP16 accumulators are rounded "
+     "to nearest once an instruction.",
      "", ""},
     {"fp8_wgmma_nan", "FP8 WGMMA turns every NaN result into 0x7fffffff.", "", ""},
     {"mma_accumulation",

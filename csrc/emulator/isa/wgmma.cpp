@@ -38,11 +38,12 @@ void check_warpgroup(Warp& warp, const Instruction& inst, LaneMask active) {
   }
 }
 
-/// wgmma.mma_async.sync.aligned.shape.dtype.atype.btype                                PTX 8.0, sm_90a
+/// wgmma.mma_async.sync.aligned.shape.dtype.atype.btype                                PTX 8.0,
+/// sm_90a
 ///
-/// The four warps' instructions of the same number are one operation: it reads shared memory and writes
-/// the accumulators when it completes; until then the registers are poisoned. Fragments of A are read
-/// here.
+/// The four warps' instructions of the same number are one operation: it reads shared memory and
+/// writes the accumulators when it completes; until then the registers are poisoned. Fragments of A
+/// are read here.
 Step wgmma_mma_async(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
@@ -50,7 +51,8 @@ Step wgmma_mma_async(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// wgmma.fence.sync.aligned                                                            PTX 8.0, sm_90a
+/// wgmma.fence.sync.aligned                                                            PTX 8.0,
+/// sm_90a
 ///
 /// Orders the warp's register accesses before WGMMA that uses the same registers.
 Step wgmma_fence(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -61,7 +63,8 @@ Step wgmma_fence(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// wgmma.commit_group.sync.aligned                                                     PTX 8.0, sm_90a
+/// wgmma.commit_group.sync.aligned                                                     PTX 8.0,
+/// sm_90a
 Step wgmma_commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
@@ -79,10 +82,11 @@ std::string describe_wait(const Warp& warp, const Wait& wait) {
   return concat("wgmma.wait_group: warps ", missing, " have not issued the same WGMMA");
 }
 
-/// wgmma.wait_group.sync.aligned N                                                     PTX 8.0, sm_90a
+/// wgmma.wait_group.sync.aligned N                                                     PTX 8.0,
+/// sm_90a
 ///
-/// Completes all but the newest N groups of the warp. Blocks while another warp of the warpgroup has not
-/// issued its share of an operation in them.
+/// Completes all but the newest N groups of the warp. Blocks while another warp of the warpgroup
+/// has not issued its share of an operation in them.
 Step wgmma_wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
@@ -172,9 +176,7 @@ class FormReader {
       valid = d == "s32";
     } else {
       form_->kind = WgmmaForm::Kind::kWide;
-      form_->wide = a == "f16"    ? WideType::kF16
-                    : a == "bf16" ? WideType::kBf16
-                                  : WideType::kTf32;
+      form_->wide = a == "f16" ? WideType::kF16 : a == "bf16" ? WideType::kBf16 : WideType::kTf32;
       form_->k = a == "tf32" ? 8 : 16;
       valid &= a == b && (a == "f16" || a == "bf16" || a == "tf32") &&
                (d == "f32" || (d == "f16" && a == "f16"));

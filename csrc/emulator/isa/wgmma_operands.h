@@ -15,12 +15,12 @@ inline constexpr int kOperandRowBytes = 32;  // k of every dense WGMMA, in bytes
 
 /// PTX ISA, "Asynchronous warpgroup level matrix shared memory layout".
 struct MatrixDescriptor {
-  uint32_t start;            // shared-window address
-  uint32_t leading_bytes;    // "leading dimension byte offset"
-  uint32_t stride_bytes;     // "stride dimension byte offset"
-  uint32_t base_offset;      // row of the swizzle pattern at which the matrix starts
-  uint32_t swizzle_chunks;   // 16-byte chunks that the pattern permutes: 1 (none), 2, 4 or 8
-  bool has_unnamed_bits;     // bits that the ISA does not name are set
+  uint32_t start;           // shared-window address
+  uint32_t leading_bytes;   // "leading dimension byte offset"
+  uint32_t stride_bytes;    // "stride dimension byte offset"
+  uint32_t base_offset;     // row of the swizzle pattern at which the matrix starts
+  uint32_t swizzle_chunks;  // 16-byte chunks that the pattern permutes: 1 (none), 2, 4 or 8
+  bool has_unnamed_bits;    // bits that the ISA does not name are set
 
   static MatrixDescriptor decode(uint64_t bits);
 
@@ -42,12 +42,13 @@ struct OperandReader {
   const Instruction& instruction;
 };
 
-/// Gathers `rows` x 32 bytes, k contiguous, out of shared memory. `transposed`: the operand lies MN-major.
+/// Gathers `rows` x 32 bytes, k contiguous, out of shared memory. `transposed`: the operand lies
+/// MN-major.
 void gather_operand(const OperandReader& reader, uint64_t descriptor, int rows, bool transposed,
                     uint8_t* destination);
 
-/// Writes the registers of one warp that hold its 16 rows of A (PTX ISA, register fragments of matrix A;
-/// the same bytes for every element type) into the 64 x 32 bytes.
+/// Writes the registers of one warp that hold its 16 rows of A (PTX ISA, register fragments of
+/// matrix A; the same bytes for every element type) into the 64 x 32 bytes.
 void gather_fragment(const uint32_t* const (&registers)[4], int warp_in_group,
                      uint8_t* destination);
 

@@ -36,9 +36,9 @@ bool read_scale_d(Warp& warp, const Instruction& inst, const WgmmaForm& form) {
 }
 
 void negate_elements(const WgmmaForm& form, uint8_t* bytes, size_t count) {
-  const size_t element = form.kind == WgmmaForm::Kind::kFp8    ? 1
-                         : form.wide == WideType::kTf32 ? 4
-                                                        : 2;
+  const size_t element = form.kind == WgmmaForm::Kind::kFp8 ? 1
+                         : form.wide == WideType::kTf32     ? 4
+                                                            : 2;
   for (size_t i = element - 1; i < count; i += element) bytes[i] ^= 0x80;
 }
 
@@ -224,7 +224,9 @@ void WgmmaOperation::finish(Machine& machine) {
   }
   gather_operand(reader, b_descriptor_, form_->n, form_->transpose_b, b);
   if (form_->negate_product) negate_elements(*form_, a, sizeof(a));
-  if (form_->kind == WgmmaForm::Kind::kWide) rely_on(machine, Fact::kHalfPrecisionWgmma);
+  if (form_->kind == WgmmaForm::Kind::kWide || form_->f16_accumulators) {
+    rely_on(machine, Fact::kHalfPrecisionWgmma);
+  }
   multiply(a, b);
   ++machine.counters().wgmma;
   machine.counters().tensor_multiply_adds +=

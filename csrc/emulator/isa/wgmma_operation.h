@@ -1,4 +1,5 @@
-// WGMMA in flight: one operation of a warpgroup, the accumulators it works on, and the order of all.
+// WGMMA in flight: one operation of a warpgroup, the accumulators it works on, and the order of
+// all.
 #pragma once
 
 #include <array>
@@ -33,11 +34,11 @@ struct WgmmaForm : SideData {
   bool a_in_registers = false;
   bool transpose_a = false;
   bool transpose_b = false;
-  bool negate_product = false;    // scale-a * scale-b is -1
+  bool negate_product = false;  // scale-a * scale-b is -1
   bool scale_d_negated = false;
   int n = 0;
   int k = 0;
-  std::string shape;              // "m64n128k32"
+  std::string shape;  // "m64n128k32"
   std::vector<Slot> accumulators;
   std::array<Slot, 4> a_registers = {kNoSlot, kNoSlot, kNoSlot, kNoSlot};
   Slot a_descriptor = kNoSlot;
@@ -153,7 +154,7 @@ class Warpgroup : public WarpgroupState {
   std::deque<std::shared_ptr<WgmmaOperation>> operations_;  // the first is number first_
   uint64_t first_ = 0;
   std::vector<std::shared_ptr<Accumulators>> in_flight_;
-  std::deque<std::shared_ptr<Accumulators>> snapshots_;     // given back, newest last
+  std::deque<std::shared_ptr<Accumulators>> snapshots_;  // given back, newest last
 };
 
 /// Init check of a register operand that the execution loop leaves to the handler.

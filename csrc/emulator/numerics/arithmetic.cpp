@@ -14,11 +14,15 @@ namespace {
 
 int host_rounding(Rounding rounding) {
   switch (rounding) {
-    case Rounding::kRz: return FE_TOWARDZERO;
-    case Rounding::kRm: return FE_DOWNWARD;
-    case Rounding::kRp: return FE_UPWARD;
+    case Rounding::kRz:
+      return FE_TOWARDZERO;
+    case Rounding::kRm:
+      return FE_DOWNWARD;
+    case Rounding::kRp:
+      return FE_UPWARD;
     case Rounding::kRn:
-    case Rounding::kRna: break;
+    case Rounding::kRna:
+      break;
   }
   return FE_TONEAREST;
 }
@@ -65,15 +69,17 @@ uint32_t rounded_f32(Rounding rounding, bool ftz, uint32_t a, uint32_t b, uint32
       rounded(rounding, from_bits(a, ftz), from_bits(b, ftz), from_bits(c, ftz), operation), ftz);
 }
 
-/// a + b with the lowest bit set if the sum is inexact (round to odd): rounding it again to a format
-/// that is at least two bits narrower is rounding the exact sum once. All finite, no overflow.
+/// a + b with the lowest bit set if the sum is inexact (round to odd): rounding it again to a
+/// format that is at least two bits narrower is rounding the exact sum once. All finite, no
+/// overflow.
 double add_to_odd(double a, double b) {
   const double sum = a + b;
   const double b_part = sum - a;
   const double error = (a - (sum - b_part)) + (b - b_part);
   const uint64_t bits = std::bit_cast<uint64_t>(sum);
   if (error == 0.0 || (bits & 1) != 0) return sum;
-  // The exact sum lies next to an even pattern: one up or down makes it the odd one on the right side.
+  // The exact sum lies next to an even pattern: one up or down makes it the odd one on the right
+  // side.
   const bool away_from_zero = (error > 0.0) == (sum > 0.0);
   return std::bit_cast<double>(away_from_zero ? bits + 1 : bits - 1);
 }
@@ -140,8 +146,7 @@ double div_f64(double a, double b, Rounding rounding) {
 }
 
 double fma_f64(double a, double b, double c, Rounding rounding) {
-  return rounded(rounding, a, b, c,
-                 [](double x, double y, double z) { return std::fma(x, y, z); });
+  return rounded(rounding, a, b, c, [](double x, double y, double z) { return std::fma(x, y, z); });
 }
 
 double sqrt_f64(double a, Rounding rounding) {
@@ -232,8 +237,6 @@ uint32_t div_full(uint32_t a, uint32_t b, bool ftz) {
 
 double rcp_approx_f64(double a) { return flush_f64(upper_half(1.0 / flush_f64(upper_half(a)))); }
 
-double rsqrt_approx_f64(double a) {
-  return upper_half(1.0 / std::sqrt(flush_f64(upper_half(a))));
-}
+double rsqrt_approx_f64(double a) { return upper_half(1.0 / std::sqrt(flush_f64(upper_half(a)))); }
 
 }  // namespace pykernels::emulator

@@ -9,7 +9,8 @@
 
 namespace pykernels::emulator {
 
-/// add, sub (negate b first), mul and div of FP32 patterns. ftz flushes subnormal inputs and results.
+/// add, sub (negate b first), mul and div of FP32 patterns. ftz flushes subnormal inputs and
+/// results.
 uint32_t add_f32(uint32_t a, uint32_t b, Rounding rounding, bool ftz = false);
 uint32_t mul_f32(uint32_t a, uint32_t b, Rounding rounding, bool ftz = false);
 uint32_t div_f32(uint32_t a, uint32_t b, Rounding rounding, bool ftz = false);
@@ -41,10 +42,10 @@ uint32_t max_f32(uint32_t a, uint32_t b, bool propagate_nan = false);
 /// .sat: clamps to [0, 1]; NaN becomes +0.
 uint32_t saturate_f32(uint32_t a);
 
-/// The .approx functions: computed in FP64 and rounded to nearest, so within 1 ulp of the exact value,
-/// where the hardware is within the bounds of the PTX ISA (ex2 2 ulp, lg2 2^-22, rcp 1 ulp, rsqrt 2^-22.4,
-/// sqrt 1 ulp, div 2 ulp, sin and cos 2^-20.5, tanh 2^-11). Compare by tolerance, never bitwise.
-/// Special values are as the ISA says.
+/// The .approx functions: computed in FP64 and rounded to nearest, so within 1 ulp of the exact
+/// value, where the hardware is within the bounds of the PTX ISA (ex2 2 ulp, lg2 2^-22, rcp 1 ulp,
+/// rsqrt 2^-22.4, sqrt 1 ulp, div 2 ulp, sin and cos 2^-20.5, tanh 2^-11). Compare by tolerance,
+/// never bitwise. Special values are as the ISA says.
 uint32_t ex2_approx(uint32_t a, bool ftz = false);
 uint32_t lg2_approx(uint32_t a, bool ftz = false);
 uint32_t rcp_approx(uint32_t a, bool ftz = false);

@@ -19,11 +19,15 @@ uint64_t shift_rounded(uint64_t value, int shift, bool negative, Rounding roundi
   const uint64_t rest = beyond ? value : value & ((uint64_t{1} << shift) - 1);
   if (rest == 0) return kept;
   switch (rounding) {
-    case Rounding::kRz: return kept;
-    case Rounding::kRm: return kept + (negative ? 1 : 0);
-    case Rounding::kRp: return kept + (negative ? 0 : 1);
+    case Rounding::kRz:
+      return kept;
+    case Rounding::kRm:
+      return kept + (negative ? 1 : 0);
+    case Rounding::kRp:
+      return kept + (negative ? 0 : 1);
     case Rounding::kRn:
-    case Rounding::kRna: break;
+    case Rounding::kRna:
+      break;
   }
   if (beyond && shift > 64) return kept;  // less than half of a unit
   const uint64_t half = uint64_t{1} << (shift - 1);
@@ -46,8 +50,8 @@ uint32_t encode_magnitude(uint64_t significand, int unit_exponent, bool negative
                           const FloatFormat& format, const ConvertOptions& options) {
   const int leading = 63 - std::countl_zero(significand);
   const int min_exponent = 1 - format.bias();
-  const int exponent = leading + unit_exponent < min_exponent ? min_exponent
-                                                              : leading + unit_exponent;
+  const int exponent =
+      leading + unit_exponent < min_exponent ? min_exponent : leading + unit_exponent;
   // One unit of the result is 2^(exponent - fraction_bits).
   const int shift = exponent - format.fraction_bits - unit_exponent;
   const uint64_t kept = shift >= 0 ? shift_rounded(significand, shift, negative, options.rounding)
@@ -92,7 +96,8 @@ double decode(uint32_t bits, const FloatFormat& format) {
     const int field = static_cast<int>(magnitude >> format.fraction_bits);
     const uint32_t fraction = magnitude & ((1u << format.fraction_bits) - 1);
     const uint32_t significand = field == 0 ? fraction : fraction | 1u << format.fraction_bits;
-    value = std::ldexp(significand, (field == 0 ? 1 : field) - format.bias() - format.fraction_bits);
+    value =
+        std::ldexp(significand, (field == 0 ? 1 : field) - format.bias() - format.fraction_bits);
   }
   return negative ? -value : value;
 }
@@ -128,11 +133,16 @@ uint32_t f64_to_f32(double value, Rounding rounding, bool ftz) {
 
 double round_to_integral(double value, Rounding rounding) {
   switch (rounding) {
-    case Rounding::kRz: return std::trunc(value);
-    case Rounding::kRm: return std::floor(value);
-    case Rounding::kRp: return std::ceil(value);
-    case Rounding::kRna: return std::round(value);
-    case Rounding::kRn: break;
+    case Rounding::kRz:
+      return std::trunc(value);
+    case Rounding::kRm:
+      return std::floor(value);
+    case Rounding::kRp:
+      return std::ceil(value);
+    case Rounding::kRna:
+      return std::round(value);
+    case Rounding::kRn:
+      break;
   }
   if (!(std::fabs(value) < 0x1p52)) return value;
   // Ties to even, and independent of the host's rounding mode: what is left after floor is exact.
@@ -174,8 +184,8 @@ double integer_to_f64(uint64_t value, bool is_signed, Rounding rounding) {
   const uint64_t magnitude = negative ? 0 - value : value;
   const int excess = 64 - std::countl_zero(magnitude) - (kF64FractionBits + 1);
   const int shift = excess > 0 ? excess : 0;
-  const double rounded = std::ldexp(
-      static_cast<double>(shift_rounded(magnitude, shift, negative, rounding)), shift);
+  const double rounded =
+      std::ldexp(static_cast<double>(shift_rounded(magnitude, shift, negative, rounding)), shift);
   return negative ? -rounded : rounded;
 }
 

@@ -1,5 +1,5 @@
-// Conversions between floating-point formats, and from and to integers, with PTX's rounding modes and
-// special values. Pure functions on bit patterns; nothing here knows the machine.
+// Conversions between floating-point formats, and from and to integers, with PTX's rounding modes
+// and special values. Pure functions on bit patterns; nothing here knows the machine.
 #pragma once
 
 #include <bit>
@@ -24,9 +24,7 @@ struct FloatFormat {
   constexpr int bias() const { return (1 << (exponent_bits - 1)) - 1; }
   constexpr uint32_t sign_bit() const { return 1u << (exponent_bits + fraction_bits); }
   constexpr uint32_t canonical_nan() const { return sign_bit() - 1; }
-  constexpr uint32_t infinity() const {
-    return ((1u << exponent_bits) - 1) << fraction_bits;
-  }
+  constexpr uint32_t infinity() const { return ((1u << exponent_bits) - 1) << fraction_bits; }
   constexpr uint32_t max_finite() const {
     return has_infinity ? infinity() - 1 : canonical_nan() - 1;
   }
@@ -84,8 +82,8 @@ uint32_t f32_to_tf32(float value, ConvertOptions options);
 // ---- narrow formats to wider ones ----
 
 inline uint32_t bf16_to_f32(uint32_t bits) { return bits << 16; }  // keeps the payload of a NaN
-uint32_t f16_to_f32(uint32_t bits);   // NaN is 0x7FFFFFFF
-uint32_t e4m3_to_f16(uint32_t bits);  // exact; NaN is 0x7FFF
+uint32_t f16_to_f32(uint32_t bits);                                // NaN is 0x7FFFFFFF
+uint32_t e4m3_to_f16(uint32_t bits);                               // exact; NaN is 0x7FFF
 uint32_t e5m2_to_f16(uint32_t bits);
 
 // ---- FP64 ----
@@ -98,8 +96,8 @@ uint32_t f64_to_f32(double value, Rounding rounding, bool ftz = false);
 /// A whole number as the rounding mode says (cvt.rni.f32.f32 and so on); NaN and infinities stay.
 double round_to_integral(double value, Rounding rounding);
 
-/// cvt.{rni,rzi,rmi,rpi} to an integer of `bits` bits. Out of range saturates. NaN gives 0, or only the
-/// top bit set where source or destination has 64 bits, as PTX says. The result is sign- or
+/// cvt.{rni,rzi,rmi,rpi} to an integer of `bits` bits. Out of range saturates. NaN gives 0, or only
+/// the top bit set where source or destination has 64 bits, as PTX says. The result is sign- or
 /// zero-extended to 64 bits.
 uint64_t float_to_integer(double value, Rounding rounding, int bits, bool is_signed,
                           bool source_is_f64);
@@ -121,8 +119,6 @@ constexpr uint32_t flush_f32(uint32_t bits) {
 /// The one NaN that FP32 instructions produce.
 constexpr uint32_t canonical_f32(uint32_t bits) { return is_nan_f32(bits) ? 0x7FFFFFFFu : bits; }
 
-inline uint32_t canonical_f32(float value) {
-  return canonical_f32(std::bit_cast<uint32_t>(value));
-}
+inline uint32_t canonical_f32(float value) { return canonical_f32(std::bit_cast<uint32_t>(value)); }
 
 }  // namespace pykernels::emulator

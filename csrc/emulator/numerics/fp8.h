@@ -9,8 +9,8 @@ namespace pykernels::emulator {
 
 enum class Fp8Type : uint8_t { kE4m3, kE5m2 };
 
-constexpr int kTileRows = 64;       // rows of every WGMMA
-constexpr int kFp8StepBytes = 32;   // k of one FP8 WGMMA
+constexpr int kTileRows = 64;      // rows of every WGMMA
+constexpr int kFp8StepBytes = 32;  // k of one FP8 WGMMA
 constexpr int kMaxTileColumns = 256;
 constexpr uint32_t kCanonicalNan = 0x7FFFFFFFu;
 
@@ -21,8 +21,8 @@ struct Fp8Operand {
   Fp8Type type;
 };
 
-/// The FP32 accumulators of one warpgroup: `registers[warp * n / 2 + index]` points at the 32 lanes of
-/// one register, as bit patterns.
+/// The FP32 accumulators of one warpgroup: `registers[warp * n / 2 + index]` points at the 32 lanes
+/// of one register, as bit patterns.
 struct AccumulatorTile {
   uint32_t* const* registers;
   int n;
@@ -36,17 +36,18 @@ struct AccumulatorTile {
   }
 };
 
-/// d = a * b^T + (scale_d ? d : 0) for 64 rows of a, n of b and k = 32.                       (scalar)
+/// d = a * b^T + (scale_d ? d : 0) for 64 rows of a, n of b and k = 32. (scalar)
 ///
-/// The model is the published one of Hopper's FP8 tensor cores (`mmaemu`, preset `hopper`): products
-/// are exact; products and accumulator are aligned to the largest exponent E among the non-zero ones
-/// and truncated toward zero to 13 fraction bits below 2^E; the exact sum is truncated to 13 fraction
-/// bits below its own leading bit (2^-139 at least); a zero result is +0. Exponents of products are
-/// sums of the operands' exponents, subnormals counting as the smallest normal one. NaN results are
-/// 0x7FFFFFFF; infinities follow IEEE arithmetic.
+/// The model is the published one of Hopper's FP8 tensor cores (`mmaemu`, preset `hopper`):
+/// products are exact; products and accumulator are aligned to the largest exponent E among the
+/// non-zero ones and truncated toward zero to 13 fraction bits below 2^E; the exact sum is
+/// truncated to 13 fraction bits below its own leading bit (2^-139 at least); a zero result is +0.
+/// Exponents of products are sums of the operands' exponents, subnormals counting as the smallest
+/// normal one. NaN results are 0x7FFFFFFF; infinities follow IEEE arithmetic.
 void multiply_fp8_scalar(AccumulatorTile d, Fp8Operand a, Fp8Operand b, bool scale_d);
 
-/// One element of multiply_fp8_scalar: 32 products of `a` and `b` and the accumulator `c`, bit patterns.
+/// One element of multiply_fp8_scalar: 32 products of `a` and `b` and the accumulator `c`, bit
+/// patterns.
 uint32_t dot_fp8_scalar(uint32_t c, const uint8_t* a, Fp8Type a_type, const uint8_t* b,
                         Fp8Type b_type);
 

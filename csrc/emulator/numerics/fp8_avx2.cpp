@@ -1,10 +1,11 @@
 // The FP8 model of fp8.h with AVX2 and FMA, lanes over n.
 //
-// Alignment, truncation and summation are one FMA: an FP32 accumulator that starts at 2^(E+10) has an
-// ulp of 2^(E-13), so with rounding toward zero adding a positive product adds exactly its truncated
-// magnitude. Positive and negative products go to two accumulators: b is decoded into planes of its
-// positive, its negative and again its positive magnitudes, and the sign of a selects the first or the
-// second pair of planes by address. 32 products of at most 4 * 2^E cannot leave [2^(E+10), 2^(E+11)).
+// Alignment, truncation and summation are one FMA: an FP32 accumulator that starts at 2^(E+10) has
+// an ulp of 2^(E-13), so with rounding toward zero adding a positive product adds exactly its
+// truncated magnitude. Positive and negative products go to two accumulators: b is decoded into
+// planes of its positive, its negative and again its positive magnitudes, and the sign of a selects
+// the first or the second pair of planes by address. 32 products of at most 4 * 2^E cannot leave
+// [2^(E+10), 2^(E+11)).
 //
 // Compiled with -mavx2 -mfma -frounding-math -ffp-contract=off; the kernels run with MXCSR rounding
 // toward zero and are not inlined, so that no floating-point operation crosses the mode change.
@@ -27,11 +28,11 @@ constexpr int kK = kFp8StepBytes;
 constexpr int kPlanes = 3;  // positive, negative, positive
 constexpr int kHeadroomBits = 10;
 constexpr uint32_t kResultMask = 0xFFFFFC00u;  // sign, exponent, 13 fraction bits
-constexpr int kHugeField = 200;                // above it, no product reaches the accumulator's 2^(E-13)
-constexpr int kNoProduct = 255;                // deficit of a zero
+constexpr int kHugeField = 200;  // above it, no product reaches the accumulator's 2^(E-13)
+constexpr int kNoProduct = 255;  // deficit of a zero
 
-/// Exponents are kept as deficits below the format's largest: small bytes whose saturating sum is 255
-/// for a product with a zero, so that the smallest sum is the block's largest exponent.
+/// Exponents are kept as deficits below the format's largest: small bytes whose saturating sum is
+/// 255 for a product with a zero, so that the smallest sum is the block's largest exponent.
 struct Format {
   int fraction_bits;
   int max_field;  // deficit = max_field - max(field, 1)
@@ -64,9 +65,8 @@ inline __m256i deficits(__m256i codes, const Format& format) {
   const __m256i field =
       _mm256_and_si256(_mm256_srl_epi16(magnitude, _mm_cvtsi32_si128(format.fraction_bits)),
                        _mm256_set1_epi8(static_cast<char>(0x7F >> format.fraction_bits)));
-  const __m256i deficit =
-      _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(format.max_field)),
-                      _mm256_max_epu8(field, _mm256_set1_epi8(1)));
+  const __m256i deficit = _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(format.max_field)),
+                                          _mm256_max_epu8(field, _mm256_set1_epi8(1)));
   return _mm256_or_si256(deficit, _mm256_cmpeq_epi8(magnitude, _mm256_setzero_si256()));
 }
 
@@ -79,11 +79,9 @@ inline uint32_t special_codes(__m256i codes, const Format& format) {
 
 /// |value| of 8 sign-extended codes; subnormals through a multiplication by a power of two.
 inline __m256 magnitudes(__m256i codes, const Format& format) {
-  const __m256i bits =
-      _mm256_sll_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x7F)),
-                       _mm_cvtsi32_si128(23 - format.fraction_bits));
-  const __m256 scale =
-      _mm256_castsi256_ps(_mm256_set1_epi32((127 + 127 - format.bias) << 23));
+  const __m256i bits = _mm256_sll_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(0x7F)),
+                                        _mm_cvtsi32_si128(23 - format.fraction_bits));
+  const __m256 scale = _mm256_castsi256_ps(_mm256_set1_epi32((127 + 127 - format.bias) << 23));
   return _mm256_mul_ps(_mm256_castsi256_ps(bits), scale);
 }
 
@@ -92,11 +90,9 @@ void decode_a(const Fp8Operand& a, DecodedA* decoded) {
   for (int row = 0; row < kTileRows; ++row) {
     const uint8_t* source = a.data + row * a.pitch;
     const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(decoded->deficit[row]),
-                       deficits(codes, format));
-    _mm256_store_si256(
-        reinterpret_cast<__m256i*>(decoded->plane[row]),
-        _mm256_and_si256(_mm256_srli_epi16(codes, 7), _mm256_set1_epi8(1)));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(decoded->deficit[row]), deficits(codes, format));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(decoded->plane[row]),
+                       _mm256_and_si256(_mm256_srli_epi16(codes, 7), _mm256_set1_epi8(1)));
     decoded->special[row] = special_codes(codes, format) != 0;
     for (int k = 0; k < kK; k += 8) {
       const __m256i eight =
@@ -106,8 +102,8 @@ void decode_a(const Fp8Operand& a, DecodedA* decoded) {
   }
 }
 
-/// Transposes 16 vectors of bytes within each 128-bit half: afterwards byte j of half h of out[k] was
-/// byte k of half h of in[j].
+/// Transposes 16 vectors of bytes within each 128-bit half: afterwards byte j of half h of out[k]
+/// was byte k of half h of in[j].
 inline void transpose_bytes(__m256i* rows) {
   __m256i other[16];
 #pragma GCC unroll 4
@@ -149,9 +145,8 @@ void decode_b(const Fp8Operand& b, int first, int columns, DecodedB* decoded) {
         const int position = i + 16 * side;
         const int column = position / 8 * 8 + kColumnOrder[position % 8];
         const uint8_t* source = b.data + (first + column) * b.pitch + half;
-        parts[side] = column < columns
-                          ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(source))
-                          : _mm_setzero_si128();
+        parts[side] = column < columns ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(source))
+                                       : _mm_setzero_si128();
       }
       rows[i] = _mm256_set_m128i(parts[1], parts[0]);
     }
@@ -187,23 +182,26 @@ inline __m256i load_lanes(const RowView& view, int j) {
                              reinterpret_cast<const __m128i*>(view.even[j]));
 }
 
-/// Biased FP32 exponents of the block: 8 lanes from the smallest deficits and the accumulator's fields.
+/// Biased FP32 exponents of the block: 8 lanes from the smallest deficits and the accumulator's
+/// fields.
 inline __m256i block_exponent(const uint8_t* smallest_deficits, __m256i c_field, __m256i top) {
-  const __m256i deficit = _mm256_cvtepu8_epi32(
-      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(smallest_deficits)));
-  // Without any product the deficit is 255 and the difference negative: the accumulator's field wins.
+  const __m256i deficit =
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(smallest_deficits)));
+  // Without any product the deficit is 255 and the difference negative: the accumulator's field
+  // wins.
   return _mm256_max_epi32(_mm256_sub_epi32(top, deficit), c_field);
 }
 
-/// Bit mask of the lanes whose accumulator is huge, infinite or NaN: the caller computes them apart.
+/// Bit mask of the lanes whose accumulator is huge, infinite or NaN: the caller computes them
+/// apart.
 template <int kGroups>
 inline uint32_t multiply_row(const DecodedA& a, int row, const DecodedB& b, const RowView& view,
                              bool scale_d, __m256i top, __m256i* results) {
   __m256i smallest = _mm256_set1_epi8(-1);
   for (int k = 0; k < kK; ++k) {
-    const __m256i sum = _mm256_adds_epu8(
-        _mm256_set1_epi8(static_cast<char>(a.deficit[row][k])),
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(b.deficit[k])));
+    const __m256i sum =
+        _mm256_adds_epu8(_mm256_set1_epi8(static_cast<char>(a.deficit[row][k])),
+                         _mm256_load_si256(reinterpret_cast<const __m256i*>(b.deficit[k])));
     smallest = _mm256_min_epu8(smallest, sum);
   }
   alignas(32) uint8_t smallest_deficits[kBlockColumns];
@@ -304,10 +302,18 @@ void multiply_fp8_avx2(AccumulatorTile d, Fp8Operand a, Fp8Operand b, bool scale
     const int columns = d.n - first < kBlockColumns ? d.n - first : kBlockColumns;
     decode_b(b, first, columns, &decoded_b);
     switch (columns / 8) {
-      case 1: multiply_block<1>(d, a, decoded_a, b, decoded_b, first, scale_d); break;
-      case 2: multiply_block<2>(d, a, decoded_a, b, decoded_b, first, scale_d); break;
-      case 3: multiply_block<3>(d, a, decoded_a, b, decoded_b, first, scale_d); break;
-      default: multiply_block<4>(d, a, decoded_a, b, decoded_b, first, scale_d); break;
+      case 1:
+        multiply_block<1>(d, a, decoded_a, b, decoded_b, first, scale_d);
+        break;
+      case 2:
+        multiply_block<2>(d, a, decoded_a, b, decoded_b, first, scale_d);
+        break;
+      case 3:
+        multiply_block<3>(d, a, decoded_a, b, decoded_b, first, scale_d);
+        break;
+      default:
+        multiply_block<4>(d, a, decoded_a, b, decoded_b, first, scale_d);
+        break;
     }
   }
 }

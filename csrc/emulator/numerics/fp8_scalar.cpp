@@ -8,9 +8,9 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr int kFractionBits = 13;       // kept below the block's largest exponent
+constexpr int kFractionBits = 13;  // kept below the block's largest exponent
 constexpr int kMinAlignExponent = -132;
-constexpr int kNoExponent = -100000;    // of a zero
+constexpr int kNoExponent = -100000;  // of a zero
 constexpr int kMinNormalExponent = -126;
 constexpr uint32_t kInfinity = 0x7F800000u;
 
@@ -62,7 +62,8 @@ uint32_t pack_truncated(int64_t sum, int unit_exponent) {
   const int64_t kept =
       truncate_to(static_cast<int64_t>(magnitude), unit_exponent, exponent - kFractionBits);
   if (kept == 0) return 0;
-  // kept has its implicit bit at 13 if normal: adding, not or-ing, carries it into the exponent field.
+  // kept has its implicit bit at 13 if normal: adding, not or-ing, carries it into the exponent
+  // field.
   const uint32_t field = static_cast<uint32_t>(exponent - kMinNormalExponent);
   return sign | ((field << 23) + (static_cast<uint32_t>(kept) << (23 - kFractionBits)));
 }
@@ -72,7 +73,8 @@ bool non_finite(uint32_t c, const Decoded* a, const Decoded* b, uint32_t* result
   bool nan = (c & 0x7FFFFFFFu) > kInfinity;
   bool positive = c == kInfinity;
   bool negative = c == (kInfinity | 0x80000000u);
-  // The sign of an infinity is that of its significand: its field is the largest, so it is not zero.
+  // The sign of an infinity is that of its significand: its field is the largest, so it is not
+  // zero.
   for (int k = 0; k < kFp8StepBytes; ++k) {
     nan |= a[k].nan || b[k].nan;
     if (!a[k].infinite && !b[k].infinite) continue;
@@ -82,8 +84,8 @@ bool non_finite(uint32_t c, const Decoded* a, const Decoded* b, uint32_t* result
     negative |= sign < 0;
   }
   if (!nan && !positive && !negative) return false;
-  *result = nan || (positive && negative) ? kCanonicalNan
-                                          : kInfinity | (negative ? 0x80000000u : 0u);
+  *result =
+      nan || (positive && negative) ? kCanonicalNan : kInfinity | (negative ? 0x80000000u : 0u);
   return true;
 }
 

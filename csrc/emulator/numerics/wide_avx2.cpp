@@ -1,8 +1,8 @@
 // The FP16, BF16 and TF32 model of wide.h with AVX2 and FMA, lanes over n.
 //
-// The technique of fp8_avx2.cpp in FP64: an accumulator that starts at 2^(E+27) has an ulp of 2^(E-25),
-// so with rounding toward zero adding a positive product adds its magnitude truncated to 25 fraction
-// bits. 16 products of at most 4 * 2^E cannot leave [2^(E+27), 2^(E+28)).
+// The technique of fp8_avx2.cpp in FP64: an accumulator that starts at 2^(E+27) has an ulp of
+// 2^(E-25), so with rounding toward zero adding a positive product adds its magnitude truncated to
+// 25 fraction bits. 16 products of at most 4 * 2^E cannot leave [2^(E+27), 2^(E+28)).
 
 #include "emulator/numerics/wide.h"
 
@@ -34,9 +34,12 @@ struct Format {
 
 constexpr Format format_of(WideType type) {
   switch (type) {
-    case WideType::kF16: return {2, 31, 15};
-    case WideType::kBf16: return {2, 255, 127};
-    case WideType::kTf32: break;
+    case WideType::kF16:
+      return {2, 31, 15};
+    case WideType::kBf16:
+      return {2, 255, 127};
+    case WideType::kTf32:
+      break;
   }
   return {4, 255, 127};
 }
@@ -130,16 +133,16 @@ inline RowView row_view(const AccumulatorTile& d, int row, int first, int vector
   return view;
 }
 
-/// Results of one row, and a bit mask of the lanes that the caller computes apart: accumulators that are
-/// infinite or NaN, and sums beyond FP32.
+/// Results of one row, and a bit mask of the lanes that the caller computes apart: accumulators
+/// that are infinite or NaN, and sums beyond FP32.
 template <int kVectors>
 inline uint32_t multiply_row(const DecodedA& a, int row, const DecodedB& b, int k_count,
                              const RowView& view, bool scale_d, int top, __m128* results) {
   __m256i smallest = _mm256_set1_epi16(-1);
   for (int k = 0; k < k_count; ++k) {
-    const __m256i sum = _mm256_adds_epu16(
-        _mm256_set1_epi16(static_cast<int16_t>(a.deficit[row][k])),
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(b.deficit[k])));
+    const __m256i sum =
+        _mm256_adds_epu16(_mm256_set1_epi16(static_cast<int16_t>(a.deficit[row][k])),
+                          _mm256_load_si256(reinterpret_cast<const __m256i*>(b.deficit[k])));
     smallest = _mm256_min_epu16(smallest, sum);
   }
   alignas(32) uint16_t deficits[kBlockColumns];
@@ -151,21 +154,20 @@ inline uint32_t multiply_row(const DecodedA& a, int row, const DecodedB& b, int 
   uint32_t apart = 0;
 #pragma GCC unroll 4
   for (int j = 0; j < kVectors; ++j) {
-    const __m128i bits = scale_d
-                             ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(view.lanes[j]))
-                             : _mm_setzero_si128();
+    const __m128i bits = scale_d ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(view.lanes[j]))
+                                 : _mm_setzero_si128();
     const __m128i exponent_mask = _mm_set1_epi32(static_cast<int>(kExponentMask));
     const __m128i special = _mm_cmpeq_epi32(_mm_and_si128(bits, exponent_mask), exponent_mask);
     apart |= static_cast<uint32_t>(_mm_movemask_ps(_mm_castsi128_ps(special))) << (4 * j);
     const __m256d c = _mm256_cvtps_pd(_mm_castsi128_ps(_mm_andnot_si128(special, bits)));
     const __m256i c_field =
         _mm256_srli_epi64(_mm256_castpd_si256(_mm256_andnot_pd(sign_bit, c)), 52);
-    const __m256i deficit = _mm256_cvtepu16_epi64(
-        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(deficits + 4 * j)));
+    const __m256i deficit =
+        _mm256_cvtepu16_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(deficits + 4 * j)));
     // Without any product the deficit is 65535 and the difference negative. Fields fit 32 bits; the
     // upper halves of the 64-bit lanes are compared too, but only the lower ones are used.
-    const __m256i field = _mm256_max_epi32(_mm256_sub_epi32(_mm256_set1_epi64x(top), deficit),
-                                           c_field);
+    const __m256i field =
+        _mm256_max_epi32(_mm256_sub_epi32(_mm256_set1_epi64x(top), deficit), c_field);
     const __m256d start = _mm256_castsi256_pd(
         _mm256_slli_epi64(_mm256_add_epi32(field, _mm256_set1_epi64x(kHeadroomBits)), 52));
     const __m256d added = _mm256_add_pd(start, _mm256_andnot_pd(sign_bit, c));
@@ -219,8 +221,8 @@ __attribute__((noinline)) void multiply_block(const AccumulatorTile& d, const Wi
   for (int row = 0; row < kTileRows; ++row) {
     const RowView view = row_view(d, row, first, kVectors);
     __m128 results[4];
-    uint32_t apart = multiply_row<kVectors>(decoded_a, row, decoded_b, k_count, view, scale_d, top,
-                                            results);
+    uint32_t apart =
+        multiply_row<kVectors>(decoded_a, row, decoded_b, k_count, view, scale_d, top, results);
     apart |= decoded_b.special & kLanes;
     if (decoded_a.special[row]) apart = kLanes;
     if (apart != 0) patch(apart, view, a.data + row * a.pitch, b, first, type, scale_d, results);

@@ -1,12 +1,12 @@
 // The models of wide.h in plain integers: the oracle of the vector version and its fallback.
 
-#include "emulator/numerics/wide.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
+
+#include "emulator/numerics/wide.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -31,9 +31,12 @@ struct Layout {
 
 constexpr Layout layout_of(WideType type) {
   switch (type) {
-    case WideType::kF16: return {2, 5, 10};
-    case WideType::kBf16: return {2, 8, 7};
-    case WideType::kTf32: break;
+    case WideType::kF16:
+      return {2, 5, 10};
+    case WideType::kBf16:
+      return {2, 8, 7};
+    case WideType::kTf32:
+      break;
   }
   return {4, 8, 10};
 }
@@ -92,8 +95,8 @@ bool non_finite(uint32_t c, const Decoded* a, const Decoded* b, int k, uint32_t*
     negative |= sign < 0;
   }
   if (!nan && !positive && !negative) return false;
-  *result = nan || (positive && negative) ? kCanonicalNan
-                                          : kInfinity | (negative ? 0x80000000u : 0u);
+  *result =
+      nan || (positive && negative) ? kCanonicalNan : kInfinity | (negative ? 0x80000000u : 0u);
   return true;
 }
 

@@ -10,8 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from pykernels.emulator import EmulationError, PtxError
-
-from .wgmma_program import (
+from tests.emulator.isa.wgmma_program import (
     COMMIT_AND_WAIT,
     SHARED_BYTES,
     Operands,

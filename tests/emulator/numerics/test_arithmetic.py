@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 
 from pykernels import _C
-
-from .rounding import BF16, F16, F32, MODES, Format, is_finite, round_fraction, to_fraction
+from tests.emulator.numerics.rounding import (
+    BF16,
+    F16,
+    F32,
+    MODES,
+    Format,
+    is_finite,
+    round_fraction,
+    to_fraction,
+)
 
 emulator = _C.emulator
 NAN = 0x7FFFFFFF

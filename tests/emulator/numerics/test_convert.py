@@ -13,8 +13,16 @@ import pytest
 import torch
 
 from pykernels import _C
-
-from .rounding import E4M3, E5M2, F16, FORMATS, MODES, Format, is_finite, round_fraction
+from tests.emulator.numerics.rounding import (
+    E4M3,
+    E5M2,
+    F16,
+    FORMATS,
+    MODES,
+    Format,
+    is_finite,
+    round_fraction,
+)
 
 emulator = _C.emulator
 

@@ -10,8 +10,16 @@ import numpy.typing as npt
 import pytest
 
 from pykernels import _C
-
-from .rounding import BF16, F16, F32, TF32, Format, is_finite, round_fraction, to_fraction
+from tests.emulator.numerics.rounding import (
+    BF16,
+    F16,
+    F32,
+    TF32,
+    Format,
+    is_finite,
+    round_fraction,
+    to_fraction,
+)
 
 multiply_wide = _C.emulator.multiply_wide
 FRACTION_BITS = 25
