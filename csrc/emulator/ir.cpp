@@ -13,11 +13,11 @@ struct TypeInfo {
 
 // In the order of the enumeration.
 constexpr std::array<TypeInfo, 27> kTypes = {{
-    {"", 0},       {"pred", 1},   {"b8", 8},    {"b16", 16},   {"b32", 32},  {"b64", 64},
-    {"b128", 128}, {"u8", 8},     {"u16", 16},  {"u32", 32},   {"u64", 64},  {"s8", 8},
-    {"s16", 16},   {"s32", 32},   {"s64", 64},  {"f16", 16},   {"f16x2", 32}, {"bf16", 16},
-    {"bf16x2", 32}, {"tf32", 32}, {"f32", 32},  {"f32x2", 64}, {"f64", 64},  {"e4m3", 8},
-    {"e5m2", 8},   {"e4m3x2", 16}, {"e5m2x2", 16},
+    {"", 0},        {"pred", 1},    {"b8", 8},      {"b16", 16},   {"b32", 32},   {"b64", 64},
+    {"b128", 128},  {"u8", 8},      {"u16", 16},    {"u32", 32},   {"u64", 64},   {"s8", 8},
+    {"s16", 16},    {"s32", 32},    {"s64", 64},    {"f16", 16},   {"f16x2", 32}, {"bf16", 16},
+    {"bf16x2", 32}, {"tf32", 32},   {"f32", 32},    {"f32x2", 64}, {"f64", 64},   {"e4m3", 8},
+    {"e5m2", 8},    {"e4m3x2", 16}, {"e5m2x2", 16},
 }};
 
 std::string message_of(int line, const std::string& source_line, const std::string& message) {
@@ -66,21 +66,29 @@ std::string list(const Function& function, const std::vector<Operand>& elements)
 std::string to_string(const Function& function, const Operand& operand) {
   const std::string sign = operand.negated ? "!" : "";
   switch (operand.kind) {
-    case Operand::Kind::kRegister: return sign + function.registers[operand.reg].name;
+    case Operand::Kind::kRegister:
+      return sign + function.registers[operand.reg].name;
     case Operand::Kind::kInteger:
-    case Operand::Kind::kFloat: return number(operand);
-    case Operand::Kind::kSymbol: return operand.symbol + offset_suffix(operand.bits);
+    case Operand::Kind::kFloat:
+      return number(operand);
+    case Operand::Kind::kSymbol:
+      return operand.symbol + offset_suffix(operand.bits);
     case Operand::Kind::kSpecial:
-    case Operand::Kind::kLabel: return operand.symbol;
+    case Operand::Kind::kLabel:
+      return operand.symbol;
     case Operand::Kind::kAddress: {
-      std::string text = "[" + to_string(function, operand.elements[0]) + offset_suffix(operand.bits);
+      std::string text =
+          "[" + to_string(function, operand.elements[0]) + offset_suffix(operand.bits);
       if (operand.elements.size() > 1) text += ", " + to_string(function, operand.elements[1]);
       return text + "]";
     }
-    case Operand::Kind::kVector: return "{" + list(function, operand.elements) + "}";
+    case Operand::Kind::kVector:
+      return "{" + list(function, operand.elements) + "}";
     case Operand::Kind::kPair:
-      return to_string(function, operand.elements[0]) + "|" + to_string(function, operand.elements[1]);
-    case Operand::Kind::kSink: return "_";
+      return to_string(function, operand.elements[0]) + "|" +
+             to_string(function, operand.elements[1]);
+    case Operand::Kind::kSink:
+      return "_";
   }
   return "";
 }

@@ -27,7 +27,9 @@ struct Token {
   bool is(char punctuation) const {
     return kind == TokenKind::kPunctuation && text[0] == punctuation;
   }
-  bool is_directive(std::string_view name) const { return kind == TokenKind::kDotName && text == name; }
+  bool is_directive(std::string_view name) const {
+    return kind == TokenKind::kDotName && text == name;
+  }
 };
 
 /// Throws PtxError at a token that is none.

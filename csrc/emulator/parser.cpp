@@ -24,7 +24,8 @@ std::pair<std::string_view, int64_t> split_index(std::string_view name) {
   size_t begin = name.size();
   while (begin > 0 && name[begin - 1] >= '0' && name[begin - 1] <= '9') --begin;
   const std::string_view digits = name.substr(begin);
-  if (digits.empty() || digits.size() > 9 || (digits.size() > 1 && digits[0] == '0')) return {name, -1};
+  if (digits.empty() || digits.size() > 9 || (digits.size() > 1 && digits[0] == '0'))
+    return {name, -1};
   int64_t index = 0;
   for (const char digit : digits) index = index * 10 + (digit - '0');
   return {name.substr(0, begin), index};
@@ -75,7 +76,8 @@ int64_t Parser::expect_integer(const char* what) {
 // ---- module ----
 
 void Parser::parse_header() {
-  if (!lexer_.peek().is_directive(".version")) fail("expected '.version' at the start of the module");
+  if (!lexer_.peek().is_directive(".version"))
+    fail("expected '.version' at the start of the module");
   lexer_.next();
   if (lexer_.peek().kind != TokenKind::kFloat) fail("expected a version such as 9.0");
   module_.version = std::string(lexer_.next().text);
@@ -98,7 +100,8 @@ void Parser::parse_module_item() {
     }
     if (name == ".visible" || name == ".weak" || name == ".common") continue;
     if (name == ".address_size") {
-      if (expect_integer("an address size") != 64) fail_at(token, "only 64-bit addresses are supported");
+      if (expect_integer("an address size") != 64)
+        fail_at(token, "only 64-bit addresses are supported");
     } else if (name == ".file") {
       parse_file();
     } else if (name == ".loc") {
@@ -189,9 +192,11 @@ void Parser::add_function(Function function, int line) {
 }
 
 void Parser::parse_attributes(Function& function) {
-  static constexpr std::array kNumbers = {".minnctapersm", ".maxnctapersm", ".maxnreg",
-                                          ".maxclusterrank", ".abi_preserve", ".abi_preserve_control"};
-  static constexpr std::array kPlain = {".noreturn", ".explicitcluster", ".blocksareclusters", ".unique"};
+  static constexpr std::array kNumbers = {".minnctapersm", ".maxnctapersm",
+                                          ".maxnreg",      ".maxclusterrank",
+                                          ".abi_preserve", ".abi_preserve_control"};
+  static constexpr std::array kPlain = {".noreturn", ".explicitcluster", ".blocksareclusters",
+                                        ".unique"};
   const auto among = [](const auto& names, std::string_view name) {
     for (const std::string_view known : names) {
       if (known == name) return true;
@@ -249,7 +254,8 @@ void Parser::open_scope(int line) {
   scopes_.emplace_back();
 }
 
-/// Settles the labels of the innermost scope; what it does not know may belong to the enclosing one.
+/// Settles the labels of the innermost scope; what it does not know may belong to the enclosing
+/// one.
 void Parser::close_scope(Function& function) {
   Scope scope = std::move(scopes_.back());
   scopes_.pop_back();
@@ -306,7 +312,8 @@ int32_t Parser::find_register(Function& function, Scope& scope, std::string_view
   const auto [prefix, number] = split_index(name);
   if (number < 0) return -1;
   const auto range = scope.ranges.find(prefix);
-  if (range == scope.ranges.end() || static_cast<uint64_t>(number) >= range->second.count) return -1;
+  if (range == scope.ranges.end() || static_cast<uint64_t>(number) >= range->second.count)
+    return -1;
   const auto index = static_cast<int32_t>(function.registers.size());
   scope.registers.emplace(std::string(name), index);
   function.registers.push_back({std::string(name), range->second.type});
@@ -319,7 +326,8 @@ std::string Parser::declare_variable(Function& function, std::string_view name, 
   std::string unique(name);
   if (++entry->second > 1) unique += "#" + std::to_string(entry->second);
   if (!scopes_.back().variables.emplace(std::string(name), unique).second) {
-    lexer_.fail(line, "variable '" + unique + "' is declared twice in function '" + function.name + "'");
+    lexer_.fail(line,
+                "variable '" + unique + "' is declared twice in function '" + function.name + "'");
   }
   return unique;
 }

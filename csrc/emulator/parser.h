@@ -1,5 +1,5 @@
-// The parser's inside: one pass over the tokens, with a stack of scopes for the names of a function body.
-// parser.cpp holds the module and functions, parser_declarations.cpp variables and registers,
+// The parser's inside: one pass over the tokens, with a stack of scopes for the names of a function
+// body. parser.cpp holds the module and functions, parser_declarations.cpp variables and registers,
 // parser_statements.cpp statements and operands.
 #pragma once
 
@@ -15,7 +15,7 @@ namespace pykernels::emulator {
 
 // Bounds that real programs stay far below, so that malformed text cannot exhaust memory or stack.
 inline constexpr int kMaxScopeDepth = 256;
-inline constexpr int kMaxNesting = 64;                      // of braces in operands and initialisers
+inline constexpr int kMaxNesting = 64;  // of braces in operands and initialisers
 inline constexpr uint64_t kMaxVariableBytes = 64ull << 20;  // of one variable
 inline constexpr int64_t kMaxDimension = 1 << 20;           // of .maxntid and the like
 
@@ -122,11 +122,11 @@ class Parser {
 
   Lexer lexer_;
   ParsedModule module_;
-  NameMap<size_t> functions_;        // index into module_.functions
+  NameMap<size_t> functions_;         // index into module_.functions
   NameMap<size_t> module_variables_;  // index into module_.variables
   std::vector<Scope> scopes_;
-  NameMap<int> variable_names_;      // of the function: how often a name has been declared
-  SourceLocation location_;          // of the last .loc
+  NameMap<int> variable_names_;  // of the function: how often a name has been declared
+  SourceLocation location_;      // of the last .loc
   int scope_line_ = 0;
 };
 

@@ -67,7 +67,8 @@ Parser::VariableHead Parser::parse_variable_head(Space space) {
     }
   }
   if (head.type == Type::kNone) fail("expected the type of a variable");
-  if (head.type == Type::kPred && space != Space::kRegister) fail("a variable in memory cannot be .pred");
+  if (head.type == Type::kPred && space != Space::kRegister)
+    fail("a variable in memory cannot be .pred");
   return head;
 }
 
@@ -196,7 +197,8 @@ void Parser::parse_function_variables(Function& function, Space space) {
   do {
     const int line = lexer_.peek().line;
     Variable variable = parse_variable_name(space, head, false);
-    if (!variable.initial.empty()) lexer_.fail(line, "only .global and .const variables are initialised");
+    if (!variable.initial.empty())
+      lexer_.fail(line, "only .global and .const variables are initialised");
     variable.name = declare_variable(function, variable.name, line);
     function.variables.push_back(std::move(variable));
   } while (accept(','));

@@ -8,14 +8,43 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr std::string_view kSpecialRegisters[] = {
-    "%tid",           "%ntid",           "%ctaid",           "%nctaid",         "%laneid",
-    "%warpid",        "%nwarpid",        "%smid",            "%nsmid",          "%gridid",
-    "%lanemask_eq",   "%lanemask_le",    "%lanemask_lt",     "%lanemask_ge",    "%lanemask_gt",
-    "%clock",         "%clock_hi",       "%clock64",         "%globaltimer",    "%globaltimer_lo",
-    "%globaltimer_hi", "%clusterid",     "%nclusterid",      "%cluster_ctaid",  "%cluster_nctaid",
-    "%cluster_ctarank", "%cluster_nctarank", "%is_explicit_cluster", "%total_smem_size",
-    "%aggr_smem_size", "%dynamic_smem_size", "%current_graph_exec",
-    "%reserved_smem_offset_begin", "%reserved_smem_offset_end", "%reserved_smem_offset_cap",
+    "%tid",
+    "%ntid",
+    "%ctaid",
+    "%nctaid",
+    "%laneid",
+    "%warpid",
+    "%nwarpid",
+    "%smid",
+    "%nsmid",
+    "%gridid",
+    "%lanemask_eq",
+    "%lanemask_le",
+    "%lanemask_lt",
+    "%lanemask_ge",
+    "%lanemask_gt",
+    "%clock",
+    "%clock_hi",
+    "%clock64",
+    "%globaltimer",
+    "%globaltimer_lo",
+    "%globaltimer_hi",
+    "%clusterid",
+    "%nclusterid",
+    "%cluster_ctaid",
+    "%cluster_nctaid",
+    "%cluster_ctarank",
+    "%cluster_nctarank",
+    "%is_explicit_cluster",
+    "%total_smem_size",
+    "%aggr_smem_size",
+    "%dynamic_smem_size",
+    "%current_graph_exec",
+    "%reserved_smem_offset_begin",
+    "%reserved_smem_offset_end",
+    "%reserved_smem_offset_cap",
+    "%reserved_smem_offset_0",
+    "%reserved_smem_offset_1",
 };
 
 bool is_call(std::string_view opcode) { return opcode == "call"; }
@@ -73,7 +102,8 @@ void Parser::parse_location() {
   const int64_t file = expect_integer("a file number");
   const int64_t line = expect_integer("a line number");
   expect_integer("a column");
-  if (file < 0 || file > INT32_MAX || line < 0 || line > INT32_MAX) fail("number out of range in .loc");
+  if (file < 0 || file > INT32_MAX || line < 0 || line > INT32_MAX)
+    fail("number out of range in .loc");
   location_.file = static_cast<int>(file);
   location_.line = static_cast<int>(line);
   while (accept(',')) {

@@ -21,7 +21,8 @@ void place_variables(const ParsedModule& module, ModuleStorage& storage) {
     if (total > kMaxModuleBytes) throw PtxError(1, "", "the module's variables are too large");
     auto block = std::make_unique<uint8_t[]>(variable.bytes + variable.alignment);
     const auto address = reinterpret_cast<uint64_t>(block.get());
-    const uint64_t padding = (variable.alignment - address % variable.alignment) % variable.alignment;
+    const uint64_t padding =
+        (variable.alignment - address % variable.alignment) % variable.alignment;
     uint8_t* place = block.get() + padding;
     if (!variable.initial.empty()) {
       std::memcpy(place, variable.initial.data(), variable.initial.size());
@@ -37,11 +38,12 @@ void relocate(const ParsedModule& module, ModuleStorage& storage) {
     const auto target = storage.variables.find(relocation.target);
     const auto holder = storage.variables.find(relocation.variable);
     if (target == storage.variables.end() || holder == storage.variables.end()) {
-      throw PtxError(1, "", "the initial value of '" + relocation.variable +
-                                "' is the address of '" + relocation.target + "', which has no memory");
+      throw PtxError(1, "",
+                     "the initial value of '" + relocation.variable + "' is the address of '" +
+                         relocation.target + "', which has no memory");
     }
-    const uint64_t address = reinterpret_cast<uint64_t>(target->second.first) +
-                             static_cast<uint64_t>(relocation.addend);
+    const uint64_t address =
+        reinterpret_cast<uint64_t>(target->second.first) + static_cast<uint64_t>(relocation.addend);
     std::memcpy(holder->second.first + relocation.offset, &address, sizeof address);
   }
 }

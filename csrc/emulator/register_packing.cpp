@@ -79,8 +79,8 @@ class Liveness {
     }
   }
 
-  /// Only registers that more than one block names, or that a block reads before it writes them, take
-  /// part in the data flow; the rest live and die within a block.
+  /// Only registers that more than one block names, or that a block reads before it writes them,
+  /// take part in the data flow; the rest live and die within a block.
   void number_shared_registers() {
     std::vector<uint32_t> home(num_registers_, UINT32_MAX);
     shared_index_.assign(num_registers_, -1);
@@ -202,15 +202,13 @@ class SlotPool {
 
 RegisterLayout pack_registers(const Program& program, const std::vector<Flow>& flows,
                               const std::vector<VirtualRegister>& registers) {
-  const std::vector<Interval> intervals =
-      Liveness(program, flows, registers.size()).intervals();
+  const std::vector<Interval> intervals = Liveness(program, flows, registers.size()).intervals();
   std::vector<uint32_t> order;
   for (uint32_t i = 0; i < registers.size(); ++i) {
     if (intervals[i].begin != UINT32_MAX) order.push_back(i);
   }
-  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
-    return intervals[a].begin < intervals[b].begin;
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return intervals[a].begin < intervals[b].begin; });
   SlotPool pools[kNumWidths];
   RegisterLayout layout;
   layout.slots.assign(registers.size(), kNoSlot);

@@ -1,5 +1,6 @@
-// Gives the registers of a program slots of the register file. PTX has a fresh register for nearly every
-// value; registers that are never live together share a slot, so that the file stays small and in cache.
+// Gives the registers of a program slots of the register file. PTX has a fresh register for nearly
+// every value; registers that are never live together share a slot, so that the file stays small
+// and in cache.
 #pragma once
 
 #include <cstdint>
@@ -26,10 +27,10 @@ struct RegisterLayout {
   uint32_t bytes = 0;
 };
 
-/// `program` with its instructions, targets and accesses; slots in them are not looked at. Registers that
-/// one instruction names never share, so handlers may write one destination before reading all sources.
-/// Lanes at different places of the program do not disturb each other: every lane has its own part of a
-/// slot.
+/// `program` with its instructions, targets and accesses; slots in them are not looked at.
+/// Registers that one instruction names never share, so handlers may write one destination before
+/// reading all sources. Lanes at different places of the program do not disturb each other: every
+/// lane has its own part of a slot.
 RegisterLayout pack_registers(const Program& program, const std::vector<Flow>& flows,
                               const std::vector<VirtualRegister>& registers);
 

@@ -1,5 +1,5 @@
-// Makes a Program of one kernel: binds every statement to its form, inlines calls, gives registers slots
-// and variables places.
+// Makes a Program of one kernel: binds every statement to its form, inlines calls, gives registers
+// slots and variables places.
 #pragma once
 
 #include <map>
@@ -14,22 +14,30 @@
 
 namespace pykernels::emulator {
 
-/// Where a variable lies: a host address (global, const), an address of the shared window of rank 0, or
-/// an offset (param, local).
+/// Where a variable lies: a host address (global, const), an address of the shared window of rank
+/// 0, or an offset (param, local).
 struct Placement {
   Space space = Space::kGeneric;
   uint64_t address = 0;
 };
 
-/// A function as it is expanded at one place: a kernel, or an inlined call. A caller of the same function
-/// is the frame whose variables this one, made for a few statements of the resolver's own, shares.
+/// A function as it is expanded at one place: a kernel, or an inlined call. A caller of the same
+/// function is the frame whose variables this one, made for a few statements of the resolver's own,
+/// shares.
 struct Frame {
   const Function* function = nullptr;
   const Frame* caller = nullptr;
   std::vector<int32_t> registers;  // of the program, by register of the function
   std::unordered_map<std::string, Placement> variables;
-  uint32_t first_id = 0;           // of its statements; the id after the last one is its end
+  uint32_t first_id = 0;  // of its statements; the id after the last one is its end
 };
+
+/// Symbols of an operand, also within addresses and lists.
+template <typename Visit>
+void for_symbols(const Operand& operand, Visit visit) {
+  if (operand.kind == Operand::Kind::kSymbol) visit(operand.symbol);
+  for (const Operand& element : operand.elements) for_symbols(element, visit);
+}
 
 class Resolver {
  public:
@@ -94,7 +102,7 @@ class Resolver {
 
   std::vector<VirtualRegister> registers_;
   std::vector<std::string> register_names_;
-  RegisterLayout layout_;       // empty in the first pass
+  RegisterLayout layout_;  // empty in the first pass
   std::vector<Flow> flows_;
   std::vector<uint32_t> starts_;  // first instruction, by statement id
   std::map<std::pair<int, uint64_t>, Slot> constants_;
@@ -102,8 +110,8 @@ class Resolver {
   std::vector<int32_t> added_;    // registers that a contractible sum reads
   int32_t carry_register_ = -1;
   uint32_t next_id_ = 0;
-  uint32_t local_top_ = 0;      // of the frames that are open
-  std::string text_;            // of the statement being expanded
+  uint32_t local_top_ = 0;  // of the frames that are open
+  std::string text_;        // of the statement being expanded
 };
 
 }  // namespace pykernels::emulator

@@ -27,7 +27,9 @@ void StatementBuilder::build(const Form& form) {
   if (instruction_.handler == nullptr) fail("the form has no handler");
 }
 
-void StatementBuilder::fail(const std::string& message) const { resolver_.fail(statement_, message); }
+void StatementBuilder::fail(const std::string& message) const {
+  resolver_.fail(statement_, message);
+}
 
 int32_t StatementBuilder::program_register(const Operand& operand) const {
   return frame_.registers[operand.reg];
@@ -64,10 +66,13 @@ Slot StatementBuilder::source(const Operand& operand, Type type) {
       return read(index);
     }
     case Operand::Kind::kInteger:
-    case Operand::Kind::kFloat: return resolver_.constant(literal(operand, type), lane_bits(type_bits(type)));
+    case Operand::Kind::kFloat:
+      return resolver_.constant(literal(operand, type), lane_bits(type_bits(type)));
     case Operand::Kind::kSpecial:
-    case Operand::Kind::kSymbol: return materialise(operand, type);
-    default: break;
+    case Operand::Kind::kSymbol:
+      return materialise(operand, type);
+    default:
+      break;
   }
   fail("a register or a literal must stand here");
 }
@@ -93,10 +98,14 @@ uint64_t StatementBuilder::literal(const Operand& operand, Type type) const {
   if (bits == 64) return operand.bits;
   const double value = std::bit_cast<double>(operand.bits);
   switch (type) {
-    case Type::kF32: return f64_to_f32(value, Rounding::kRn);
-    case Type::kF16: return encode(value, kFormatF16);
-    case Type::kBf16: return encode(value, kFormatBf16);
-    default: break;
+    case Type::kF32:
+      return f64_to_f32(value, Rounding::kRn);
+    case Type::kF16:
+      return encode(value, kFormatF16);
+    case Type::kBf16:
+      return encode(value, kFormatBf16);
+    default:
+      break;
   }
   fail("a floating-point literal cannot stand here");
 }
@@ -121,7 +130,8 @@ Slot StatementBuilder::accumulator(const Operand& operand, Type type) {
 
 Slot StatementBuilder::predicate(const Operand& operand, bool* negated) {
   *negated = operand.negated;
-  if (operand.kind == Operand::Kind::kInteger) return resolver_.constant(operand.bits != 0 ? 1 : 0, 1);
+  if (operand.kind == Operand::Kind::kInteger)
+    return resolver_.constant(operand.bits != 0 ? 1 : 0, 1);
   if (operand.kind != Operand::Kind::kRegister) fail("a predicate must stand here");
   const int32_t index = program_register(operand);
   check_width(index, Type::kPred);

@@ -15,10 +15,14 @@ constexpr int rank_of(uint64_t shared_address) {
 
 constexpr uint64_t window_of(Space space) {
   switch (space) {
-    case Space::kShared: return kSharedWindow;
-    case Space::kLocal: return kLocalWindow;
-    case Space::kParam: return kParamWindow;
-    default: return 0;
+    case Space::kShared:
+      return kSharedWindow;
+    case Space::kLocal:
+      return kLocalWindow;
+    case Space::kParam:
+      return kParamWindow;
+    default:
+      return 0;
   }
 }
 
@@ -26,9 +30,8 @@ template <uint64_t kWindow>
 void add_conversions(Table& table, const std::string& space) {
   const Handler to_generic =
       lanewise<uint64_t, uint64_t>([](uint64_t address) { return address | kWindow; });
-  const Handler from_generic = lanewise<uint64_t, uint64_t>([](uint64_t address) {
-    return kWindow == 0 ? address : address & ~kWindowMask;
-  });
+  const Handler from_generic = lanewise<uint64_t, uint64_t>(
+      [](uint64_t address) { return kWindow == 0 ? address : address & ~kWindowMask; });
   add_row(table, "cvta." + space + ".u64", kClass, to_generic, Type::kU64, {Type::kU64});
   add_row(table, "cvta.to." + space + ".u64", kClass, from_generic, Type::kU64, {Type::kU64});
 }
@@ -65,7 +68,8 @@ Step map_address(Warp& warp, const Instruction& inst, LaneMask active) {
   const Lane* addresses = warp.lanes<Lane>(inst.operands[1]);
   const uint32_t* ranks = warp.lanes<uint32_t>(inst.operands[2]);
   for_lanes(active, [&](int lane) {
-    result[lane] = (addresses[lane] & kOffsetMask) | static_cast<Lane>(ranks[lane] & 0xff) << kClusterRankShift;
+    result[lane] = (addresses[lane] & kOffsetMask) | static_cast<Lane>(ranks[lane] & 0xff)
+                                                         << kClusterRankShift;
   });
   return Step::kNext;
 }
@@ -75,7 +79,8 @@ template <typename Lane>
 Step rank_of_address(Warp& warp, const Instruction& inst, LaneMask active) {
   uint32_t* result = warp.lanes<uint32_t>(inst.operands[0]);
   const Lane* addresses = warp.lanes<Lane>(inst.operands[1]);
-  for_lanes(active, [&](int lane) { result[lane] = static_cast<uint32_t>(rank_of(addresses[lane])); });
+  for_lanes(active,
+            [&](int lane) { result[lane] = static_cast<uint32_t>(rank_of(addresses[lane])); });
   return Step::kNext;
 }
 
@@ -93,15 +98,18 @@ void add_address_forms(Table& table) {
 
   add_space_test(table, "shared", is_own_shared);
   add_space_test(table, "shared::cta", is_own_shared);
-  add_space_test(table, "shared::cluster",
-                 lane_test<uint64_t>([](uint64_t a) { return (a & kWindowMask) == kSharedWindow; }));
+  add_space_test(table, "shared::cluster", lane_test<uint64_t>([](uint64_t a) {
+                   return (a & kWindowMask) == kSharedWindow;
+                 }));
   add_space_test(table, "local",
                  lane_test<uint64_t>([](uint64_t a) { return (a & kWindowMask) == kLocalWindow; }));
   for (const char* space : {"param", "param::entry"}) {
-    add_space_test(table, space,
-                   lane_test<uint64_t>([](uint64_t a) { return (a & kWindowMask) == kParamWindow; }));
+    add_space_test(table, space, lane_test<uint64_t>([](uint64_t a) {
+                     return (a & kWindowMask) == kParamWindow;
+                   }));
   }
-  add_space_test(table, "global", lane_test<uint64_t>([](uint64_t a) { return (a & kWindowMask) == 0; }));
+  add_space_test(table, "global",
+                 lane_test<uint64_t>([](uint64_t a) { return (a & kWindowMask) == 0; }));
 
   for (const char* space : {"", ".shared::cluster"}) {
     const std::string suffix = space;

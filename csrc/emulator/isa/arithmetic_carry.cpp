@@ -1,4 +1,5 @@
-// Extended-precision integer arithmetic: the carry flag of the thread goes from .cc to addc, subc, madc.
+// Extended-precision integer arithmetic: the carry flag of the thread goes from .cc to addc, subc,
+// madc.
 #include <algorithm>
 
 #include "emulator/isa/arithmetic.h"
@@ -51,8 +52,8 @@ Step extended(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-void add_extended(Table& table, const std::string& spelling, Handler handler, Type type, int sources,
-                  bool carry_in, bool carry_out) {
+void add_extended(Table& table, const std::string& spelling, Handler handler, Type type,
+                  int sources, bool carry_in, bool carry_out) {
   table.add(spelling, InstructionClass::kArithmetic, [=](Builder& builder) {
     expect_operands(builder, sources + 1);
     Slot slots[6] = {kNoSlot, kNoSlot, kNoSlot, kNoSlot, kNoSlot, kNoSlot};

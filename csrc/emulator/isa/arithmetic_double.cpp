@@ -32,14 +32,15 @@ void add_f64_row(Table& table, const std::string& spelling, Handler handler, int
 
 template <typename Operation>
 void add_unary(Table& table, std::string_view pattern, Operation) {
-  const Handler handler = lanewise<uint64_t, double>([](double a) { return finish(Operation{}(a)); });
+  const Handler handler =
+      lanewise<uint64_t, double>([](double a) { return finish(Operation{}(a)); });
   for (const std::string& spelling : spellings(pattern)) add_f64_row(table, spelling, handler, 1);
 }
 
 template <typename Operation>
 void add_binary(Table& table, std::string_view pattern, Operation) {
-  const Handler handler =
-      lanewise<uint64_t, double, double>([](double a, double b) { return finish(Operation{}(a, b)); });
+  const Handler handler = lanewise<uint64_t, double, double>(
+      [](double a, double b) { return finish(Operation{}(a, b)); });
   for (const std::string& spelling : spellings(pattern)) add_f64_row(table, spelling, handler, 2);
 }
 
@@ -57,7 +58,8 @@ void add_directed(Table& table, const std::string& mode) {
   add_binary(table, "mul" + mode, [](double a, double b) { return mul_f64(a, b, kRounding); });
   add_binary(table, "div" + mode, [](double a, double b) { return div_f64(a, b, kRounding); });
   for (const char* name : {"fma", "mad"}) {
-    add_ternary(table, name + mode, [](double a, double b, double c) { return fma_f64(a, b, c, kRounding); });
+    add_ternary(table, name + mode,
+                [](double a, double b, double c) { return fma_f64(a, b, c, kRounding); });
   }
   add_unary(table, "rcp" + mode, [](double a) { return div_f64(1.0, a, kRounding); });
   add_unary(table, "sqrt" + mode, [](double a) { return sqrt_f64(a, kRounding); });
@@ -92,7 +94,9 @@ void add_class_test(Table& table, const std::string& name, Handler handler) {
 }
 
 void add_class_tests(Table& table) {
-  const auto add = [&](const char* name, auto test) { add_class_test(table, name, lane_test<uint64_t>(test)); };
+  const auto add = [&](const char* name, auto test) {
+    add_class_test(table, name, lane_test<uint64_t>(test));
+  };
   add("finite", [](uint64_t a) { return (a & kInfinity) != kInfinity; });
   add("infinite", [](uint64_t a) { return (a & ~kSign) == kInfinity; });
   add("number", [](uint64_t a) { return !is_nan(a); });
@@ -124,11 +128,13 @@ void add_double_forms(Table& table) {
                 return choose<true>(a, b);
               }),
               2);
-  add_f64_row(table, "abs.f64", lanewise<uint64_t, uint64_t>([](uint64_t a) { return a & ~kSign; }), 1);
-  add_f64_row(table, "neg.f64", lanewise<uint64_t, uint64_t>([](uint64_t a) { return a ^ kSign; }), 1);
-  add_f64_row(table, "copysign.f64", lanewise<uint64_t, uint64_t, uint64_t>([](uint64_t a, uint64_t b) {
-                return (a & kSign) | (b & ~kSign);
-              }),
+  add_f64_row(table, "abs.f64", lanewise<uint64_t, uint64_t>([](uint64_t a) { return a & ~kSign; }),
+              1);
+  add_f64_row(table, "neg.f64", lanewise<uint64_t, uint64_t>([](uint64_t a) { return a ^ kSign; }),
+              1);
+  add_f64_row(table, "copysign.f64",
+              lanewise<uint64_t, uint64_t, uint64_t>(
+                  [](uint64_t a, uint64_t b) { return (a & kSign) | (b & ~kSign); }),
               2);
   add_class_tests(table);
 }

@@ -1,5 +1,6 @@
-// FP32 arithmetic. NaN results of arithmetic are the one canonical NaN 0x7FFFFFFF, as on the GPU. Rounding
-// to nearest is the host's own; directed rounding and the .approx functions are numerics/arithmetic.h's.
+// FP32 arithmetic. NaN results of arithmetic are the one canonical NaN 0x7FFFFFFF, as on the GPU.
+// Rounding to nearest is the host's own; directed rounding and the .approx functions are
+// numerics/arithmetic.h's.
 #include <cmath>
 
 #include "emulator/isa/arithmetic.h"
@@ -19,9 +20,11 @@ constexpr int kPropagateNan = 4;
 constexpr int kXorSign = 8;
 
 int read_flags(std::string_view spelling) {
-  const auto has = [&](std::string_view name) { return spelling.find(name) != std::string_view::npos; };
-  return (has(".ftz") ? kFlush : 0) | (has(".sat") ? kSaturate : 0) | (has(".NaN") ? kPropagateNan : 0) |
-         (has(".xorsign") ? kXorSign : 0);
+  const auto has = [&](std::string_view name) {
+    return spelling.find(name) != std::string_view::npos;
+  };
+  return (has(".ftz") ? kFlush : 0) | (has(".sat") ? kSaturate : 0) |
+         (has(".NaN") ? kPropagateNan : 0) | (has(".xorsign") ? kXorSign : 0);
 }
 
 template <int kFlags>
@@ -73,15 +76,16 @@ template <typename Operation>
 void add_unary(Table& table, std::string_view pattern, Operation) {
   for (const std::string& spelling : spellings(pattern)) {
     const bool flushes = read_flags(spelling) == kFlush;
-    add_f32_row(table, spelling, flushes ? unary_handler<kFlush, Operation>() : unary_handler<0, Operation>(), 1);
+    add_f32_row(table, spelling,
+                flushes ? unary_handler<kFlush, Operation>() : unary_handler<0, Operation>(), 1);
   }
 }
 
 template <typename Operation>
 void add_binary(Table& table, std::string_view pattern, Operation) {
-  static const Handler handlers[] = {binary_handler<0, Operation>(), binary_handler<kFlush, Operation>(),
-                                     binary_handler<kSaturate, Operation>(),
-                                     binary_handler<kFlush | kSaturate, Operation>()};
+  static const Handler handlers[] = {
+      binary_handler<0, Operation>(), binary_handler<kFlush, Operation>(),
+      binary_handler<kSaturate, Operation>(), binary_handler<kFlush | kSaturate, Operation>()};
   for (const std::string& spelling : spellings(pattern)) {
     add_f32_row(table, spelling, handlers[read_flags(spelling)], 2);
   }
@@ -89,9 +93,9 @@ void add_binary(Table& table, std::string_view pattern, Operation) {
 
 template <typename Operation>
 void add_ternary(Table& table, std::string_view pattern, Operation) {
-  static const Handler handlers[] = {ternary_handler<0, Operation>(), ternary_handler<kFlush, Operation>(),
-                                     ternary_handler<kSaturate, Operation>(),
-                                     ternary_handler<kFlush | kSaturate, Operation>()};
+  static const Handler handlers[] = {
+      ternary_handler<0, Operation>(), ternary_handler<kFlush, Operation>(),
+      ternary_handler<kSaturate, Operation>(), ternary_handler<kFlush | kSaturate, Operation>()};
   for (const std::string& spelling : spellings(pattern)) {
     add_f32_row(table, spelling, handlers[read_flags(spelling)], 3);
   }
@@ -102,22 +106,27 @@ void add_ternary(Table& table, std::string_view pattern, Operation) {
 template <auto kFunction, Rounding kRounding, int kFlags, int kSources>
 Handler directed_handler() {
   constexpr bool kFtz = (kFlags & kFlush) != 0;
-  constexpr auto done = [](uint32_t bits) { return (kFlags & kSaturate) != 0 ? saturate_f32(bits) : bits; };
+  constexpr auto done = [](uint32_t bits) {
+    return (kFlags & kSaturate) != 0 ? saturate_f32(bits) : bits;
+  };
   using Done = decltype(done);
   if constexpr (kSources == 1) {
-    return lanewise<uint32_t, uint32_t>([](uint32_t a) { return Done{}(kFunction(a, kRounding, kFtz)); });
+    return lanewise<uint32_t, uint32_t>(
+        [](uint32_t a) { return Done{}(kFunction(a, kRounding, kFtz)); });
   } else if constexpr (kSources == 2) {
     return lanewise<uint32_t, uint32_t, uint32_t>(
         [](uint32_t a, uint32_t b) { return Done{}(kFunction(a, b, kRounding, kFtz)); });
   } else {
-    return lanewise<uint32_t, uint32_t, uint32_t, uint32_t>(
-        [](uint32_t a, uint32_t b, uint32_t c) { return Done{}(kFunction(a, b, c, kRounding, kFtz)); });
+    return lanewise<uint32_t, uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b, uint32_t c) {
+      return Done{}(kFunction(a, b, c, kRounding, kFtz));
+    });
   }
 }
 
 /// name.{rz,rm,rp}{.ftz}{.sat}.f32; `pattern` is what follows the rounding mode.
 template <auto kFunction, int kSources, Rounding kRounding>
-void add_mode(Table& table, const std::string& name, const std::string& mode, const std::string& pattern) {
+void add_mode(Table& table, const std::string& name, const std::string& mode,
+              const std::string& pattern) {
   static const Handler handlers[] = {
       directed_handler<kFunction, kRounding, 0, kSources>(),
       directed_handler<kFunction, kRounding, kFlush, kSources>(),
@@ -139,7 +148,9 @@ uint32_t sub_f32(uint32_t a, uint32_t b, Rounding rounding, bool ftz) {
   return add_f32(a, is_nan_f32(b) ? b : b ^ kSign, rounding, ftz);
 }
 
-uint32_t reciprocal_f32(uint32_t a, Rounding rounding, bool ftz) { return rcp_f32(a, rounding, ftz); }
+uint32_t reciprocal_f32(uint32_t a, Rounding rounding, bool ftz) {
+  return rcp_f32(a, rounding, ftz);
+}
 
 // ---- min, max: -0 is below +0, a NaN loses unless .NaN ----
 
@@ -180,14 +191,30 @@ void add_choice(Table& table, const std::string& name) {
   for (const std::string& spelling : spellings(name + "[.ftz][.NaN][.xorsign.abs].f32")) {
     Handler handler = nullptr;
     switch (read_flags(spelling)) {
-      case 0: handler = choose_handler<kIsMax, 0>(); break;
-      case kFlush: handler = choose_handler<kIsMax, kFlush>(); break;
-      case kNan: handler = choose_handler<kIsMax, kNan>(); break;
-      case kFlush | kNan: handler = choose_handler<kIsMax, kFlush | kNan>(); break;
-      case kXorSign: handler = choose_handler<kIsMax, kXorSign>(); break;
-      case kXorSign | kFlush: handler = choose_handler<kIsMax, kXorSign | kFlush>(); break;
-      case kXorSign | kNan: handler = choose_handler<kIsMax, kXorSign | kNan>(); break;
-      default: handler = choose_handler<kIsMax, kXorSign | kFlush | kNan>(); break;
+      case 0:
+        handler = choose_handler<kIsMax, 0>();
+        break;
+      case kFlush:
+        handler = choose_handler<kIsMax, kFlush>();
+        break;
+      case kNan:
+        handler = choose_handler<kIsMax, kNan>();
+        break;
+      case kFlush | kNan:
+        handler = choose_handler<kIsMax, kFlush | kNan>();
+        break;
+      case kXorSign:
+        handler = choose_handler<kIsMax, kXorSign>();
+        break;
+      case kXorSign | kFlush:
+        handler = choose_handler<kIsMax, kXorSign | kFlush>();
+        break;
+      case kXorSign | kNan:
+        handler = choose_handler<kIsMax, kXorSign | kNan>();
+        break;
+      default:
+        handler = choose_handler<kIsMax, kXorSign | kFlush | kNan>();
+        break;
     }
     add_f32_row(table, spelling, handler, 2);
   }
@@ -197,21 +224,21 @@ void add_choice(Table& table, const std::string& name) {
 
 template <auto kFunction>
 void add_approximate(Table& table, const std::string& name) {
-  add_f32_row(table, name + ".f32", lanewise<uint32_t, uint32_t>([](uint32_t a) { return kFunction(a, false); }),
-              1);
+  add_f32_row(table, name + ".f32",
+              lanewise<uint32_t, uint32_t>([](uint32_t a) { return kFunction(a, false); }), 1);
   add_f32_row(table, name + ".ftz.f32",
               lanewise<uint32_t, uint32_t>([](uint32_t a) { return kFunction(a, true); }), 1);
 }
 
 template <auto kFunction>
 void add_approximate_division(Table& table, const std::string& name) {
-  add_f32_row(table, name + ".f32", lanewise<uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b) {
-                return kFunction(a, b, false);
-              }),
+  add_f32_row(table, name + ".f32",
+              lanewise<uint32_t, uint32_t, uint32_t>(
+                  [](uint32_t a, uint32_t b) { return kFunction(a, b, false); }),
               2);
-  add_f32_row(table, name + ".ftz.f32", lanewise<uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b) {
-                return kFunction(a, b, true);
-              }),
+  add_f32_row(table, name + ".ftz.f32",
+              lanewise<uint32_t, uint32_t, uint32_t>(
+                  [](uint32_t a, uint32_t b) { return kFunction(a, b, true); }),
               2);
 }
 
@@ -225,23 +252,25 @@ void add_approximations(Table& table) {
   add_approximate<cos_approx>(table, "cos.approx");
   add_approximate_division<div_approx>(table, "div.approx");
   add_approximate_division<div_full>(table, "div.full");
-  add_f32_row(table, "tanh.approx.f32", lanewise<uint32_t, uint32_t>([](uint32_t a) { return tanh_approx(a); }),
-              1);
+  add_f32_row(table, "tanh.approx.f32",
+              lanewise<uint32_t, uint32_t>([](uint32_t a) { return tanh_approx(a); }), 1);
 }
 
 // ---- signs and classes ----
 
 void add_signs(Table& table) {
-  add_f32_row(table, "abs.f32", lanewise<uint32_t, uint32_t>([](uint32_t a) { return a & ~kSign; }), 1);
+  add_f32_row(table, "abs.f32", lanewise<uint32_t, uint32_t>([](uint32_t a) { return a & ~kSign; }),
+              1);
   add_f32_row(table, "abs.ftz.f32",
               lanewise<uint32_t, uint32_t>([](uint32_t a) { return flush_f32(a) & ~kSign; }), 1);
-  add_f32_row(table, "neg.f32", lanewise<uint32_t, uint32_t>([](uint32_t a) { return a ^ kSign; }), 1);
+  add_f32_row(table, "neg.f32", lanewise<uint32_t, uint32_t>([](uint32_t a) { return a ^ kSign; }),
+              1);
   add_f32_row(table, "neg.ftz.f32",
               lanewise<uint32_t, uint32_t>([](uint32_t a) { return flush_f32(a) ^ kSign; }), 1);
   // The sign of a with the magnitude of b.
-  add_f32_row(table, "copysign.f32", lanewise<uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b) {
-                return (a & kSign) | (b & ~kSign);
-              }),
+  add_f32_row(table, "copysign.f32",
+              lanewise<uint32_t, uint32_t, uint32_t>(
+                  [](uint32_t a, uint32_t b) { return (a & kSign) | (b & ~kSign); }),
               2);
 }
 
@@ -257,7 +286,9 @@ void add_class_test(Table& table, const std::string& name, Handler handler) {
 
 void add_class_tests(Table& table) {
   constexpr uint32_t kInfinity = 0x7F800000u;
-  const auto add = [&](const char* name, auto test) { add_class_test(table, name, lane_test<uint32_t>(test)); };
+  const auto add = [&](const char* name, auto test) {
+    add_class_test(table, name, lane_test<uint32_t>(test));
+  };
   add("finite", [](uint32_t a) { return (a & kInfinity) != kInfinity; });
   add("infinite", [](uint32_t a) { return (a & ~kSign) == kInfinity; });
   add("number", [](uint32_t a) { return !is_nan_f32(a); });
@@ -273,8 +304,10 @@ void add_float_forms(Table& table) {
   add_binary(table, "sub[.rn][.ftz][.sat].f32", [](float a, float b) { return a - b; });
   add_binary(table, "mul[.rn][.ftz][.sat].f32", [](float a, float b) { return a * b; });
   add_binary(table, "div.rn[.ftz].f32", [](float a, float b) { return a / b; });
-  add_ternary(table, "fma.rn[.ftz][.sat].f32", [](float a, float b, float c) { return std::fma(a, b, c); });
-  add_ternary(table, "mad.rn[.ftz][.sat].f32", [](float a, float b, float c) { return std::fma(a, b, c); });
+  add_ternary(table, "fma.rn[.ftz][.sat].f32",
+              [](float a, float b, float c) { return std::fma(a, b, c); });
+  add_ternary(table, "mad.rn[.ftz][.sat].f32",
+              [](float a, float b, float c) { return std::fma(a, b, c); });
   add_unary(table, "rcp.rn[.ftz].f32", [](float a) { return 1.0f / a; });
   add_unary(table, "sqrt.rn[.ftz].f32", [](float a) { return std::sqrt(a); });
   add_directed<add_f32, 2>(table, "add", "[.ftz][.sat].f32");

@@ -1,5 +1,6 @@
-// FP16 and BF16 arithmetic, single values and pairs: each operation rounded once to nearest even, NaN
-// results 0x7FFF. FP16's ex2 and tanh, and BF16's, are the FP64 functions rounded to the format.
+// FP16 and BF16 arithmetic, single values and pairs: each operation rounded once to nearest even,
+// NaN results 0x7FFF. FP16's ex2 and tanh, and BF16's, are the FP64 functions rounded to the
+// format.
 #include <cmath>
 
 #include "emulator/isa/arithmetic.h"
@@ -21,7 +22,9 @@ constexpr int kPropagateNan = 8;
 constexpr int kXorSign = 16;
 
 int read_flags(std::string_view spelling) {
-  const auto has = [&](std::string_view name) { return spelling.find(name) != std::string_view::npos; };
+  const auto has = [&](std::string_view name) {
+    return spelling.find(name) != std::string_view::npos;
+  };
   return (has(".ftz") ? kFlush : 0) | (has(".sat") ? kSaturate : 0) | (has(".relu") ? kRelu : 0) |
          (has(".NaN") ? kPropagateNan : 0) | (has(".xorsign") ? kXorSign : 0);
 }
@@ -129,7 +132,8 @@ Step half_handler(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-void add_half_row(Table& table, const std::string& spelling, Handler handler, Type type, int sources) {
+void add_half_row(Table& table, const std::string& spelling, Handler handler, Type type,
+                  int sources) {
   const int flags = read_flags(spelling);
   table.add(spelling, kClass, [=](Builder& builder) {
     expect_operands(builder, sources + 1);
@@ -145,18 +149,20 @@ void add_half_row(Table& table, const std::string& spelling, Handler handler, Ty
 template <typename Operation, int kSources>
 void add_f16(Table& table, const std::string& pattern) {
   for (const std::string& spelling : spellings(pattern)) {
-    add_half_row(table, spelling + ".f16", half_handler<Operation, false, false, kSources>, Type::kF16, kSources);
-    add_half_row(table, spelling + ".f16x2", half_handler<Operation, false, true, kSources>, Type::kF16x2,
-                 kSources);
+    add_half_row(table, spelling + ".f16", half_handler<Operation, false, false, kSources>,
+                 Type::kF16, kSources);
+    add_half_row(table, spelling + ".f16x2", half_handler<Operation, false, true, kSources>,
+                 Type::kF16x2, kSources);
   }
 }
 
 template <typename Operation, int kSources>
 void add_bf16(Table& table, const std::string& pattern) {
   for (const std::string& spelling : spellings(pattern)) {
-    add_half_row(table, spelling + ".bf16", half_handler<Operation, true, false, kSources>, Type::kBf16, kSources);
-    add_half_row(table, spelling + ".bf16x2", half_handler<Operation, true, true, kSources>, Type::kBf16x2,
-                 kSources);
+    add_half_row(table, spelling + ".bf16", half_handler<Operation, true, false, kSources>,
+                 Type::kBf16, kSources);
+    add_half_row(table, spelling + ".bf16x2", half_handler<Operation, true, true, kSources>,
+                 Type::kBf16x2, kSources);
   }
 }
 

@@ -1,5 +1,5 @@
-// Integer arithmetic. All of it wraps; where PTX leaves a result open (division by zero) it is what the
-// hardware gives: all ones for a quotient, the dividend for a remainder.
+// Integer arithmetic. All of it wraps; where PTX leaves a result open (division by zero) it is what
+// the hardware gives: all ones for a quotient, the dividend for a remainder.
 #include <algorithm>
 #include <limits>
 
@@ -24,16 +24,35 @@ constexpr Type type_of() {
 /// The integer type of twice the width.
 template <typename Value>
 struct Wider;
-template <> struct Wider<uint16_t> { using type = uint32_t; };
-template <> struct Wider<int16_t> { using type = int32_t; };
-template <> struct Wider<uint32_t> { using type = uint64_t; };
-template <> struct Wider<int32_t> { using type = int64_t; };
-template <> struct Wider<uint64_t> { using type = unsigned __int128; };
-template <> struct Wider<int64_t> { using type = __int128; };
+template <>
+struct Wider<uint16_t> {
+  using type = uint32_t;
+};
+template <>
+struct Wider<int16_t> {
+  using type = int32_t;
+};
+template <>
+struct Wider<uint32_t> {
+  using type = uint64_t;
+};
+template <>
+struct Wider<int32_t> {
+  using type = int64_t;
+};
+template <>
+struct Wider<uint64_t> {
+  using type = unsigned __int128;
+};
+template <>
+struct Wider<int64_t> {
+  using type = __int128;
+};
 template <typename Value>
 using WiderOf = typename Wider<Value>::type;
 
-/// Where sums and products are formed: unsigned, and no narrower than int, so that nothing overflows.
+/// Where sums and products are formed: unsigned, and no narrower than int, so that nothing
+/// overflows.
 template <typename Value>
 using Ring = std::conditional_t<sizeof(Value) == 8, uint64_t, uint32_t>;
 
@@ -71,7 +90,8 @@ template <typename Value>
 Value sum_of_difference(Value a, Value b, Value c) {
   const auto wide_a = static_cast<Ring<Value>>(a);
   const auto wide_b = static_cast<Ring<Value>>(b);
-  return static_cast<Value>((a < b ? wide_b - wide_a : wide_a - wide_b) + static_cast<Ring<Value>>(c));
+  return static_cast<Value>((a < b ? wide_b - wide_a : wide_a - wide_b) +
+                            static_cast<Ring<Value>>(c));
 }
 
 int32_t saturate(int64_t value) {
@@ -81,22 +101,21 @@ int32_t saturate(int64_t value) {
 template <typename Value, typename Operation>
 void add_unary(Table& table, const std::string& name, Operation operation) {
   const Type type = type_of<Value>();
-  add_row(table, name + dotted(type), kClass, lanewise<Value, Value>(operation),
-          type, {type});
+  add_row(table, name + dotted(type), kClass, lanewise<Value, Value>(operation), type, {type});
 }
 
 template <typename Value, typename Operation>
 void add_binary(Table& table, const std::string& name, Operation operation) {
   const Type type = type_of<Value>();
-  add_row(table, name + dotted(type), kClass,
-          lanewise<Value, Value, Value>(operation), type, {type, type});
+  add_row(table, name + dotted(type), kClass, lanewise<Value, Value, Value>(operation), type,
+          {type, type});
 }
 
 template <typename Value, typename Operation>
 void add_ternary(Table& table, const std::string& name, Operation operation) {
   const Type type = type_of<Value>();
-  add_row(table, name + dotted(type), kClass,
-          lanewise<Value, Value, Value, Value>(operation), type, {type, type, type});
+  add_row(table, name + dotted(type), kClass, lanewise<Value, Value, Value, Value>(operation), type,
+          {type, type, type});
 }
 
 /// The forms that exist for every integer type.
@@ -143,13 +162,14 @@ void add_wide(Table& table) {
             return static_cast<Wide>(static_cast<Wide>(a) * static_cast<Wide>(b));
           }),
           wide, {type, type});
-  add_row(table, "mad" + suffix, kClass,
-          lanewise<Wide, Value, Value, Wide>([](Value a, Value b, Wide c) {
-            using Wrap = std::make_unsigned_t<Wide>;
-            return static_cast<Wide>(static_cast<Wrap>(static_cast<Wide>(a) * static_cast<Wide>(b)) +
-                                     static_cast<Wrap>(c));
-          }),
-          wide, {type, type, wide});
+  add_row(
+      table, "mad" + suffix, kClass,
+      lanewise<Wide, Value, Value, Wide>([](Value a, Value b, Wide c) {
+        using Wrap = std::make_unsigned_t<Wide>;
+        return static_cast<Wide>(static_cast<Wrap>(static_cast<Wide>(a) * static_cast<Wide>(b)) +
+                                 static_cast<Wrap>(c));
+      }),
+      wide, {type, type, wide});
 }
 
 /// The product of the lower 24 bits.
@@ -171,13 +191,16 @@ void add_24_bit(Table& table) {
     return static_cast<Value>(static_cast<uint32_t>(product_24(a, b)) + static_cast<uint32_t>(c));
   });
   add_ternary<Value>(table, "mad24.hi", [](Value a, Value b, Value c) {
-    return static_cast<Value>(static_cast<uint32_t>(product_24(a, b) >> 16) + static_cast<uint32_t>(c));
+    return static_cast<Value>(static_cast<uint32_t>(product_24(a, b) >> 16) +
+                              static_cast<uint32_t>(c));
   });
 }
 
 void add_saturating(Table& table) {
-  add_binary<int32_t>(table, "add.sat", [](int32_t a, int32_t b) { return saturate(int64_t{a} + b); });
-  add_binary<int32_t>(table, "sub.sat", [](int32_t a, int32_t b) { return saturate(int64_t{a} - b); });
+  add_binary<int32_t>(table, "add.sat",
+                      [](int32_t a, int32_t b) { return saturate(int64_t{a} + b); });
+  add_binary<int32_t>(table, "sub.sat",
+                      [](int32_t a, int32_t b) { return saturate(int64_t{a} - b); });
   add_ternary<int32_t>(table, "mad.hi.sat", [](int32_t a, int32_t b, int32_t c) {
     return saturate(int64_t{multiply_high(a, b)} + c);
   });
@@ -204,9 +227,8 @@ void add_pairs(Table& table, const std::string& suffix) {
   const auto add = [&](const std::string& name, auto operation) {
     using Operation = decltype(operation);
     add_row(table, name + suffix, kClass,
-            lanewise<uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b) {
-              return pairwise<Half>(a, b, Operation{});
-            }),
+            lanewise<uint32_t, uint32_t, uint32_t>(
+                [](uint32_t a, uint32_t b) { return pairwise<Half>(a, b, Operation{}); }),
             Type::kB32, {Type::kB32, Type::kB32});
   };
   add("add", [](int a, int b) { return a + b; });
@@ -217,14 +239,16 @@ void add_pairs(Table& table, const std::string& suffix) {
   add("max.relu", [](int a, int b) { return std::max(std::max(a, b), 0); });
 }
 
-/// dp4a: four products of bytes; dp2a: two products of a 16-bit half and a byte of b's lower or upper half.
+/// dp4a: four products of bytes; dp2a: two products of a 16-bit half and a byte of b's lower or
+/// upper half.
 template <typename A, typename B>
 void add_dot_products(Table& table, const std::string& types) {
   const auto add = [&](const std::string& name, Handler handler) {
     add_row(table, name + types, kClass, handler, Type::kB32, {Type::kB32, Type::kB32, Type::kB32});
   };
   using Half = std::conditional_t<std::is_signed_v<A>, int16_t, uint16_t>;
-  add("dp4a", lanewise<uint32_t, uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b, uint32_t c) {
+  add("dp4a",
+      lanewise<uint32_t, uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b, uint32_t c) {
         for (int i = 0; i < 32; i += 8) {
           c += static_cast<uint32_t>(static_cast<A>(a >> i) * static_cast<B>(b >> i));
         }

@@ -1,9 +1,10 @@
-// Comparisons and the selections that go with them: setp, set, selp, slct.
+// Comparisons: setp and set.
 //
 // An unordered comparison (equ, ltu, ...) holds where an operand is NaN, an ordered one does not.
 #include <cmath>
 
 #include "emulator/isa/lanewise.h"
+#include "emulator/isa/select.h"
 #include "emulator/numerics/convert.h"
 
 namespace pykernels::emulator {
@@ -21,21 +22,91 @@ constexpr uint16_t kNegated = 4;  // the predicate that is combined
 constexpr int kSecondResult = 3;
 constexpr int kCombined = 4;
 
-struct Equal { template <typename T> bool operator()(T a, T b) const { return a == b; } };
-struct NotEqual { template <typename T> bool operator()(T a, T b) const { return a != b; } };
-struct Less { template <typename T> bool operator()(T a, T b) const { return a < b; } };
-struct LessEqual { template <typename T> bool operator()(T a, T b) const { return a <= b; } };
-struct Greater { template <typename T> bool operator()(T a, T b) const { return a > b; } };
-struct GreaterEqual { template <typename T> bool operator()(T a, T b) const { return a >= b; } };
+struct Equal {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a == b;
+  }
+};
+struct NotEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a != b;
+  }
+};
+struct Less {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a < b;
+  }
+};
+struct LessEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a <= b;
+  }
+};
+struct Greater {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a > b;
+  }
+};
+struct GreaterEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a >= b;
+  }
+};
 // Ordered "not equal" and the unordered rest.
-struct OrderedNotEqual { template <typename T> bool operator()(T a, T b) const { return a < b || a > b; } };
-struct UnorderedEqual { template <typename T> bool operator()(T a, T b) const { return !(a < b || a > b); } };
-struct UnorderedLess { template <typename T> bool operator()(T a, T b) const { return !(a >= b); } };
-struct UnorderedLessEqual { template <typename T> bool operator()(T a, T b) const { return !(a > b); } };
-struct UnorderedGreater { template <typename T> bool operator()(T a, T b) const { return !(a <= b); } };
-struct UnorderedGreaterEqual { template <typename T> bool operator()(T a, T b) const { return !(a < b); } };
-struct Numbers { template <typename T> bool operator()(T a, T b) const { return a == a && b == b; } };
-struct NotNumbers { template <typename T> bool operator()(T a, T b) const { return a != a || b != b; } };
+struct OrderedNotEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a < b || a > b;
+  }
+};
+struct UnorderedEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return !(a < b || a > b);
+  }
+};
+struct UnorderedLess {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return !(a >= b);
+  }
+};
+struct UnorderedLessEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return !(a > b);
+  }
+};
+struct UnorderedGreater {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return !(a <= b);
+  }
+};
+struct UnorderedGreaterEqual {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return !(a < b);
+  }
+};
+struct Numbers {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a == a && b == b;
+  }
+};
+struct NotNumbers {
+  template <typename T>
+  bool operator()(T a, T b) const {
+    return a != a || b != b;
+  }
+};
 
 // What the lanes of a source hold.
 template <typename Value>
@@ -140,7 +211,8 @@ Step set_pair(Warp& warp, const Instruction& inst, LaneMask active) {
   const auto one = static_cast<uint32_t>(inst.immediate);
   uint32_t* result = warp.lanes<uint32_t>(inst.operands[0]);
   for_lanes(active, [&](int lane) {
-    result[lane] = ((lower >> lane & 1) != 0 ? one : 0) | ((upper >> lane & 1) != 0 ? one << 16 : 0);
+    result[lane] =
+        ((lower >> lane & 1) != 0 ? one : 0) | ((upper >> lane & 1) != 0 ? one << 16 : 0);
   });
   return Step::kNext;
 }
@@ -191,26 +263,42 @@ Handlers of_float(std::string_view name) {
   if (name == "geu") return Of::template get<UnorderedGreaterEqual>();
   if (name == "num") return Of::template get<Numbers>();
   if (name == "nan") return Of::template get<NotNumbers>();
-  return name == "lo" || name == "ls" || name == "hi" || name == "hs" ? Handlers() : ordered<Of>(name);
+  return name == "lo" || name == "ls" || name == "hi" || name == "hs" ? Handlers()
+                                                                      : ordered<Of>(name);
 }
 
 Handlers find_handlers(std::string_view compare, Type type, bool flush) {
   switch (type) {
-    case Type::kB16: case Type::kU16: return ordered<OfSource<Plain<uint16_t>>>(compare);
-    case Type::kS16: return ordered<OfSource<Plain<int16_t>>>(compare);
-    case Type::kB32: case Type::kU32: return ordered<OfSource<Plain<uint32_t>>>(compare);
-    case Type::kS32: return ordered<OfSource<Plain<int32_t>>>(compare);
-    case Type::kB64: case Type::kU64: return ordered<OfSource<Plain<uint64_t>>>(compare);
-    case Type::kS64: return ordered<OfSource<Plain<int64_t>>>(compare);
+    case Type::kB16:
+    case Type::kU16:
+      return ordered<OfSource<Plain<uint16_t>>>(compare);
+    case Type::kS16:
+      return ordered<OfSource<Plain<int16_t>>>(compare);
+    case Type::kB32:
+    case Type::kU32:
+      return ordered<OfSource<Plain<uint32_t>>>(compare);
+    case Type::kS32:
+      return ordered<OfSource<Plain<int32_t>>>(compare);
+    case Type::kB64:
+    case Type::kU64:
+      return ordered<OfSource<Plain<uint64_t>>>(compare);
+    case Type::kS64:
+      return ordered<OfSource<Plain<int64_t>>>(compare);
     case Type::kF32:
-      return flush ? of_float<OfSource<FlushedF32>>(compare) : of_float<OfSource<Plain<float>>>(compare);
-    case Type::kF64: return of_float<OfSource<Plain<double>>>(compare);
+      return flush ? of_float<OfSource<FlushedF32>>(compare)
+                   : of_float<OfSource<Plain<float>>>(compare);
+    case Type::kF64:
+      return of_float<OfSource<Plain<double>>>(compare);
     case Type::kF16:
       return flush ? of_float<OfSource<FlushedF16>>(compare) : of_float<OfSource<F16>>(compare);
-    case Type::kBf16: return of_float<OfSource<Bf16>>(compare);
-    case Type::kF16x2: return flush ? of_float<OfPair<FlushedF16>>(compare) : of_float<OfPair<F16>>(compare);
-    case Type::kBf16x2: return of_float<OfPair<Bf16>>(compare);
-    default: return {};
+    case Type::kBf16:
+      return of_float<OfSource<Bf16>>(compare);
+    case Type::kF16x2:
+      return flush ? of_float<OfPair<FlushedF16>>(compare) : of_float<OfPair<F16>>(compare);
+    case Type::kBf16x2:
+      return of_float<OfPair<Bf16>>(compare);
+    default:
+      return {};
   }
 }
 
@@ -262,8 +350,7 @@ void build_sources(Builder& builder, const Modifiers& modifiers, Type type) {
 void build_setp(Builder& builder) {
   const Modifiers modifiers = read_modifiers(builder);
   if (modifiers.types.size() != 1) builder.fail("setp takes one type");
-  const Handlers handlers =
-      find_handlers(modifiers.compare, modifiers.types[0], modifiers.flush);
+  const Handlers handlers = find_handlers(modifiers.compare, modifiers.types[0], modifiers.flush);
   if (handlers.setp == nullptr) builder.fail("unknown form of setp");
   build_sources(builder, modifiers, modifiers.types[0]);
   Instruction& inst = builder.instruction();
@@ -281,14 +368,24 @@ void build_setp(Builder& builder) {
 int64_t value_of_true(Type type, Type compared) {
   const bool pairs = compared == Type::kF16x2 || compared == Type::kBf16x2;
   switch (type) {
-    case Type::kU32: case Type::kS32: return pairs ? 0xffff : 0xffffffff;
-    case Type::kU16: case Type::kS16: return 0xffff;
-    case Type::kF32: return 0x3f800000;
-    case Type::kF16: return 0x3c00;
-    case Type::kBf16: return 0x3f80;
-    case Type::kF16x2: return pairs ? 0x3c00 : 0;
-    case Type::kBf16x2: return pairs ? 0x3f80 : 0;
-    default: return 0;
+    case Type::kU32:
+    case Type::kS32:
+      return pairs ? 0xffff : 0xffffffff;
+    case Type::kU16:
+    case Type::kS16:
+      return 0xffff;
+    case Type::kF32:
+      return 0x3f800000;
+    case Type::kF16:
+      return 0x3c00;
+    case Type::kBf16:
+      return 0x3f80;
+    case Type::kF16x2:
+      return pairs ? 0x3c00 : 0;
+    case Type::kBf16x2:
+      return pairs ? 0x3f80 : 0;
+    default:
+      return 0;
   }
 }
 
@@ -306,75 +403,12 @@ void build_set(Builder& builder) {
   inst.handler = handlers.set;
 }
 
-/// selp: a where the predicate holds, else b.
-template <typename Lane>
-Step selp(Warp& warp, const Instruction& inst, LaneMask active) {
-  LaneMask choice = warp.mask(inst.operands[3]);
-  if ((inst.variant & kNegated) != 0) choice = ~choice;
-  Lane* result = warp.lanes<Lane>(inst.operands[0]);
-  const Lane* a = warp.lanes<Lane>(inst.operands[1]);
-  const Lane* b = warp.lanes<Lane>(inst.operands[2]);
-  if (active == kFullMask) {
-#pragma GCC ivdep
-    for (int lane = 0; lane < kWarpSize; ++lane) {
-      const Lane chosen = a[lane];
-      const Lane other = b[lane];
-      result[lane] = (choice & kLaneBits.of[lane]) != 0 ? chosen : other;
-    }
-    return Step::kNext;
-  }
-  for_lanes(active, [&](int lane) { result[lane] = (choice >> lane & 1) != 0 ? a[lane] : b[lane]; });
-  return Step::kNext;
-}
-
-void add_selp(Table& table, Type type) {
-  table.add("selp" + dotted(type), kClass, [type](Builder& builder) {
-    expect_operands(builder, 4);
-    const std::vector<Operand>& operands = builder.statement().operands;
-    Instruction& inst = builder.instruction();
-    inst.operands[1] = builder.source(operands[1], type);
-    inst.operands[2] = builder.source(operands[2], type);
-    bool negated = false;
-    inst.operands[3] = builder.predicate(operands[3], &negated);
-    inst.variant = negated ? kNegated : 0;
-    inst.operands[0] = result(builder, operands[0], type);
-    inst.handler = type_bits(type) == 64 ? &selp<uint64_t> : &selp<uint32_t>;
-  });
-}
-
-/// slct: a where c >= 0, else b; -0 counts as zero and NaN chooses b.
-template <typename Lane>
-void add_slct(Table& table, Type type) {
-  add_row(table, "slct" + dotted(type) + ".s32", kClass,
-          lanewise<Lane, Lane, Lane, int32_t>([](Lane a, Lane b, int32_t c) { return c >= 0 ? a : b; }),
-          type, {type, type, Type::kS32});
-  const Handler by_float =
-      lanewise<Lane, Lane, Lane, float>([](Lane a, Lane b, float c) { return c >= 0 ? a : b; });
-  const Handler by_flushed =
-      lanewise<Lane, Lane, Lane, uint32_t>([](Lane a, Lane b, uint32_t c) {
-        return std::bit_cast<float>(flush_f32(c)) >= 0 ? a : b;
-      });
-  add_row(table, "slct" + dotted(type) + ".f32", kClass, by_float, type, {type, type, Type::kF32});
-  add_row(table, "slct.ftz" + dotted(type) + ".f32", kClass, by_flushed, type,
-          {type, type, Type::kF32});
-}
-
 }  // namespace
 
 void add_compare_forms(Table& table) {
   table.add("setp.*", kClass, build_setp);
   table.add("set.*", kClass, build_set);
-  for (const Type type : {Type::kB16, Type::kU16, Type::kS16, Type::kB32, Type::kU32, Type::kS32, Type::kF32,
-                          Type::kB64, Type::kU64, Type::kS64, Type::kF64}) {
-    add_selp(table, type);
-  }
-  for (const Type type : {Type::kB16, Type::kU16, Type::kS16, Type::kB32, Type::kU32, Type::kS32,
-                          Type::kF32}) {
-    add_slct<uint32_t>(table, type);
-  }
-  for (const Type type : {Type::kB64, Type::kU64, Type::kS64, Type::kF64}) {
-    add_slct<uint64_t>(table, type);
-  }
+  add_select_forms(table);
 }
 
 }  // namespace pykernels::emulator

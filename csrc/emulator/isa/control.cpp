@@ -1,7 +1,9 @@
-// Control flow, the end of threads, traps, printing, and the rows of the machine's own control instructions.
+// Control flow, the end of threads, traps, printing, and the rows of the machine's own control
+// instructions.
+#include "emulator/machine/control.h"
+
 #include "emulator/isa/lanewise.h"
 #include "emulator/isa/print.h"
-#include "emulator/machine/control.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
@@ -76,7 +78,8 @@ void build_nanosleep(Builder& builder) {
   inst.handler = nanosleep;
 }
 
-/// call.vprintf result, format, arguments: what the resolver makes of `call (result), vprintf, (...)`.
+/// call.vprintf result, format, arguments: what the resolver makes of `call (result), vprintf,
+/// (...)`.
 void build_vprintf(Builder& builder) {
   expect_operands(builder, 3);
   const std::vector<Operand>& operands = builder.statement().operands;

@@ -26,8 +26,8 @@ Slot predicate_result(Builder& builder, const Operand& operand) {
   return builder.destination(operand, Type::kPred);
 }
 
-void add_row(Table& table, std::string_view spelling, InstructionClass instruction_class, Handler handler,
-             Type destination, std::initializer_list<Type> sources) {
+void add_row(Table& table, std::string_view spelling, InstructionClass instruction_class,
+             Handler handler, Type destination, std::initializer_list<Type> sources) {
   table.add(spelling, instruction_class,
             [handler, destination, types = std::vector<Type>(sources)](Builder& builder) {
               expect_operands(builder, static_cast<int>(types.size()) + 1);

@@ -1,9 +1,9 @@
-// What the families of register instructions share: operations written for one lane become handlers for
-// 32, and rows of the table.
+// What the families of register instructions share: operations written for one lane become handlers
+// for 32, and rows of the table.
 //
-// A result takes the place of a source exactly or not at all (the resolver lets registers share a slot
-// only where they are never named by one instruction), so the loops below have no dependence between
-// lanes and the compiler makes vector code of them.
+// A result takes the place of a source exactly or not at all (the resolver lets registers share a
+// slot only where they are never named by one instruction), so the loops below have no dependence
+// between lanes and the compiler makes vector code of them.
 #pragma once
 
 #include <bit>
@@ -41,7 +41,8 @@ inline LaneOf<Value> to_lane(Value value) {
   }
 }
 
-/// Bit `lane` of a predicate, for loops over lanes (a table vectorises, a shift by the index less so).
+/// Bit `lane` of a predicate, for loops over lanes (a table vectorises, a shift by the index less
+/// so).
 struct LaneBits {
   LaneMask of[kWarpSize];
 };
@@ -77,7 +78,8 @@ Step lanewise_handler(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// The handler of an operation given as a lambda of values: lanewise<float, float, float>([](float a, float b) ...).
+/// The handler of an operation given as a lambda of values: lanewise<float, float, float>([](float
+/// a, float b) ...).
 template <typename Result, typename... Sources, typename Operation>
 constexpr Handler lanewise(Operation) {
   return &lanewise_handler<Operation, Result, Sources...>;
@@ -124,8 +126,8 @@ Slot result(Builder& builder, const Operand& operand, Type type);
 Slot predicate_result(Builder& builder, const Operand& operand);
 
 /// A row with one destination and sources of these types, in slots 0, 1, ...
-void add_row(Table& table, std::string_view spelling, InstructionClass instruction_class, Handler handler,
-             Type destination, std::initializer_list<Type> sources);
+void add_row(Table& table, std::string_view spelling, InstructionClass instruction_class,
+             Handler handler, Type destination, std::initializer_list<Type> sources);
 
 /// Every spelling out of `spelling` with each [choice] of dotted modifiers present and absent:
 /// "add[.rn][.ftz].f32" gives four.

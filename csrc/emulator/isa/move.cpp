@@ -218,9 +218,11 @@ void build_predicate_move(Builder& builder) {
 }  // namespace
 
 void add_move_forms(Table& table) {
-  for (const Type type : {Type::kB16, Type::kU16, Type::kS16, Type::kB32, Type::kU32, Type::kS32, Type::kF32,
-                          Type::kB64, Type::kU64, Type::kS64, Type::kF64, Type::kB128}) {
-    table.add("mov" + dotted(type), kClass, [type](Builder& builder) { build_move(builder, type); });
+  for (const Type type :
+       {Type::kB16, Type::kU16, Type::kS16, Type::kB32, Type::kU32, Type::kS32, Type::kF32,
+        Type::kB64, Type::kU64, Type::kS64, Type::kF64, Type::kB128}) {
+    table.add("mov" + dotted(type), kClass,
+              [type](Builder& builder) { build_move(builder, type); });
   }
   table.add("mov.pred", kClass, build_predicate_move);
 }

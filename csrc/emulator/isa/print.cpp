@@ -22,8 +22,8 @@ PrintSink print_sink = [](const std::string& text) {
 std::string read_string(Warp& warp, uint64_t address, int lane) {
   std::string text;
   while (text.size() < kMaxString) {
-    const char c = static_cast<char>(
-        *resolve(warp, Space::kGeneric, address++, 1, AccessKind::kRead, lane));
+    const char c =
+        static_cast<char>(*resolve(warp, Space::kGeneric, address++, 1, AccessKind::kRead, lane));
     if (c == '\0') break;
     text += c;
   }
@@ -33,14 +33,17 @@ std::string read_string(Warp& warp, uint64_t address, int lane) {
 /// Arguments of vprintf lie one after the other, each aligned to its size.
 class ArgumentReader {
  public:
-  ArgumentReader(Warp& warp, uint64_t address, int lane) : warp_(warp), base_(address), lane_(lane) {}
+  ArgumentReader(Warp& warp, uint64_t address, int lane)
+      : warp_(warp), base_(address), lane_(lane) {}
 
   template <typename Value>
   Value next() {
     offset_ = (offset_ + sizeof(Value) - 1) / sizeof(Value) * sizeof(Value);
     Value value;
-    std::memcpy(&value, resolve(warp_, Space::kGeneric, base_ + offset_, sizeof(Value), AccessKind::kRead, lane_),
-                sizeof(Value));
+    std::memcpy(
+        &value,
+        resolve(warp_, Space::kGeneric, base_ + offset_, sizeof(Value), AccessKind::kRead, lane_),
+        sizeof(Value));
     offset_ += sizeof(Value);
     return value;
   }
@@ -63,28 +66,44 @@ std::string format_one(const std::string& specification, Value value) {
 std::string format_argument(Warp& warp, const std::string& flags, bool is_long, char conversion,
                             ArgumentReader& arguments, int lane) {
   switch (conversion) {
-    case 'd': case 'i': {
+    case 'd':
+    case 'i': {
       const long long value = is_long ? arguments.next<int64_t>() : arguments.next<int32_t>();
       return format_one(flags + "ll" + conversion, value);
     }
-    case 'u': case 'x': case 'X': case 'o': {
-      const unsigned long long value = is_long ? arguments.next<uint64_t>() : arguments.next<uint32_t>();
+    case 'u':
+    case 'x':
+    case 'X':
+    case 'o': {
+      const unsigned long long value =
+          is_long ? arguments.next<uint64_t>() : arguments.next<uint32_t>();
       return format_one(flags + "ll" + conversion, value);
     }
-    case 'c': return format_one(flags + conversion, arguments.next<int32_t>());
-    case 'p': return format_one(flags + conversion, reinterpret_cast<void*>(arguments.next<uint64_t>()));
+    case 'c':
+      return format_one(flags + conversion, arguments.next<int32_t>());
+    case 'p':
+      return format_one(flags + conversion, reinterpret_cast<void*>(arguments.next<uint64_t>()));
     case 's': {
       const std::string text = read_string(warp, arguments.next<uint64_t>(), lane);
       return format_one(flags + conversion, text.c_str());
     }
-    case 'f': case 'F': case 'e': case 'E': case 'g': case 'G': case 'a': case 'A':
+    case 'f':
+    case 'F':
+    case 'e':
+    case 'E':
+    case 'g':
+    case 'G':
+    case 'a':
+    case 'A':
       return format_one(flags + conversion, arguments.next<double>());
-    default: return flags + conversion;
+    default:
+      return flags + conversion;
   }
 }
 
 /// `format` with the arguments put in; *count: how many there were.
-std::string format_text(Warp& warp, const std::string& format, ArgumentReader arguments, int lane, uint32_t* count) {
+std::string format_text(Warp& warp, const std::string& format, ArgumentReader arguments, int lane,
+                        uint32_t* count) {
   std::string text;
   *count = 0;
   for (size_t i = 0; i < format.size(); ++i) {
@@ -97,7 +116,8 @@ std::string format_text(Warp& warp, const std::string& format, ArgumentReader ar
       continue;
     }
     std::string flags = "%";
-    while (i + 1 < format.size() && std::strchr("-+ #0123456789.*", format[i + 1]) != nullptr && flags.size() < 16) {
+    while (i + 1 < format.size() && std::strchr("-+ #0123456789.*", format[i + 1]) != nullptr &&
+           flags.size() < 16) {
       const char c = format[++i];
       flags += c == '*' ? std::to_string(arguments.next<int32_t>()) : std::string(1, c);
     }
@@ -125,8 +145,8 @@ Step print_formatted(Warp& warp, const Instruction& inst, LaneMask active) {
   uint32_t* results = warp.lanes<uint32_t>(inst.operands[0]);
   for_lanes(active, [&](int lane) {
     const std::string format = read_string(warp, formats[lane], lane);
-    const std::string text =
-        format_text(warp, format, ArgumentReader(warp, arguments[lane], lane), lane, &results[lane]);
+    const std::string text = format_text(warp, format, ArgumentReader(warp, arguments[lane], lane),
+                                         lane, &results[lane]);
     const std::lock_guard lock(sink_mutex);
     print_sink(text);
   });
@@ -140,8 +160,8 @@ Step fail_assertion(Warp& warp, const Instruction& inst, LaneMask active) {
   };
   const uint32_t line = warp.lanes<uint32_t>(inst.operands[2])[lane];
   warp.machine().fail("trap",
-                      text(1) + ":" + std::to_string(line) + ": " + text(3) + ": assertion `" + text(0) +
-                          "` failed",
+                      text(1) + ":" + std::to_string(line) + ": " + text(3) + ": assertion `" +
+                          text(0) + "` failed",
                       warp, inst, lane);
 }
 

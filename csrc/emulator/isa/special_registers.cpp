@@ -9,7 +9,7 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr uint32_t kWarpsPerSm = 64;           // sm_90
+constexpr uint32_t kWarpsPerSm = 64;             // sm_90
 constexpr uint32_t kReservedSharedBytes = 1024;  // that CUDA keeps of each CTA's shared memory
 
 const MachineLaunch& launch(Warp& warp) { return warp.cta().grid->launch; }
@@ -33,25 +33,39 @@ uint64_t thread_index(Warp& warp, int lane) {
 }
 
 template <int kAxis>
-uint64_t block_size(Warp& warp) { return component<kAxis>(launch(warp).block); }
+uint64_t block_size(Warp& warp) {
+  return component<kAxis>(launch(warp).block);
+}
 
 template <int kAxis>
-uint64_t block_index(Warp& warp) { return warp.cta().ctaid[kAxis]; }
+uint64_t block_index(Warp& warp) {
+  return warp.cta().ctaid[kAxis];
+}
 
 template <int kAxis>
-uint64_t grid_size(Warp& warp) { return component<kAxis>(launch(warp).grid); }
+uint64_t grid_size(Warp& warp) {
+  return component<kAxis>(launch(warp).grid);
+}
 
 template <int kAxis>
-uint64_t cluster_size(Warp& warp) { return component<kAxis>(launch(warp).cluster); }
+uint64_t cluster_size(Warp& warp) {
+  return component<kAxis>(launch(warp).cluster);
+}
 
 template <int kAxis>
-uint64_t cluster_index(Warp& warp) { return warp.cta().ctaid[kAxis] / component<kAxis>(launch(warp).cluster); }
+uint64_t cluster_index(Warp& warp) {
+  return warp.cta().ctaid[kAxis] / component<kAxis>(launch(warp).cluster);
+}
 
 template <int kAxis>
-uint64_t num_clusters(Warp& warp) { return grid_size<kAxis>(warp) / cluster_size<kAxis>(warp); }
+uint64_t num_clusters(Warp& warp) {
+  return grid_size<kAxis>(warp) / cluster_size<kAxis>(warp);
+}
 
 template <int kAxis>
-uint64_t index_in_cluster(Warp& warp) { return warp.cta().ctaid[kAxis] % cluster_size<kAxis>(warp); }
+uint64_t index_in_cluster(Warp& warp) {
+  return warp.cta().ctaid[kAxis] % cluster_size<kAxis>(warp);
+}
 
 uint64_t linear_block_index(Warp& warp) {
   return block_index<0>(warp) +
@@ -107,32 +121,62 @@ void add_axis(Entries& entries, const std::string& axis) {
 }
 
 void add_lane_masks(Entries& entries) {
-  entries.emplace_back("%laneid", by_lane<[](Warp&, int lane) { return static_cast<uint64_t>(lane); }>());
-  entries.emplace_back("%lanemask_eq", by_lane<[](Warp&, int lane) { return uint64_t{1} << lane; }>());
-  entries.emplace_back("%lanemask_lt", by_lane<[](Warp&, int lane) { return (uint64_t{1} << lane) - 1; }>());
-  entries.emplace_back("%lanemask_le", by_lane<[](Warp&, int lane) { return (uint64_t{2} << lane) - 1; }>());
-  entries.emplace_back("%lanemask_gt", by_lane<[](Warp&, int lane) { return uint64_t{kFullMask} & ~((uint64_t{2} << lane) - 1); }>());
-  entries.emplace_back("%lanemask_ge", by_lane<[](Warp&, int lane) { return uint64_t{kFullMask} & ~((uint64_t{1} << lane) - 1); }>());
+  entries.emplace_back("%laneid",
+                       by_lane<[](Warp&, int lane) { return static_cast<uint64_t>(lane); }>());
+  entries.emplace_back("%lanemask_eq",
+                       by_lane<[](Warp&, int lane) { return uint64_t{1} << lane; }>());
+  entries.emplace_back("%lanemask_lt",
+                       by_lane<[](Warp&, int lane) { return (uint64_t{1} << lane) - 1; }>());
+  entries.emplace_back("%lanemask_le",
+                       by_lane<[](Warp&, int lane) { return (uint64_t{2} << lane) - 1; }>());
+  entries.emplace_back("%lanemask_gt", by_lane<[](Warp&, int lane) {
+                         return uint64_t{kFullMask} & ~((uint64_t{2} << lane) - 1);
+                       }>());
+  entries.emplace_back("%lanemask_ge", by_lane<[](Warp&, int lane) {
+                         return uint64_t{kFullMask} & ~((uint64_t{1} << lane) - 1);
+                       }>());
 }
 
 /// CTAs have no fixed SM here: %smid spreads them by their index, so that it stays below %nsmid.
 void add_places(Entries& entries) {
-  entries.emplace_back("%warpid", uniform<[](Warp& warp) { return static_cast<uint64_t>(warp.index()); }>());
+  entries.emplace_back("%warpid",
+                       uniform<[](Warp& warp) { return static_cast<uint64_t>(warp.index()); }>());
   entries.emplace_back("%nwarpid", uniform<[](Warp&) { return uint64_t{kWarpsPerSm}; }>());
   entries.emplace_back("%smid", uniform<[](Warp& warp) {
-    return linear_block_index(warp) % static_cast<uint64_t>(warp.machine().options().num_sms);
-  }>());
-  entries.emplace_back("%nsmid", uniform<[](Warp& warp) { return static_cast<uint64_t>(warp.machine().options().num_sms); }>());
-  entries.emplace_back("%gridid", uniform<[](Warp& warp) { return static_cast<uint64_t>(warp.cta().grid->index); }>());
-  entries.emplace_back("%cluster_ctarank", uniform<[](Warp& warp) { return uint64_t{warp.cta().rank}; }>());
-  entries.emplace_back("%cluster_nctarank", uniform<[](Warp& warp) { return volume(launch(warp).cluster); }>());
-  entries.emplace_back("%is_explicit_cluster", uniform<[](Warp& warp) { return static_cast<uint64_t>(volume(launch(warp).cluster) != 1); }>());
-  entries.emplace_back("%dynamic_smem_size", uniform<[](Warp& warp) { return uint64_t{launch(warp).dynamic_shared_bytes}; }>());
-  entries.emplace_back("%total_smem_size", uniform<[](Warp& warp) { return static_shared(warp) + launch(warp).dynamic_shared_bytes; }>());
-  entries.emplace_back("%aggr_smem_size", uniform<[](Warp& warp) { return static_shared(warp) + launch(warp).dynamic_shared_bytes; }>());
-  entries.emplace_back("%reserved_smem_offset_begin", uniform<[](Warp&) { return uint64_t{0}; }>());
-  entries.emplace_back("%reserved_smem_offset_cap", uniform<[](Warp&) { return uint64_t{kReservedSharedBytes}; }>());
-  entries.emplace_back("%reserved_smem_offset_end", uniform<[](Warp&) { return uint64_t{kReservedSharedBytes}; }>());
+                         return linear_block_index(warp) %
+                                static_cast<uint64_t>(warp.machine().options().num_sms);
+                       }>());
+  entries.emplace_back("%nsmid", uniform<[](Warp& warp) {
+                         return static_cast<uint64_t>(warp.machine().options().num_sms);
+                       }>());
+  entries.emplace_back(
+      "%gridid",
+      uniform<[](Warp& warp) { return static_cast<uint64_t>(warp.cta().grid->index); }>());
+  entries.emplace_back("%cluster_ctarank",
+                       uniform<[](Warp& warp) { return uint64_t{warp.cta().rank}; }>());
+  entries.emplace_back("%cluster_nctarank",
+                       uniform<[](Warp& warp) { return volume(launch(warp).cluster); }>());
+  entries.emplace_back("%is_explicit_cluster", uniform<[](Warp& warp) {
+                         return static_cast<uint64_t>(volume(launch(warp).cluster) != 1);
+                       }>());
+  entries.emplace_back(
+      "%dynamic_smem_size",
+      uniform<[](Warp& warp) { return uint64_t{launch(warp).dynamic_shared_bytes}; }>());
+  entries.emplace_back("%total_smem_size", uniform<[](Warp& warp) {
+                         return static_shared(warp) + launch(warp).dynamic_shared_bytes;
+                       }>());
+  entries.emplace_back("%aggr_smem_size", uniform<[](Warp& warp) {
+                         return static_shared(warp) + launch(warp).dynamic_shared_bytes;
+                       }>());
+  // CUDA's reserved part is no memory of the emulator: it starts at 0 and no address lies in it.
+  for (const char* name : {"begin", "0", "1"}) {
+    entries.emplace_back("%reserved_smem_offset_" + std::string(name),
+                         uniform<[](Warp&) { return uint64_t{0}; }>());
+  }
+  for (const char* name : {"cap", "end"}) {
+    entries.emplace_back("%reserved_smem_offset_" + std::string(name),
+                         uniform<[](Warp&) { return uint64_t{kReservedSharedBytes}; }>());
+  }
   entries.emplace_back("%current_graph_exec", uniform<[](Warp&) { return uint64_t{0}; }>());
 }
 
@@ -142,7 +186,8 @@ void add_clocks(Entries& entries) {
     entries.emplace_back(name, uniform<[](Warp& warp) { return warp.machine().clock(); }>());
   }
   for (const char* name : {"%clock_hi", "%globaltimer_hi"}) {
-    entries.emplace_back(name, uniform<[](Warp& warp) { return upper_half(warp.machine().clock()); }>());
+    entries.emplace_back(name,
+                         uniform<[](Warp& warp) { return upper_half(warp.machine().clock()); }>());
   }
 }
 
@@ -155,7 +200,8 @@ Entries make_entries() {
   add_places(entries);
   add_clocks(entries);
   for (int i = 0; i < 32; ++i) {
-    entries.emplace_back("%envreg" + std::to_string(i), uniform<[](Warp&) { return uint64_t{0}; }>());
+    entries.emplace_back("%envreg" + std::to_string(i),
+                         uniform<[](Warp&) { return uint64_t{0}; }>());
   }
   return entries;
 }

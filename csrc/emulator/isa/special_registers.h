@@ -7,7 +7,8 @@
 
 namespace pykernels::emulator {
 
-/// Writes the value for the active lanes into slot 0 as 32 or 64 bits; nullptr for an unknown name, such as
+/// Writes the value for the active lanes into slot 0 as 32 or 64 bits; nullptr for an unknown name,
+/// such as
 /// "%tid" without a component.
 Handler special_register_handler(std::string_view name, bool is_64);
 
