@@ -241,7 +241,12 @@ class emulator:  # noqa: N801 - a submodule
 
     class Options:
         def __init__(
-            self, num_sms: int, seed: int, async_completion: str, checks: str | Iterable[str]
+            self,
+            num_sms: int,
+            seed: int,
+            async_completion: str,
+            checks: str | Iterable[str],
+            max_warp_instructions: int = 1099511627776,
         ) -> None: ...
 
     class MachineLaunch:

@@ -53,8 +53,11 @@ void enable_check(MachineOptions& options, const std::string& name) {
   options.check_sync |= name == "sync" || name == "all";
 }
 
+const uint64_t kMaxWarpInstructions = MachineOptions().max_warp_instructions;
+
 MachineOptions make_options(int num_sms, uint64_t seed, const std::string& async_completion,
-                            const py::object& checks) {
+                            const py::object& checks,
+                            uint64_t max_warp_instructions = kMaxWarpInstructions) {
   PK_CHECK(num_sms >= 1, "num_sms must be at least 1, got ", num_sms);
   MachineOptions options;
   options.num_sms = num_sms;
@@ -66,6 +69,7 @@ MachineOptions make_options(int num_sms, uint64_t seed, const std::string& async
   } else {
     for (const py::handle name : py::iter(checks)) enable_check(options, name.cast<std::string>());
   }
+  options.max_warp_instructions = max_warp_instructions;
   options.poll = poll_signals;
   return options;
 }
@@ -228,7 +232,8 @@ MachineLaunch make_launch(const Kernel& kernel, const std::array<uint32_t, 3>& g
 void bind_machine(py::module_& module) {
   py::class_<MachineOptions>(module, "Options", "What an emulator is made of.")
       .def(py::init(&make_options), py::arg("num_sms"), py::arg("seed"),
-           py::arg("async_completion"), py::arg("checks"));
+           py::arg("async_completion"), py::arg("checks"),
+           py::arg("max_warp_instructions") = kMaxWarpInstructions);
   py::class_<MachineLaunch>(module, "MachineLaunch", "A launch as the machine takes it.")
       .def(py::init([](const Kernel& kernel, const std::array<uint32_t, 3>& grid,
                        const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,

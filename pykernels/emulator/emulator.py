@@ -84,6 +84,7 @@ class Emulator:
         seed: int = 0,
         async_completion: str = "late",
         checks: str | Iterable[str] = "all",
+        max_warp_instructions: int = 2**40,
     ) -> None:
         """Make an emulated GPU.
 
@@ -94,12 +95,19 @@ class Emulator:
                 ``"late"`` (only when a wait needs them) or ``"random"`` (by the seed).
             checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"sync"``; ``()`` for
                 speed.
+            max_warp_instructions: A launch that has not ended by then is ended as hung.
 
         Raises:
             ValueError: an argument is not as above.
         """
+        if max_warp_instructions < 1:
+            raise ValueError(
+                f"max_warp_instructions must be at least 1, got {max_warp_instructions}"
+            )
         names = checks if isinstance(checks, str) else tuple(checks)
-        self._options = _C.emulator.Options(num_sms, seed, async_completion, names)
+        self._options = _C.emulator.Options(
+            num_sms, seed, async_completion, names, max_warp_instructions
+        )
         self._registered: list[ArrayView] = []
 
     def register(self, tensor: Array) -> None:

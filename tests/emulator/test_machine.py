@@ -445,6 +445,22 @@ def test_an_endless_loop_can_be_interrupted() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_an_endless_loop_ends_after_the_most_instructions() -> None:
+    body = """
+        setp.lt.u32 p0, tid, 32;
+        @p0 bra LOOP;
+        bar.sync 0;
+    LOOP:
+        bra LOOP;
+    """
+    with pytest.raises(EmulationError) as caught:
+        run_ptx(body, {}, block=(64,), emulator=Emulator(max_warp_instructions=100_000))
+    message = str(caught.value)
+    assert "warp instructions (max_warp_instructions); running are:" in message
+    assert "bra LOOP" in message
+    assert "warp 1 waits for barrier 0" in message
+
+
 def test_trap_ends_the_launch() -> None:
     with pytest.raises(EmulationError, match="the kernel executed trap") as caught:
         run_ptx("setp.eq.u32 p0, tid, 37; @p0 trap;", {}, block=(64,))
