@@ -1,7 +1,7 @@
 // Bindings of csrc/quantize.
-#include <cstdint>
-
 #include <pybind11/pybind11.h>
+
+#include <cstdint>
 
 #include "bindings/bindings.h"
 #include "core/device.h"

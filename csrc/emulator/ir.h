@@ -27,11 +27,31 @@ class PtxError : public std::runtime_error {
 enum class Type : uint8_t {
   kNone,
   kPred,
-  kB8, kB16, kB32, kB64, kB128,
-  kU8, kU16, kU32, kU64,
-  kS8, kS16, kS32, kS64,
-  kF16, kF16x2, kBf16, kBf16x2, kTf32, kF32, kF32x2, kF64,
-  kE4m3, kE5m2, kE4m3x2, kE5m2x2,
+  kB8,
+  kB16,
+  kB32,
+  kB64,
+  kB128,
+  kU8,
+  kU16,
+  kU32,
+  kU64,
+  kS8,
+  kS16,
+  kS32,
+  kS64,
+  kF16,
+  kF16x2,
+  kBf16,
+  kBf16x2,
+  kTf32,
+  kF32,
+  kF32x2,
+  kF64,
+  kE4m3,
+  kE5m2,
+  kE4m3x2,
+  kE5m2x2,
 };
 
 /// Bits of a value of the type; 1 for predicates.
@@ -51,17 +71,17 @@ struct SourceLocation {
 
 struct Operand {
   enum class Kind : uint8_t {
-    kRegister,   // reg
-    kInteger,    // bits, two's complement
-    kFloat,      // bits: the FP64 pattern for 0d and decimal literals, FP32 for 0f; see float_bits
-    kSymbol,     // symbol: a variable, parameter or function; bits: offset added to its address
-    kSpecial,    // symbol: %tid.x and the like
-    kAddress,    // elements[0] is the base (register, symbol or integer), bits the offset; in a tensor
-                 // copy elements[1] is the coordinate vector
-    kVector,     // elements
-    kPair,       // elements[0] | elements[1]
-    kLabel,      // symbol, target: statement index
-    kSink,       // _
+    kRegister,  // reg
+    kInteger,   // bits, two's complement
+    kFloat,     // bits: the FP64 pattern for 0d and decimal literals, FP32 for 0f; see float_bits
+    kSymbol,    // symbol: a variable, parameter or function; bits: offset added to its address
+    kSpecial,   // symbol: %tid.x and the like
+    kAddress,   // elements[0] is the base (register, symbol or integer), bits the offset; in a
+               // tensor copy elements[1] is the coordinate vector
+    kVector,  // elements
+    kPair,    // elements[0] | elements[1]
+    kLabel,   // symbol, target: statement index
+    kSink,    // _
   };
 
   Kind kind = Kind::kSink;
@@ -83,8 +103,8 @@ struct Statement {
   SourceLocation location;
 };
 
-// `call` has the operands [returns,] function [, arguments]: vectors around a symbol. `brx.idx` has the index
-// and a vector of labels.
+// `call` has the operands [returns,] function [, arguments]: vectors around a symbol. `brx.idx` has
+// the index and a vector of labels.
 
 struct RegisterDeclaration {
   std::string name;

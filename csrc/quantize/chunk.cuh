@@ -13,8 +13,8 @@ struct Chunk {
 
   uint32_t words[kWords];
 
-  /// The first `num_valid` (0 to 16) values from `source` on, zeros behind them. 16-byte loads where
-  /// the chunk is whole; past the end of a row nothing is read.
+  /// The first `num_valid` (0 to 16) values from `source` on, zeros behind them. 16-byte loads
+  /// where the chunk is whole; past the end of a row nothing is read.
   __device__ __forceinline__ void load(const uint8_t* source, uint32_t num_valid) {
     if (num_valid == kChunk) {
       const uint4* vectors = reinterpret_cast<const uint4*>(source);

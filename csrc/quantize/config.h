@@ -7,8 +7,8 @@
 
 namespace pykernels::quantize {
 
-inline constexpr uint32_t kBlockK = 128;         // columns that share a scale factor
-inline constexpr uint32_t kChunk = 16;           // values of one thread: 16 bytes of q
+inline constexpr uint32_t kBlockK = 128;  // columns that share a scale factor
+inline constexpr uint32_t kChunk = 16;    // values of one thread: 16 bytes of q
 inline constexpr uint32_t kThreadsPerRow = kBlockK / kChunk;
 
 enum class InputType : uint32_t { kBfloat16 = 0, kFloat16 = 1, kFloat32 = 2 };
@@ -31,16 +31,16 @@ struct QuantizeConfig {
 };
 
 struct QuantizeParams {
-  const void* x = nullptr;   // [m, k], rows 16-byte aligned
-  uint8_t* q = nullptr;      // [m, k], rows 16-byte aligned
-  float* scales = nullptr;   // [ceil(m / block_m), ceil(k / 128)], any strides
+  const void* x = nullptr;  // [m, k], rows 16-byte aligned
+  uint8_t* q = nullptr;     // [m, k], rows 16-byte aligned
+  float* scales = nullptr;  // [ceil(m / block_m), ceil(k / 128)], any strides
   uint64_t x_row_bytes = 0;
   uint64_t q_row_bytes = 0;
   int64_t scales_row_stride = 0;     // elements
   int64_t scales_column_stride = 0;  // elements
   uint32_t m = 0;
   uint32_t k = 0;
-  uint32_t k_blocks = 0;    // scale factors in a row
+  uint32_t k_blocks = 0;  // scale factors in a row
   InputType input_type = InputType::kBfloat16;
   ScaleFormat scale_format = ScaleFormat::kFp32;
 };

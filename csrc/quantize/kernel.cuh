@@ -143,7 +143,7 @@ __device__ __forceinline__ void quantize_blocks(const QuantizeParams& params) {
 
 template <QuantizeConfig kConfig>
 __device__ __forceinline__ void quantize_body(const QuantizeParams& params) {
-  ptx::griddepcontrol_wait();  // all threads, before any access to global memory
+  ptx::griddepcontrol_wait();               // all threads, before any access to global memory
   ptx::griddepcontrol_launch_dependents();  // a CTA has one tile, which is also its last
   switch (params.input_type) {
     case InputType::kBfloat16:

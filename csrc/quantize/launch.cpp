@@ -1,4 +1,5 @@
-// The launch: one CTA per 128x128 block, or one per as many 1x128 blocks as it has groups of threads.
+// The launch: one CTA per 128x128 block, or one per as many 1x128 blocks as it has groups of
+// threads.
 #include "quantize/launch.h"
 
 #include <limits>
@@ -60,8 +61,8 @@ Launch make_quantize_launch(const QuantizeArguments& arguments) {
 
   Launch launch;
   launch.kernel = kernel.name;
-  launch.grid.x = static_cast<uint32_t>((num_blocks + config.blocks_per_cta() - 1) /
-                                        config.blocks_per_cta());
+  launch.grid.x =
+      static_cast<uint32_t>((num_blocks + config.blocks_per_cta() - 1) / config.blocks_per_cta());
   launch.block.x = kernel.threads;
   launch.dynamic_shared_bytes = kernel.dynamic_shared_bytes;
   launch.programmatic_dependent = true;

@@ -17,8 +17,8 @@ struct QuantizeArguments {
   ScaleFormat scale_format = ScaleFormat::kFp32;
 };
 
-/// The arguments are checked (pykernels/checks.py) and m and k are not 0. Throws ArgumentError for a
-/// block_m that no kernel has, or more blocks than a grid takes.
+/// The arguments are checked (pykernels/checks.py) and m and k are not 0. Throws ArgumentError for
+/// a block_m that no kernel has, or more blocks than a grid takes.
 Launch make_quantize_launch(const QuantizeArguments& arguments);
 
 }  // namespace pykernels::quantize

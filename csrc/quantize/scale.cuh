@@ -22,14 +22,14 @@ __device__ __forceinline__ float scale_of(uint32_t amax_bits, ScaleFormat format
   return __uint_as_float((bits + 0x007fffffu) & kInfinityBits);
 }
 
-/// x / scale rounded to nearest, for all x of a block: the reciprocal is formed once, then a quotient
-/// takes six operations instead of the dozen of div.rn.
+/// x / scale rounded to nearest, for all x of a block: the reciprocal is formed once, then a
+/// quotient takes six operations instead of the dozen of div.rn.
 ///
 /// The product x * (1 / scale) is off by less than 2 units in the last place; each of two steps
-/// subtracts the exact remainder (fmaf) times the reciprocal, as in div.rn itself, and the second one
-/// rounds correctly. Remainders are exact where they are no subnormals: small scales are brought up by
-/// 2^64 together with x, and an x below scale * 2^-11 becomes a zero e4m3 anyhow. The remainder is
-/// taken as quotient * scale - x, so that a zero keeps its sign.
+/// subtracts the exact remainder (fmaf) times the reciprocal, as in div.rn itself, and the second
+/// one rounds correctly. Remainders are exact where they are no subnormals: small scales are
+/// brought up by 2^64 together with x, and an x below scale * 2^-11 becomes a zero e4m3 anyhow. The
+/// remainder is taken as quotient * scale - x, so that a zero keeps its sign.
 struct Divider {
   float lift;
   float scale;

@@ -1,4 +1,5 @@
-// The instruction table: one row per form, looked up by opcode and modifiers when a module is loaded.
+// The instruction table: one row per form, looked up by opcode and modifiers when a module is
+// loaded.
 #pragma once
 
 #include <functional>
@@ -35,9 +36,9 @@ class Builder {
   /// Declared width in bits of a register operand, 0 for anything else.
   virtual int register_bits(const Operand& operand) const = 0;
 
-  /// Splits an address operand into a 64-bit or 32-bit base slot and a constant offset. A symbol base is
-  /// resolved to its address in `space` (generic address where space is kGeneric) and folded into
-  /// the offset with base kNoSlot. *base_is_64: lanes of the base are uint64_t.
+  /// Splits an address operand into a 64-bit or 32-bit base slot and a constant offset. A symbol
+  /// base is resolved to its address in `space` (generic address where space is kGeneric) and
+  /// folded into the offset with base kNoSlot. *base_is_64: lanes of the base are uint64_t.
   virtual void address(const Operand& operand, Space space, Slot* base, bool* base_is_64,
                        int64_t* offset) = 0;
 
@@ -68,10 +69,10 @@ class Table {
  public:
   static const Table& instance();
 
-  /// `spelling`: as the ISA writes it, for example "mbarrier.try_wait.parity.shared::cta.b64". The order
-  /// of modifiers that are not types is free, as in real PTX; a second row with the same key is an error.
-  /// "ld.*" is the row of all forms of the opcode that have no row of their own: its build reads the
-  /// modifiers itself and fails on one that it does not know.
+  /// `spelling`: as the ISA writes it, for example "mbarrier.try_wait.parity.shared::cta.b64". The
+  /// order of modifiers that are not types is free, as in real PTX; a second row with the same key
+  /// is an error. "ld.*" is the row of all forms of the opcode that have no row of their own: its
+  /// build reads the modifiers itself and fails on one that it does not know.
   void add(std::string_view spelling, InstructionClass instruction_class, Build build);
 
   /// nullptr if there is no such form.

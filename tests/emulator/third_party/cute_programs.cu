@@ -1,18 +1,20 @@
-// Test programs written against NVIDIA's CuTe: their layouts, descriptors and copy instructions come from
-// its headers, so they check the emulator's reading of swizzles and WGMMA descriptors independently.
-#include <cute/tensor.hpp>
+// Test programs written against NVIDIA's CuTe: their layouts, descriptors and copy instructions
+// come from its headers, so they check the emulator's reading of swizzles and WGMMA descriptors
+// independently.
+#include <cutlass/arch/barrier.h>
+
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm90_gmma.hpp>
 #include <cute/atom/mma_atom.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
-#include <cutlass/arch/barrier.h>
+#include <cute/tensor.hpp>
 
 using namespace cute;
 
 namespace {
 
-/// out[m][n] = a * b^T for one tile: elements are written to shared memory through CuTe's layout of the
-/// major-ness and swizzle, and multiplied by WGMMA through CuTe's descriptors.
+/// out[m][n] = a * b^T for one tile: elements are written to shared memory through CuTe's layout of
+/// the major-ness and swizzle, and multiplied by WGMMA through CuTe's descriptors.
 template <class Atom, class Element, class LayoutAtomA, class LayoutAtomB, int kM, int kN, int kK>
 __device__ void multiply(const Element* a, const Element* b, float* out) {
   auto layout_a = tile_to_shape(LayoutAtomA{}, Shape<Int<kM>, Int<kK>>{});
@@ -30,7 +32,8 @@ __device__ void multiply(const Element* a, const Element* b, float* out) {
   ThrMMA thread_mma = mma.get_thread_slice(threadIdx.x);
   auto fragments_a = thread_mma.make_fragment_A(thread_mma.partition_A(tensor_a));
   auto fragments_b = thread_mma.make_fragment_B(thread_mma.partition_B(tensor_b));
-  auto tensor_out = make_tensor(make_gmem_ptr(out), Shape<Int<kM>, Int<kN>>{}, Stride<Int<kN>, _1>{});
+  auto tensor_out =
+      make_tensor(make_gmem_ptr(out), Shape<Int<kM>, Int<kN>>{}, Stride<Int<kN>, _1>{});
   auto part_out = thread_mma.partition_C(tensor_out);
   auto accumulator = thread_mma.make_fragment_C(part_out);
   clear(accumulator);
@@ -41,7 +44,8 @@ __device__ void multiply(const Element* a, const Element* b, float* out) {
   copy(accumulator, part_out);
 }
 
-/// out[row][column] = the box that TMA loaded, read back through CuTe's K-major layout of the swizzle.
+/// out[row][column] = the box that TMA loaded, read back through CuTe's K-major layout of the
+/// swizzle.
 template <class Element, class LayoutAtom, int kRows, int kColumns>
 __device__ void load_box(const void* map, int row, int column, Element* out) {
   auto layout = tile_to_shape(LayoutAtom{}, Shape<Int<kRows>, Int<kColumns>>{});
@@ -56,7 +60,8 @@ __device__ void load_box(const void* map, int row, int column, Element* out) {
   __syncthreads();
   cutlass::arch::ClusterTransactionBarrier::wait(&barrier, 0);
   auto tensor = make_tensor(make_smem_ptr(smem), layout);
-  for (int i = threadIdx.x; i < kRows * kColumns; i += blockDim.x) out[i] = tensor(i / kColumns, i % kColumns);
+  for (int i = threadIdx.x; i < kRows * kColumns; i += blockDim.x)
+    out[i] = tensor(i / kColumns, i % kColumns);
 }
 
 /// The inverse: written through CuTe's layout, stored by TMA.
@@ -65,7 +70,8 @@ __device__ void store_box(const void* map, int row, int column, const Element* i
   auto layout = tile_to_shape(LayoutAtom{}, Shape<Int<kRows>, Int<kColumns>>{});
   __shared__ alignas(1024) Element smem[cosize_v<decltype(layout)>];
   auto tensor = make_tensor(make_smem_ptr(smem), layout);
-  for (int i = threadIdx.x; i < kRows * kColumns; i += blockDim.x) tensor(i / kColumns, i % kColumns) = in[i];
+  for (int i = threadIdx.x; i < kRows * kColumns; i += blockDim.x)
+    tensor(i / kColumns, i % kColumns) = in[i];
   tma_store_fence();
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -90,29 +96,32 @@ using Tf32 = SM90_64x96x8_F32TF32TF32_SS_TN<>;
 
 }  // namespace
 
-#define MULTIPLY(NAME, ATOM, ELEMENT, LAYOUT_A, LAYOUT_B, M, N, K)                                     \
-  extern "C" __global__ void NAME(const ELEMENT* a, const ELEMENT* b, float* out) {                    \
-    multiply<ATOM, ELEMENT, GMMA::LAYOUT_A##_Atom<ELEMENT>, GMMA::LAYOUT_B##_Atom<ELEMENT>, M, N, K>(  \
-        a, b, out);                                                                                    \
+#define MULTIPLY(NAME, ATOM, ELEMENT, LAYOUT_A, LAYOUT_B, M, N, K)                                \
+  extern "C" __global__ void NAME(const ELEMENT* a, const ELEMENT* b, float* out) {               \
+    multiply<ATOM, ELEMENT, GMMA::LAYOUT_A##_Atom<ELEMENT>, GMMA::LAYOUT_B##_Atom<ELEMENT>, M, N, \
+             K>(a, b, out);                                                                       \
   }
 
 #define MULTIPLY_BF16(NAME, ATOM, LAYOUT_A, LAYOUT_B) \
   MULTIPLY(NAME, ATOM, bfloat16_t, LAYOUT_A, LAYOUT_B, 128, 128, 64)
-#define MULTIPLY_ALL(SWIZZLE)                                                                                 \
-  MULTIPLY_BF16(bf16_k_k_##SWIZZLE, Bf16KK, Layout_K_##SWIZZLE, Layout_K_##SWIZZLE)                            \
-  MULTIPLY_BF16(bf16_mn_k_##SWIZZLE, Bf16MnK, Layout_MN_##SWIZZLE, Layout_K_##SWIZZLE)                         \
-  MULTIPLY_BF16(bf16_k_mn_##SWIZZLE, Bf16KMn, Layout_K_##SWIZZLE, Layout_MN_##SWIZZLE)                         \
-  MULTIPLY_BF16(bf16_mn_mn_##SWIZZLE, Bf16MnMn, Layout_MN_##SWIZZLE, Layout_MN_##SWIZZLE)                      \
-  MULTIPLY(fp8_k_k_##SWIZZLE, Fp8, float_e4m3_t, Layout_K_##SWIZZLE, Layout_K_##SWIZZLE, 128, 96, 128)         \
+#define MULTIPLY_ALL(SWIZZLE)                                                                     \
+  MULTIPLY_BF16(bf16_k_k_##SWIZZLE, Bf16KK, Layout_K_##SWIZZLE, Layout_K_##SWIZZLE)               \
+  MULTIPLY_BF16(bf16_mn_k_##SWIZZLE, Bf16MnK, Layout_MN_##SWIZZLE, Layout_K_##SWIZZLE)            \
+  MULTIPLY_BF16(bf16_k_mn_##SWIZZLE, Bf16KMn, Layout_K_##SWIZZLE, Layout_MN_##SWIZZLE)            \
+  MULTIPLY_BF16(bf16_mn_mn_##SWIZZLE, Bf16MnMn, Layout_MN_##SWIZZLE, Layout_MN_##SWIZZLE)         \
+  MULTIPLY(fp8_k_k_##SWIZZLE, Fp8, float_e4m3_t, Layout_K_##SWIZZLE, Layout_K_##SWIZZLE, 128, 96, \
+           128)                                                                                   \
   MULTIPLY(tf32_k_k_##SWIZZLE, Tf32, tfloat32_t, Layout_K_##SWIZZLE, Layout_K_##SWIZZLE, 64, 96, 32)
-#define TMA_BOX(SWIZZLE, COLUMNS)                                                                            \
-  extern "C" __global__ void load_##SWIZZLE(const __grid_constant__ CUtensorMap map, int row, int column,    \
-                                            bfloat16_t* out) {                                               \
-    load_box<bfloat16_t, GMMA::Layout_K_##SWIZZLE##_Atom<bfloat16_t>, 32, COLUMNS>(&map, row, column, out);  \
-  }                                                                                                          \
-  extern "C" __global__ void store_##SWIZZLE(const __grid_constant__ CUtensorMap map, int row, int column,   \
-                                             const bfloat16_t* in) {                                         \
-    store_box<bfloat16_t, GMMA::Layout_K_##SWIZZLE##_Atom<bfloat16_t>, 32, COLUMNS>(&map, row, column, in);  \
+#define TMA_BOX(SWIZZLE, COLUMNS)                                                                \
+  extern "C" __global__ void load_##SWIZZLE(const __grid_constant__ CUtensorMap map, int row,    \
+                                            int column, bfloat16_t* out) {                       \
+    load_box<bfloat16_t, GMMA::Layout_K_##SWIZZLE##_Atom<bfloat16_t>, 32, COLUMNS>(&map, row,    \
+                                                                                   column, out); \
+  }                                                                                              \
+  extern "C" __global__ void store_##SWIZZLE(const __grid_constant__ CUtensorMap map, int row,   \
+                                             int column, const bfloat16_t* in) {                 \
+    store_box<bfloat16_t, GMMA::Layout_K_##SWIZZLE##_Atom<bfloat16_t>, 32, COLUMNS>(&map, row,   \
+                                                                                    column, in); \
   }
 
 MULTIPLY_ALL(INTER)
