@@ -76,12 +76,12 @@ struct Operand {
     kFloat,     // bits: the FP64 pattern for 0d and decimal literals, FP32 for 0f; see float_bits
     kSymbol,    // symbol: a variable, parameter or function; bits: offset added to its address
     kSpecial,   // symbol: %tid.x and the like
-    kAddress,   // elements[0] is the base (register, symbol or integer), bits the offset; in a
-               // tensor copy elements[1] is the coordinate vector
-    kVector,  // elements
-    kPair,    // elements[0] | elements[1]
-    kLabel,   // symbol, target: statement index
-    kSink,    // _
+    kAddress,   // elements[0]: the base (register, symbol or integer); bits: the offset;
+                // elements[1] in a tensor copy: the coordinate vector
+    kVector,    // elements
+    kPair,      // elements[0] | elements[1]
+    kLabel,     // symbol, target: statement index
+    kSink,      // _
   };
 
   Kind kind = Kind::kSink;
