@@ -102,7 +102,10 @@ def test_compile_with_out() -> None:
     assert_same_bits(result, expected * 2)
 
 
-def test_inductor() -> None:
+def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of workers
     weight = pykernels.quantize_128x128(torch.randn(16, 144))
     x = torch.randn(3, 144)
     result = torch.compile(layer, fullgraph=True, backend="inductor")(x, *weight)
