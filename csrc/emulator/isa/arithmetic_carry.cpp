@@ -1,5 +1,6 @@
-// Extended-precision integer arithmetic: the carry flag of the thread goes from .cc to addc, subc,
-// madc.
+// Extended-precision integer arithmetic: the carry flag of the thread goes from .cc to addc, subc and
+// madc. A subtraction adds the complement, as the hardware does, so that its flag is set where nothing
+// was borrowed: NVIDIA's 128-bit division reads it with addc after subc.cc.
 #include <algorithm>
 
 #include "emulator/isa/arithmetic.h"
@@ -24,15 +25,16 @@ Step extended(Warp& warp, const Instruction& inst, LaneMask active) {
   const Lane* b = warp.lanes<Lane>(inst.operands[2]);
   const Lane* c = kMultiplies ? warp.lanes<Lane>(inst.operands[3]) : nullptr;
   Lane* d = warp.lanes<Lane>(inst.operands[0]);
-  const LaneMask in = inst.operands[kCarryIn] == kNoSlot ? 0 : warp.mask(inst.operands[kCarryIn]);
+  const bool has_carry_in = inst.operands[kCarryIn] != kNoSlot;
+  const LaneMask in = has_carry_in ? warp.mask(inst.operands[kCarryIn]) : 0;
   LaneMask out = 0;
   for_lanes(active, [&](int lane) {
-    const Wide carry = in >> lane & 1;
+    const Wide carry = has_carry_in ? in >> lane & 1 : kOperation == Extended::kSub;
     Wide sum = 0;
     if constexpr (kOperation == Extended::kAdd) {
       sum = static_cast<Wide>(a[lane]) + b[lane] + carry;
     } else if constexpr (kOperation == Extended::kSub) {
-      sum = static_cast<Wide>(a[lane]) - b[lane] - carry;  // the flag is a borrow here
+      sum = static_cast<Wide>(a[lane]) + static_cast<Lane>(~b[lane]) + carry;
     } else {
       const Wide product =
           kSigned ? static_cast<Wide>(static_cast<WideSigned>(static_cast<Signed>(a[lane])) *

@@ -172,6 +172,15 @@ def test_carry_chains() -> None:
     np.testing.assert_array_equal(evaluate(code % ("sub", "sub"), np.uint64, a, b), a - b)
 
 
+def test_the_flag_of_a_subtraction_says_that_nothing_was_borrowed() -> None:
+    """NVIDIA's 128-bit division reads it with addc after subc.cc."""
+    a, b = integers(np.uint32)
+    got = evaluate(".reg .b32 x; sub.cc.u32 x, {a}, {b}; addc.u32 {d}, 0, 0;", np.uint32, a, b)
+    np.testing.assert_array_equal(got, a >= b)
+    got = evaluate(".reg .b32 x; sub.cc.u32 x, {a}, {b}; subc.u32 {d}, 0, 0;", np.int32, a, b)
+    np.testing.assert_array_equal(got, np.where(a >= b, 0, -1))
+
+
 def test_multiplication_with_carry() -> None:
     a, b = integers(np.uint32)
     code = """
