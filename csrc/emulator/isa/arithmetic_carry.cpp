@@ -1,6 +1,6 @@
-// Extended-precision integer arithmetic: the carry flag of the thread goes from .cc to addc, subc and
-// madc. A subtraction adds the complement, as the hardware does, so that its flag is set where nothing
-// was borrowed: NVIDIA's 128-bit division reads it with addc after subc.cc.
+// Extended-precision integer arithmetic: the carry flag of the thread goes from .cc to addc, subc
+// and madc. A subtraction adds the complement, as the hardware does, so that its flag is set where
+// nothing was borrowed: NVIDIA's 128-bit division reads it with addc after subc.cc.
 #include <algorithm>
 
 #include "emulator/isa/arithmetic.h"
