@@ -23,7 +23,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_core")
 def test_emulated_gemm_takes_under_a_second() -> None:
-    """m=128, n=7168, k=2048 through the public op, checks off; the tests' parallel run counts in."""
+    """m=128, n=7168, k=2048 through the public op, checks off."""
     a, b = gemm_operands(128, 7168, 2048)
     seconds = []
     for _ in range(5):
