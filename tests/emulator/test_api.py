@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 import time
 from pathlib import Path
@@ -210,6 +211,52 @@ def test_truncated_ptx(share: float) -> None:
     text = ptx_program(_COPY, {"source": None, "out": None})
     with pytest.raises(PtxError):
         Module.from_ptx(text[: int(len(text) * share)])
+
+
+_STATEMENTS = """
+    ld.global.v4.u32 {r1, r2, r3, r4}, [out+16];
+    st.shared.f32 [r1], f1;
+    createpolicy.fractional.L2::evict_last.b64 rd1, 1.0;
+    prefetch.tensormap [out];
+    discard.global.L2 [out], 128;
+    atom.global.cas.b32 r1, [out], r2, r3;
+    red.global.add.v2.f32 [out], {f1, f2};
+    ldmatrix.sync.aligned.m8n8.x2.shared.b16 {r1, r2}, [r3];
+    movmatrix.sync.aligned.m8n8.trans.b16 r1, r2;
+    cp.async.cg.shared.global [r1], [out], 16, r2;
+    cp.async.wait_group 1;
+    cp.async.bulk.wait_group.read 0;
+    cp.async.bulk.global.shared::cta.bulk_group [out], [r1], r2;
+    cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [out, {r1, r2}], [r3];
+    tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [r1], 1, r2;
+    mbarrier.try_wait.parity.shared::cta.b64 p1, [r1], r2;
+    bar.sync 1, 64;
+    shfl.sync.bfly.b32 r1|p1, r2, 1, 31, -1;
+    setp.lt.and.u32 p1|p2, r1, r2, p3;
+    mad.wide.u32 rd1, r1, 4, rd2;
+    cvt.rn.satfinite.e4m3x2.f32 h1, f1, f2;
+    mov.b64 {r1, r2}, rd1;
+    bfe.u32 r1, r2, 3, 4;
+"""
+
+
+@pytest.mark.parametrize("statement", [line.strip() for line in _STATEMENTS.split("\n") if line])
+def test_a_statement_with_a_token_missing_or_doubled(statement: str) -> None:
+    """Accepted or refused, but never a crash."""
+    Module.from_ptx(ptx_program(statement, {"out": None}))
+    tokens = re.findall(r"[\w.:%+-]+|\S", statement)
+    opcode, operands = tokens[0], tokens[1:-1]
+    broken = [operands[:i] + operands[i + 1 :] for i in range(len(operands))]
+    broken += [operands[:i] + operands[i:] * 2 for i in range(len(operands))]
+    broken += [operands[:i] for i in range(len(operands))]
+    refused = []
+    for rest in broken:
+        try:
+            Module.from_ptx(ptx_program(f"{opcode} {' '.join(rest)};", {"out": None}))
+        except PtxError as error:
+            refused.append(error.source_line)
+    assert refused
+    assert all(opcode in line for line in refused)
 
 
 def test_same_seed_gives_the_same_run() -> None:

@@ -267,6 +267,7 @@ Step no_operation(Warp&, const Instruction&, LaneMask) { return Step::kNext; }
 
 /// The address is read (and so checked to be initialised), nothing else happens.
 void build_hint(Builder& builder) {
+  if (builder.num_operands() < 1) builder.fail("an address is missing");
   Instruction& inst = builder.instruction();
   bool base_is_64 = false;
   builder.address(builder.statement().operands[0], Space::kGeneric, &inst.operands[0], &base_is_64,
@@ -292,6 +293,7 @@ Step discard(Warp& warp, const Instruction& inst, LaneMask active) {
 }
 
 void build_discard(Builder& builder, Space space) {
+  if (builder.num_operands() != 2) builder.fail("expected [a], 128");
   if (builder.integer(builder.statement().operands[1]) != 128) builder.fail("the size must be 128");
   MemoryModifiers modifiers;
   modifiers.space = space;

@@ -147,7 +147,12 @@ std::optional<GlobalRange> bounding_range(const TensorBox& box) {
     if (last >= size) last -= (last - size + step) / step * step;
     if (first > last || first >= size || last < 0) return std::nullopt;
     range.address += static_cast<uint64_t>(first) * stride;
-    range.bytes += static_cast<uint64_t>(last - first) * stride;
+    uint64_t extent = 0;
+    // A stride may promise more than an address space holds: no allocation does.
+    if (__builtin_mul_overflow(static_cast<uint64_t>(last - first), stride, &extent) ||
+        __builtin_add_overflow(range.bytes, extent, &range.bytes)) {
+      return GlobalRange{range.address, UINT64_MAX};
+    }
   }
   return range;
 }
