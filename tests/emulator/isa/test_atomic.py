@@ -256,6 +256,37 @@ def test_bf16x2_add() -> None:
 
 
 @pytest.mark.parametrize(
+    ("form", "expected"), [("add.u32", 42), ("add.u64", 42), ("max.s32", 40), ("inc.u32", 0)]
+)
+def test_red_async_signals_its_barrier(form: str, expected: int) -> None:
+    out = np.zeros(1, dtype=np.uint64)
+    operation, kind = form.split(".")
+    bits = int(kind[1:])
+    register = "rd" if bits == 64 else "r"
+    run_ptx(
+        f"""
+    mov.u32 r0, barrier;
+    mov.u32 r1, tile;
+    mov.b{bits} {register}5, 40;
+    mov.b{bits} {register}6, 2;
+    st.shared.b{bits} [r1], {register}5;
+    mbarrier.init.shared::cta.b64 [r0], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], {bits // 8};
+    red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.{operation}.{kind}
+        [r1], {register}6, [r0];
+WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 p0, [r0], 0;
+    @!p0 bra WAIT;
+    ld.shared.u{bits} rd3, [r1];
+    st.global.u64 [out], rd3;""",
+        {"out": out},
+        module=".shared .align 8 .b64 barrier;\n.shared .align 8 .b64 tile;",
+        block=(1,),
+    ).raise_if_findings()
+    assert out[0] == expected
+
+
+@pytest.mark.parametrize(
     "statement",
     [
         "atom.global.mul.u32 r1, [word], r2;",

@@ -429,6 +429,97 @@ def test_bulk_reduce_to_global(form: str, dtype: type, function: np.ufunc) -> No
     assert np.array_equal(out, expected)
 
 
+@pytest.mark.parametrize(("form", "expected"), [("add.u32", 12), ("min.s32", 5), ("xor.b32", 2)])
+def test_bulk_reduce_into_a_peer(form: str, expected: int) -> None:
+    """Rank 0 combines its sevens with the fives of rank 1."""
+    out = np.zeros(4, dtype=np.uint32)
+    run_ptx(
+        f"""{_INIT}
+    .reg .b32 rank;
+    mov.u32 rank, %cluster_ctarank;
+    setp.eq.u32 p2, rank, 0;
+    selp.b32 r6, 7, 5, p2;
+    st.shared.v4.b32 [r1], {{r6, r6, r6, r6}};
+    fence.proxy.async.shared::cta;
+    @!p2 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], 16;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    @!p2 bra RECEIVE;
+    mapa.shared::cluster.u32 r3, r1, 1;
+    mapa.shared::cluster.u32 r4, r0, 1;
+    cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.{form}
+        [r3], [r1], 16, [r4];
+    bra END;
+RECEIVE:
+    {_WAIT}{_dump(4)}
+END:
+    barrier.cluster.arrive;
+    barrier.cluster.wait;""",
+        {"out": out},
+        module=_SHARED,
+        block=(1,),
+        grid=(2,),
+        cluster=(2,),
+        dynamic_smem_bytes=16,
+    ).raise_if_findings()
+    assert (out == expected).all()
+
+
+def test_prefetches_change_nothing() -> None:
+    tensor = _values((8, 32), np.uint8)
+    tensor_map = TensorMap.encode_tiled(tensor, box=(8, 32))
+    report = run_ptx(
+        """
+    mov.b64 rd1, 0x1000000000000000;
+    cp.async.bulk.prefetch.L2.global [tensor], 256;
+    cp.async.bulk.prefetch.tensor.2d.L2.global.tile [map, {0, 0}];
+    cp.async.bulk.prefetch.tensor.2d.L2.global.L2::cache_hint [map, {0, 8}], rd1;
+    prefetch.tensormap [map];""",
+        {"tensor": tensor, "map": tensor_map},
+    )
+    report.raise_if_findings()
+    assert report.counters.tma_bytes_loaded == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "offset", "fact"),
+    [
+        (64, 8, 0, "box_narrower_than_swizzle"),
+        (64, 7, 0, "box_narrower_than_swizzle"),
+        (128, 8, 128, "box_below_swizzle_alignment"),
+    ],
+)
+def test_what_no_document_fixes_is_noted(columns: int, rows: int, offset: int, fact: str) -> None:
+    """The swizzle follows the shared addresses; an incomplete last line reaches behind the box."""
+    tensor = _values((8, 128), np.uint8)
+    tensor_map = TensorMap.encode_tiled(tensor, box=(rows, columns), swizzle="128B")
+    size = rows * columns
+    out = np.zeros(2048, dtype=np.uint8)
+    clear = "\n".join(
+        f"st.shared.v4.b32 [r1+{at}], {{r9, r9, r9, r9}};" for at in range(0, 2048, 16)
+    )
+    report = run_ptx(
+        f"""{_INIT}
+    mov.b32 r9, 0;
+    {clear}
+    fence.proxy.async.shared::cta;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], {size};
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
+        [r1+{offset}], [map, {{0, 0}}], [r0];
+    {_WAIT}{_dump(512)}""",
+        {"map": tensor_map, "out": out},
+        module=_SHARED,
+        block=(1,),
+        dynamic_smem_bytes=2048,
+    )
+    report.raise_if_findings()
+    assert any(fact in note for note in report.notes)
+    expected = np.zeros(2048, dtype=np.uint8)
+    places = _swizzle(offset + np.arange(size), "128B")
+    expected[places] = tensor[:rows, :columns].reshape(-1)
+    assert np.array_equal(out, expected)
+
+
 def test_a_missing_wait_reads_poison() -> None:
     tensor = _values((8, 32), np.uint8)
     tensor_map = TensorMap.encode_tiled(tensor, box=(8, 32))

@@ -345,6 +345,64 @@ def test_shared_memory_of_a_peer() -> None:
     assert np.array_equal(out[32:], np.arange(32))
 
 
+def test_store_to_a_peer_through_a_generic_address() -> None:
+    out = np.zeros(2, dtype=np.uint32)
+    run_ptx(
+        """
+    .reg .b32 rank;
+    mov.u32 rank, %cluster_ctarank;
+    mov.u32 r0, tile;
+    cvt.u64.u32 rd1, r0;
+    cvta.shared.u64 rd1, rd1;
+    xor.b32 r1, rank, 1;
+    mapa.u64 rd2, rd1, r1;
+    add.u32 r2, rank, 50;
+    st.u32 [rd2], r2;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    ld.u32 r3, [rd1];
+    mad.wide.u32 rd3, rank, 4, out;
+    st.global.u32 [rd3], r3;""",
+        {"out": out},
+        module=_SHARED,
+        block=(1,),
+        grid=(2,),
+        cluster=(2,),
+    ).raise_if_findings()
+    assert out.tolist() == [51, 50]
+
+
+def test_another_ctas_address_in_the_own_window() -> None:
+    with pytest.raises(EmulationError) as raised:
+        run_ptx(
+            """
+    mov.u32 r0, tile;
+    mapa.shared::cluster.u32 r1, r0, 1;
+    st.shared.u32 [r1], tid;""",
+            {},
+            module=_SHARED,
+            grid=(2,),
+            cluster=(2,),
+        )
+    assert raised.value.report.findings[-1].kind == "memory"
+
+
+def test_discard_and_hints() -> None:
+    storage = np.ones(96, dtype=np.uint32)
+    data = storage[-storage.ctypes.data % 128 // 4 :][:64]
+    run_ptx(
+        """
+    prefetch.global.L1 [data];
+    prefetchu.L1 [data];
+    applypriority.global.L2::evict_normal [data], 128;
+    discard.global.L2 [data], 128;""",
+        {"data": data},
+        block=(1,),
+    ).raise_if_findings()
+    assert (data[:32] == 0xFFFFFFFF).all()
+    assert (data[32:] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("stride", "vector", "conflicts"),
     [(1, 1, 0), (2, 1, 1), (32, 1, 31), (0, 1, 0), (1, 4, 0), (33, 1, 0), (2, 2, 2), (8, 4, 28)],
