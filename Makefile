@@ -2,7 +2,7 @@
 #   PYTHON  the Python that .venv is made from (3.10 to 3.13)
 #   TORCH   what pip installs as torch; add an index to choose among its builds:
 #           make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
-#   SENTENCE  what `make demo` embeds besides its own sentences
+#   SENTENCE  what `make demo` embeds in place of its own sentences
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
