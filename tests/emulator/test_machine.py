@@ -413,6 +413,24 @@ def test_deadlock_names_every_group_of_waiters() -> None:
     assert {site.ptx.strip() for site in finding.sites} == {"bar.sync 0", "bar.sync 1, 128"}
 
 
+def test_deadlock_names_the_source_through_inlined_functions() -> None:
+    module = '.file 1 "kernel.cu"\n.file 2 "wait.cuh"\n'
+    module += ".shared .align 4 .b8 _ZN4tile5wordsE[64];"
+    body = """
+        .loc 1 40 3
+        add.u32 r1, tid, 1;
+        .loc 1 44 5, function_name names, inlined_at 1 40 3
+        .loc 2 7 9, function_name names, inlined_at 1 44 5
+        bar.sync 1, 64;
+    """
+    with pytest.raises(EmulationError) as caught:
+        run_ptx(body, {}, module=module)
+    assert "from wait.cuh:7, inlined at kernel.cu:44, kernel.cu:40\n" in str(caught.value)
+    body = "mov.u32 r2, _ZN4tile5wordsE; ld.shared.u32 r1, [r2 + 8];"
+    (finding,) = run_ptx(body, {}, module=module).findings
+    assert "'tile::words' + 8" in finding.message
+
+
 def test_deadlock_of_one_cluster_lets_the_others_end() -> None:
     out = zeros(4)
     body = """

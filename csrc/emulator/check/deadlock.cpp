@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "emulator/check/source_chain.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
@@ -36,10 +37,12 @@ std::string lanes_text(LaneMask lanes) {
   return concat(__builtin_popcount(lanes) == 1 ? "lane " : "lanes ", ranges(lanes));
 }
 
-std::string place(const Site& site) {
-  std::string text = concat("PTX line ", site.ptx_line, ": ", site.ptx);
-  if (!site.cuda_file.empty()) text += concat("  [", site.cuda_file, ":", site.cuda_line, "]");
-  return text;
+const ParsedModule& module_of(const Cta& cta) { return cta.grid->launch.module->parsed; }
+
+std::string place(const ParsedModule& module, const Site& site) {
+  const std::string source = source_chain(module, site.ptx_line);
+  return concat("PTX line ", site.ptx_line, ": ", site.ptx,
+                source.empty() ? "" : "\n    from " + source);
 }
 
 const Instruction& instruction_of(const Warp& warp, const Split& split) {
@@ -53,7 +56,8 @@ std::string missing_lanes(const Machine& machine, const Warp& warp, const Split&
   for (const Split& other : warp.splits()) {
     if ((other.lanes & missing) == 0) continue;
     const Site site = machine.site(warp, instruction_of(warp, other), -1);
-    text += concat("\n      ", lanes_text(other.lanes & missing), " wait at ", place(site));
+    const ParsedModule& module = module_of(const_cast<Warp&>(warp).cta());
+    text += concat("\n      ", lanes_text(other.lanes & missing), " wait at ", place(module, site));
   }
   return text;
 }
@@ -101,8 +105,8 @@ std::string describe(const Group& group) {
   if (whole != 0) who += concat(__builtin_popcount(whole) == 1 ? "warp " : "warps ", ranges(whole));
   if (!partial.empty()) who += concat(whole != 0 ? "; " : "", partial);
   if (group.ctas.size() > 1) who += concat(" (and ", group.ctas.size() - 1, " more CTAs)");
-  return concat("\n  ", group.site.kernel, ", ", place(group.site), "\n    ", who, " waits for ",
-                group.awaited);
+  return concat("\n  ", group.site.kernel, ", ", place(module_of(*group.ctas.front()), group.site),
+                "\n    ", who, " waits for ", group.awaited);
 }
 
 /// By the order of CTAs, warps and lanes, so that the report is the same in each run.
@@ -168,9 +172,10 @@ void Machine::fail_hung(const std::string& reason) {
   Finding finding{"deadlock", reason + "; running are:", {}, 1};
   for (const Group& group : gather(*this, active_, false)) {
     if (finding.sites.size() == kMaxSites) break;
-    finding.message += concat(
-        "\n  ", group.site.kernel, ", ", place(group.site), "\n    ", name_of(*group.ctas.front()),
-        group.ctas.size() > 1 ? concat(" and ", group.ctas.size() - 1, " more") : "");
+    finding.message +=
+        concat("\n  ", group.site.kernel, ", ", place(module_of(*group.ctas.front()), group.site),
+               "\n    ", name_of(*group.ctas.front()),
+               group.ctas.size() > 1 ? concat(" and ", group.ctas.size() - 1, " more") : "");
     finding.sites.push_back(group.site);
   }
   const std::vector<Group> waiting = gather(*this, active_, true);

@@ -1,6 +1,9 @@
 #include "emulator/check/memory.h"
 
+#include <cxxabi.h>
+
 #include <cstdio>
+#include <cstdlib>
 
 #include "core/check.h"
 #include "emulator/machine/machine.h"
@@ -34,6 +37,16 @@ const char* space_word(Space space) {
   }
 }
 
+/// "pykernels::gemm::smem_bytes" of a C++ symbol, anything else as it is.
+std::string demangled(const std::string& symbol) {
+  if (!symbol.starts_with("_Z")) return symbol;
+  int status = 0;
+  char* text = abi::__cxa_demangle(symbol.c_str(), nullptr, nullptr, &status);
+  std::string result = status == 0 && text != nullptr ? text : symbol;
+  std::free(text);
+  return result;
+}
+
 }  // namespace
 
 std::string hexadecimal(uint64_t value) {
@@ -47,7 +60,7 @@ std::string shared_place(const Program& program, uint32_t offset) {
        ++symbol) {
     if (offset < symbol->offset || (symbol->bytes != 0 && offset - symbol->offset >= symbol->bytes))
       continue;
-    return concat("'", symbol->name, "' + ", offset - symbol->offset);
+    return concat("'", demangled(symbol->name), "' + ", offset - symbol->offset);
   }
   return concat("offset ", offset);
 }

@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/source_chain.h"
 #include "emulator/check/sync.h"
 
 namespace pykernels::emulator {
@@ -248,10 +249,12 @@ void Machine::fail(const std::string& kind, const std::string& message) {
 
 void Machine::end_with(Finding finding) {
   std::string text = concat(finding.kind, ": ", finding.message);
-  if (!finding.sites.empty()) {
+  if (!finding.sites.empty() && finding.kind != "deadlock") {  // whose message has them all
     const Site& site = finding.sites.front();
+    const ParsedModule& module = grids_[static_cast<size_t>(site.grid)]->launch.module->parsed;
+    const std::string source = source_chain(module, site.ptx_line);
     text += concat("\n  in ", site.kernel, ", PTX line ", site.ptx_line, ": ", site.ptx);
-    if (!site.cuda_file.empty()) text += concat("\n  from ", site.cuda_file, ":", site.cuda_line);
+    if (!source.empty()) text += "\n  from " + source;
     text += concat("\n  CTA (", site.ctaid[0], ", ", site.ctaid[1], ", ", site.ctaid[2], ")");
     if (site.thread >= 0) text += concat(", thread ", site.thread);
   }
