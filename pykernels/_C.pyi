@@ -125,6 +125,7 @@ class EmulatedDevice(Device):
         seed: int = 0,
         async_completion: str = "late",
         checks: str | Iterable[str] = "all",
+        max_warp_instructions: int = 1099511627776,
     ) -> None: ...
     @property
     def reports(self) -> list[tuple[str, dict[str, Any]]]: ...

@@ -7,13 +7,15 @@ shape, stride, values that the host knows (alignment of addresses among them). N
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pykernels.device import require_device
+from pykernels.overlap import check_no_overlap
 
 SCALE_BLOCK = 128  # columns (and, for weights, rows) that share a scale factor
 MAX_SIZE = 2**31 - 1  # sizes travel to the kernels as 32-bit integers
@@ -47,16 +49,28 @@ def check_pair(name: str, pair: object) -> tuple[Tensor, Tensor]:
             f"{name} must be a pair (values, scales) of tensors, got {_describe(pair)}; "
             "quantize_1x128 and quantize_128x128 return such pairs"
         )
-    return pair[0], pair[1]
+    return check_tensor(f"{name}[0]", pair[0]), check_tensor(f"{name}[1]", pair[1])
 
 
 def check_tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor, got {_describe(value)}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else str(value.layout)
+        raise ValueError(f"{name} must be a dense tensor, got {kind}; convert it to one")
     return value
 
 
-def check_no_gradient(op: str, **tensors: Tensor) -> None:
+def check_integer(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if int(value) > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+def check_no_gradient(op: str, tensors: Mapping[str, Tensor]) -> None:
     """FP8 products and casts have no derivative here; silence would lose gradients."""
     if torch.is_grad_enabled():
         for name, tensor in tensors.items():
@@ -93,17 +107,19 @@ def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
 
 def check_rank(name: str, tensor: Tensor, rank: int) -> None:
     if tensor.dim() != rank:
+        fix = ".flatten(0, -2)" if tensor.dim() > rank else ".unsqueeze(0)"
         raise ValueError(
             f"{name} must have {rank} dimensions, got {tensor.dim()} (shape {_shape(tensor)}); "
-            "reshape it, for example with .flatten(0, -2)"
+            f"reshape it, for example with {fix}"
         )
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, int], meaning: str) -> None:
     if tensor.shape != expected:
-        raise ValueError(
-            f"{name} must be {meaning} = [{expected[0]}, {expected[1]}], got {_shape(tensor)}"
-        )
+        transposed = tuple(reversed(tensor.shape)) == expected
+        fix = f"pass {name}.T" if transposed else "slice, pad or allocate it to this shape"
+        wanted = f"{meaning} = [{expected[0]}, {expected[1]}]"
+        raise ValueError(f"{name} must be {wanted}, got {_shape(tensor)}; {fix}")
 
 
 def check_multiple(name: str, value: int, divisor: int, fix: str) -> None:
@@ -125,14 +141,14 @@ def check_rows(name: str, tensor: Tensor) -> None:
     if columns > 1 and column_stride != 1:
         raise ValueError(
             f"{name} must be row-major (stride 1 in its last dimension), got strides "
-            f"({row_stride}, {column_stride}); make it so with {name}.contiguous()"
+            f"({row_stride}, {column_stride}); {_layout_fix(name)}"
         )
     if rows == 1:
         return
     if row_stride < columns:
         raise ValueError(
             f"rows of {name} must not overlap: its row stride must be at least {columns}, got "
-            f"{row_stride}; make it so with {name}.contiguous()"
+            f"{row_stride}; {_layout_fix(name)}"
         )
     row_bytes = row_stride * tensor.element_size()
     if row_bytes % _ALIGNMENT != 0:
@@ -173,8 +189,21 @@ def check_address(name: str, tensor: Tensor) -> None:
 
 
 def check_num_sms(num_sms: int | None) -> None:
-    if num_sms is not None and num_sms < 1:
+    if num_sms is None:
+        return
+    if not isinstance(num_sms, (int, Integral, torch.SymInt)):
+        raise ValueError(f"num_sms must be an integer, or None for all, got {num_sms!r}")
+    if num_sms < 1:
         raise ValueError(f"num_sms must be at least 1, or None for all, got {num_sms}")
+    if num_sms > MAX_SIZE:
+        raise ValueError(f"num_sms must be at most {MAX_SIZE}, or None for all, got {num_sms}")
+
+
+def check_gemm_sizes(m: int, n: int, k: int) -> None:
+    check_multiple("n (rows of b)", n, 8, "pad b and its scales with rows and slice the result")
+    check_multiple("k (columns of a and b)", k, 16, "pad a and b with columns of zeros")
+    for name, size in (("m", m), ("n", n), ("k", k)):
+        check_size(name, size)
 
 
 def check_fp8_gemm_nt(
@@ -207,10 +236,7 @@ def check_fp8_gemm_nt(
             f"a[0] and b[0] must have the same k, got {_shape(a)} and {_shape(b)}; "
             "b is [n, k], a weight as torch.nn.Linear stores it"
         )
-    check_multiple("n (rows of b)", n, 8, "pad b and its scales with rows and slice the result")
-    check_multiple("k (columns of a and b)", k, 16, "pad a and b with columns of zeros")
-    for name, size in (("m", m), ("n", n), ("k", k)):
-        check_size(name, size)
+    check_gemm_sizes(m, n, k)
     k_blocks = ceil_div(k, SCALE_BLOCK)
     check_shape("a[1]", sfa, (m, k_blocks), "[m, ceil(k / 128)]")
     check_shape("b[1]", sfb, (ceil_div(n, SCALE_BLOCK), k_blocks), "[ceil(n / 128), ceil(k / 128)]")
@@ -224,6 +250,9 @@ def check_fp8_gemm_nt(
     if real:
         for name, tensor in row_major.items():
             check_address(name, tensor)
+        if out is not None:
+            del named["out"]
+            check_no_overlap("out", out, named)
 
 
 def check_quantize(
@@ -259,12 +288,18 @@ def check_quantize(
     if out is not None:
         check_rows("out[0]", out[0])
         check_distinct_elements("out[1]", out[1])
-    if scale_fmt not in SCALE_FORMATS:
-        raise ValueError(f"scale_fmt must be 'fp32' or 'ue8m0', got {scale_fmt!r}")
+    check_scale_format(scale_fmt)
     if real:
         check_address("x", x)
         if out is not None:
             check_address("out[0]", out[0])
+            check_no_overlap("out[0]", out[0], {"x": x, "out[1]": out[1]})
+            check_no_overlap("out[1]", out[1], {"x": x})
+
+
+def check_scale_format(scale_fmt: object) -> None:
+    if not isinstance(scale_fmt, str) or scale_fmt not in SCALE_FORMATS:
+        raise ValueError(f"scale_fmt must be 'fp32' or 'ue8m0', got {scale_fmt!r}")
 
 
 _CALL_CHECKS: dict[Callable[..., Any], Callable[..., Tensor]] = {}
@@ -274,6 +309,8 @@ def checks_call(op: Callable[..., Any]) -> Callable[[Callable[..., Tensor]], Cal
     """Registers what checks a public op's very arguments; it returns the op's first tensor."""
 
     def register(check: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # Python names the function when arguments are missing or unknown: the op, not its check.
+        check.__name__, check.__qualname__ = op.__name__, op.__qualname__
         _CALL_CHECKS[op] = check
         return check
 
@@ -294,7 +331,7 @@ def can_run(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Capability:
     Raises:
         ValueError: ``op`` is not an op of this package.
     """
-    check = _CALL_CHECKS.get(op)
+    check = next((check for known, check in _CALL_CHECKS.items() if known is op), None)
     if check is None:
         known = ", ".join(sorted(function.__name__ for function in _CALL_CHECKS))
         raise ValueError(f"op must be one of {known}, got {_describe(op)}")
@@ -316,7 +353,15 @@ def _check_out_dtype(out: Tensor | None, out_dtype: torch.dtype) -> None:
 def _dtype_fix(name: str, dtype: torch.dtype) -> str:
     if dtype == torch.float8_e4m3fn:
         return "quantize_1x128 and quantize_128x128 make such values"
+    if name.startswith("out"):
+        return f"allocate it with dtype={dtype}"
     return f"convert with {name}.to({dtype})"
+
+
+def _layout_fix(name: str) -> str:
+    if name.startswith("out"):
+        return "allocate it with torch.empty"
+    return f"make it so with {name}.contiguous()"
 
 
 def _shape(tensor: Tensor) -> str:

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pykernels import doctor
 
         return doctor.run(console)
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, ImportError, ValueError) as error:
         print(f"pykernels {options.command}: {error}", file=sys.stderr)
         return 1
 

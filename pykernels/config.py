@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
 from pykernels.device import device_num_sms
 from pykernels.gemm import fp8_gemm_nt
 from pykernels.native import native
@@ -48,11 +49,12 @@ def explain_config(
         Candidates, cheapest first.
 
     Raises:
-        ValueError: the op is unknown, or a size is missing, unknown or negative.
+        ValueError: the op is unknown, or a size is missing, unknown, or none that the op takes.
         RuntimeError: the device cannot run the kernels, or none are built.
     """
     if op is fp8_gemm_nt:
         _check_sizes(sizes, required=("m", "n", "k"), optional=("num_sms",))
+        check_gemm_sizes(sizes["m"], sizes["n"], sizes["k"])
         num_sms = device_num_sms(device)
         num_sms = min(num_sms, sizes.get("num_sms", num_sms))
         ranked = native().explain_fp8_gemm_nt(
@@ -88,6 +90,4 @@ def _check_sizes(
             + f", got {', '.join(sizes) or 'none'}"
         )
     for name, size in sizes.items():
-        least = 1 if name == "num_sms" else 0
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}")
+        check_integer(name, size, 1 if name == "num_sms" else 0, MAX_SIZE)

@@ -67,7 +67,10 @@ def device_num_sms(device: torch.device | str | None) -> int:
             emulated: _C.Device = _emulated_device.get() or native().EmulatedDevice()
             return emulated.properties.num_sms
         device = "cuda"
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be a CUDA device or None, got {device!r}") from error
     if device.type != "cuda":
         raise ValueError(f"device must be a CUDA device or None, got {device}")
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -83,18 +86,21 @@ def emulate(**options: Any) -> Iterator[EmulationReport]:
 
     Args:
         options: those of :class:`pykernels.emulator.Emulator`: ``num_sms``, ``seed``,
-            ``async_completion``, ``checks``.
+            ``async_completion``, ``checks``, ``max_warp_instructions``.
 
     Yields:
         A report that gathers all launches inside the block.
 
     Raises:
         ValueError: an option is not as documented there.
+        TypeError: there is no such option.
         RuntimeError: the extension or the kernels are not built.
     """
-    device = native().EmulatedDevice(**options)
+    extension = native()
     from pykernels.emulator import EmulationReport
+    from pykernels.emulator.options import checked_options
 
+    device = extension.EmulatedDevice(**checked_options(**options))
     token = _emulated_device.set(device)
     try:
         yield EmulationReport(device)

@@ -38,19 +38,20 @@ def fp8_gemm_nt(
         out_dtype: ``bfloat16`` or ``float32``, of the result allocated when ``out`` is None.
         num_sms: how many SMs the kernel may take; None for all.
 
-    Values and ``out`` start at a multiple of 16 bytes, and so do their rows.
+    Values and ``out`` start at a multiple of 16 bytes, and so do their rows. ``out`` shares no
+    memory with the inputs.
 
     Returns:
         ``[m, n]``, row-major: ``out`` where given. m = 0 or n = 0: empty; k = 0: zeros.
 
     Raises:
-        ValueError: a shape, dtype, stride, alignment or device is not as above, or an input
+        ValueError: a shape, dtype, stride, alignment or device is not as above, or a tensor
             requires grad; nothing has been written.
         RuntimeError: the GPU or its driver cannot run the kernels.
 
     Reference: :func:`pykernels.reference.fp8_gemm_nt` (DeepSeek-V3 report, section 3.3.2).
     """
-    operands = _operands(a, b, out, out_dtype)
+    operands = _operands(a, b, out, out_dtype, num_sms)
     if out is None:
         result: Tensor = _OP(*operands, out_dtype, num_sms)
         return result
@@ -67,26 +68,34 @@ def _check_call(
     out_dtype: torch.dtype = torch.bfloat16,
     num_sms: int | None = None,
 ) -> Tensor:
-    operands = _operands(a, b, out, out_dtype)
+    operands = _operands(a, b, out, out_dtype, num_sms)
     checks.check_fp8_gemm_nt(*operands, out, out_dtype, num_sms)
     return operands[0]
 
 
 def _operands(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor | None, out_dtype: torch.dtype
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+    num_sms: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op's tensors, after the checks of what the op itself does not see."""
     a_values, sfa = checks.check_pair("a", a)
     b_values, sfb = checks.check_pair("b", b)
-    checks.check_no_gradient("fp8_gemm_nt", a=a_values, sfa=sfa, b=b_values, sfb=sfb)
+    tensors = {"a[0]": a_values, "a[1]": sfa, "b[0]": b_values, "b[1]": sfb}
     if out is not None:
-        checks.check_tensor("out", out)
-        # bfloat16 is the default, so only another dtype is known to be the caller's wish.
-        if out_dtype not in (torch.bfloat16, out.dtype):
-            raise ValueError(
-                f"out_dtype is {out_dtype} but out is {out.dtype}; "
-                "pass one of the two, or let them agree"
-            )
+        tensors["out"] = checks.check_tensor("out", out)
+    checks.check_no_gradient("fp8_gemm_nt", tensors)
+    if not isinstance(out_dtype, torch.dtype):
+        raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype!r}")
+    checks.check_num_sms(num_sms)
+    # bfloat16 is the default, so only another dtype is known to be the caller's wish.
+    if out is not None and out_dtype not in (torch.bfloat16, out.dtype):
+        raise ValueError(
+            f"out_dtype is {out_dtype} but out is {out.dtype}; "
+            "pass one of the two, or let them agree"
+        )
     return a_values, sfa, b_values, sfb
 
 

@@ -39,7 +39,8 @@ def quantize_1x128(
     Args:
         x: ``[m, k]``, ``bfloat16``, ``float16`` or ``float32``, row-major.
         scale_fmt: ``"fp32"`` or ``"ue8m0"``; scales are ``float32`` tensors either way.
-        out: ``(q, scales)`` to write into (scales of any strides), or None to allocate.
+        out: ``(q, scales)`` to write into (scales of any strides), or None to allocate. They share
+            no memory with ``x`` or each other.
 
     ``x`` and ``q`` start at a multiple of 16 bytes, and so do their rows: where k is no multiple of
     16, the rows of an allocated ``q`` lie the next multiple of 16 bytes apart.
@@ -49,7 +50,7 @@ def quantize_1x128(
         where given.
 
     Raises:
-        ValueError: a shape, dtype, stride, alignment, device or format is not as above, or ``x``
+        ValueError: a shape, dtype, stride, alignment, device or format is not as above, or a tensor
             requires grad; nothing has been written.
         RuntimeError: the GPU or its driver cannot run the kernels.
 
@@ -68,14 +69,15 @@ def quantize_128x128(
     Args:
         x: ``[m, k]``, ``bfloat16``, ``float16`` or ``float32``, row-major.
         scale_fmt: ``"fp32"`` or ``"ue8m0"``; scales are ``float32`` tensors either way.
-        out: ``(q, scales)`` to write into (scales of any strides), or None to allocate.
+        out: ``(q, scales)`` to write into (scales of any strides), or None to allocate. They share
+            no memory with ``x`` or each other.
 
     Returns:
         q ``[m, k]``, ``float8_e4m3fn``, and scales ``[ceil(m / 128), ceil(k / 128)]``, ``float32``;
         ``out`` where given.
 
     Raises:
-        ValueError: a shape, dtype, stride, alignment, device or format is not as above, or ``x``
+        ValueError: a shape, dtype, stride, alignment, device or format is not as above, or a tensor
             requires grad; nothing has been written.
         RuntimeError: the GPU or its driver cannot run the kernels.
 
@@ -91,24 +93,34 @@ _BLOCK_ROWS: dict[Quantize, int] = {quantize_1x128: 1, quantize_128x128: 128}
 def _quantize(
     op: Quantize, x: Tensor, scale_fmt: str, out: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    checks.check_tensor("x", x)
-    checks.check_no_gradient(op.__name__, x=x)
+    pair = _check_tensors(op, x, scale_fmt, out)
     allocate, write = _OPS[op.__name__]
-    if out is None:
+    if pair is None:
         q, scales = allocate(x, scale_fmt)
         return q, scales
-    q, scales = checks.check_pair("out", out)
+    q, scales = pair
     write(x, scale_fmt, q=q, scales=scales)
     return q, scales
+
+
+def _check_tensors(
+    op: Quantize, x: Tensor, scale_fmt: str, out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    """The pair to write into, after the checks of what the op itself does not see."""
+    tensors = {"x": checks.check_tensor("x", x)}
+    pair = None if out is None else checks.check_pair("out", out)
+    if pair is not None:
+        tensors |= {"out[0]": pair[0], "out[1]": pair[1]}
+    checks.check_no_gradient(op.__name__, tensors)
+    checks.check_scale_format(scale_fmt)
+    return pair
 
 
 def _register_check(op: Quantize) -> None:
     def check_call(
         x: Tensor, *, scale_fmt: str = "fp32", out: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        checks.check_tensor("x", x)
-        checks.check_no_gradient(op.__name__, x=x)
-        pair = None if out is None else checks.check_pair("out", out)
+        pair = _check_tensors(op, x, scale_fmt, out)
         checks.check_quantize(x, scale_fmt, pair, _BLOCK_ROWS[op])
         return x
 

@@ -105,6 +105,22 @@ WRONG_GEMM = [
     Wrong("address of a", put(a=lambda v: misaligned(v["a"])), "(1 past one)"),
     Wrong("address of out", put(out=lambda v: misaligned(v["out"])), "(2 past one)"),
     Wrong("num_sms", put(num_sms=lambda v: 0), "num_sms must be at least 1"),
+    Wrong("huge num_sms", put(num_sms=lambda v: 2**63), "num_sms must be at most 2147483647"),
+    Wrong("num_sms no integer", put(num_sms=lambda v: 1.5), "num_sms must be an integer"),
+    Wrong("out_dtype None", put(out_dtype=lambda v: None), "bfloat16 or float32, got None"),
+    Wrong("out_dtype text", put(out_dtype=lambda v: "bfloat16"), "float32, got 'bfloat16'"),
+    Wrong("sparse a", put(a=lambda v: v["sfa"].to_sparse()), "a[0] must be a dense tensor, got"),
+    Wrong("sparse sfb", put(sfb=lambda v: v["sfb"].to_sparse()), "b[1] must be a dense"),
+    Wrong(
+        "gradient of sfa",
+        put(sfa=lambda v: v["sfa"].clone().requires_grad_()),
+        "a[1] requires grad; call it under torch.no_grad() or pass a[1].detach()",
+    ),
+    Wrong("gradient of out", put(out=lambda v: v["out"].clone().requires_grad_()), "out requires"),
+    Wrong("1-d a", put(a=lambda v: v["a"][0]), "for example with .unsqueeze(0)"),
+    Wrong("a's scales to transpose", put(sfa=lambda v: v["sfa"].T), "; pass a[1].T"),
+    Wrong("column-major out", put(out=lambda v: v["out"].T.contiguous().T), "with torch.empty"),
+    Wrong("out over a", put(a=lambda v: v["out"].view(FP8)), "out must not share memory with a[0]"),
     Wrong("a no tensor", put(a=lambda v: None), "a must be a pair (values, scales) of tensors"),
     Wrong("out no tensor", put(out=lambda v: 3), "out must be a tensor, got int"),
 ]
@@ -124,6 +140,80 @@ def test_gemm_refuses(wrong: Wrong) -> None:
     assert capability.reason == str(error.value)
 
 
+def test_results_may_alternate_with_inputs_in_one_buffer() -> None:
+    """Packed rows, values and scales side by side: nothing is shared, so nothing is refused."""
+    packed = torch.empty(M, 288, dtype=torch.uint8)
+    q, scales = packed[:, :K].view(FP8), packed[:, K:284].view(torch.float32)
+    x = torch.randn(M, K)
+    pykernels.quantize_1x128(x, out=(q, scales))
+    wanted = pykernels.quantize_1x128(x)
+    assert torch.equal(q.view(torch.uint8), wanted[0].view(torch.uint8))
+    assert torch.equal(scales, wanted[1])
+    with pytest.raises(ValueError, match=r"out\[0\] must not share memory with out\[1\]"):
+        pykernels.quantize_1x128(x, out=(q, packed[:, K - 4 : 280].view(torch.float32)))
+
+
+def test_casts_in_place_are_refused() -> None:
+    x = torch.randn(M, K)
+    q = x.view(torch.uint8)[:, :K].view(FP8)
+    with pytest.raises(ValueError, match=r"out\[0\] must not share memory with x"):
+        pykernels.quantize_1x128(x, out=(q, torch.empty(M, 3)))
+
+
+@pytest.mark.parametrize("arguments", [(), (1, 2, 3)])
+def test_can_run_names_the_op_that_lacks_arguments(arguments: tuple[Any, ...]) -> None:
+    capability = pykernels.can_run(pykernels.fp8_gemm_nt, *arguments)
+    assert not capability
+    assert capability.reason.startswith("fp8_gemm_nt() ")
+    with pytest.raises(TypeError) as error:
+        pykernels.fp8_gemm_nt(*arguments)
+    assert capability.reason == str(error.value)
+
+
+def test_can_run_takes_any_object_for_an_op() -> None:
+    with pytest.raises(ValueError, match=r"op must be one of fp8_gemm_nt, .*, got list"):
+        pykernels.can_run([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 2**64}, f"seed must be at most {2**64 - 1}"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"num_sms": 2**40}, "num_sms must be at most 2147483647"),
+        ({"num_sms": 1.5}, "num_sms must be an integer, got 1.5"),
+        ({"checks": [1]}, "checks must be"),
+        ({"checks": None}, "checks must be"),
+        ({"async_completion": None}, "async_completion must be"),
+        ({"max_warp_instructions": 0}, "max_warp_instructions must be at least 1, got 0"),
+    ],
+)
+def test_emulators_refuse_options(options: dict[str, Any], message: str) -> None:
+    from pykernels.emulator import Emulator
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Emulator(**options)
+    with pytest.raises(ValueError, match=re.escape(message)), pykernels.emulate(**options):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"m": 1, "n": 7, "k": 16}, "n (rows of b) must be a multiple of 8, got 7"),
+        ({"m": 1, "n": 8, "k": 15}, "k (columns of a and b) must be a multiple of 16, got 15"),
+        ({"m": 1.5, "n": 8, "k": 16}, "m must be an integer, got 1.5"),
+        ({"m": 2**63, "n": 8, "k": 16}, "m must be at most 2147483647"),
+        ({"m": 1, "n": 8, "k": 16, "num_sms": None}, "num_sms must be an integer, got None"),
+        ({"m": 1, "n": 8, "k": 16, "device": "gpu0"}, "device must be a CUDA device or None"),
+    ],
+)
+def test_explain_config_refuses(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pykernels.explain_config(pykernels.fp8_gemm_nt, **sizes)
+
+
 def test_gemm_needs_pairs() -> None:
     (a, _), b = gemm_operands(M, N, K)
     with pytest.raises(ValueError, match="quantize_1x128 and quantize_128x128 return such pairs"):
@@ -136,7 +226,7 @@ def test_gradients_are_refused_loudly() -> None:
         pykernels.quantize_1x128(x)
     a, b = gemm_operands(M, N, K)
     a[1].requires_grad_()
-    with pytest.raises(ValueError, match="fp8_gemm_nt is not differentiable and sfa requires grad"):
+    with pytest.raises(ValueError, match=r"fp8_gemm_nt is not differentiable and a\[1\] requires"):
         pykernels.fp8_gemm_nt(a, b)
     with torch.no_grad():
         pykernels.fp8_gemm_nt(a, b)
@@ -153,6 +243,13 @@ def quantize_arguments() -> dict[str, Any]:
 
 
 WRONG_QUANTIZE = [
+    Wrong("scale_fmt None", put(scale_fmt=lambda v: None), "must be 'fp32' or 'ue8m0', got None"),
+    Wrong("sparse x", put(x=lambda v: v["x"].to_sparse()), "x must be a dense tensor"),
+    Wrong(
+        "gradient of scales",
+        put(scales=lambda v: v["scales"].clone().requires_grad_()),
+        "out[1] requires grad",
+    ),
     Wrong("device of q", put(q=lambda v: v["q"].to("meta")), "x on cpu and out[0] on meta"),
     Wrong(
         "dtype of x", put(x=lambda v: v["x"].double()), "x must be bfloat16 or float16 or float32"

@@ -140,18 +140,25 @@ py::dict to_dict(const emulator::Report& report) {
   return result;
 }
 
+/// Messages quote the PTX, shortened at any byte: what is no UTF-8 then is replaced.
+py::object text(const std::string& bytes) {
+  return py::bytes(bytes).attr("decode")("utf-8", "replace");
+}
+
 /// PtxError and EmulationError as the classes of pykernels.emulator, which carry line and report.
 void translate(std::exception_ptr pending) {
   try {
     if (pending) std::rethrow_exception(pending);
   } catch (const emulator::PtxError& error) {
     const py::object type = py::module_::import("pykernels.emulator.errors").attr("PtxError");
-    PyErr_SetObject(type.ptr(), type(error.what(), error.line(), error.source_line()).ptr());
+    PyErr_SetObject(type.ptr(),
+                    type(text(error.what()), error.line(), text(error.source_line())).ptr());
   } catch (const emulator::EmulationError& error) {
     const py::object type = py::module_::import("pykernels.emulator.errors").attr("EmulationError");
     const py::object make_report =
         py::module_::import("pykernels.emulator.report").attr("Report").attr("from_native");
-    PyErr_SetObject(type.ptr(), type(error.what(), make_report(to_dict(error.report()))).ptr());
+    PyErr_SetObject(type.ptr(),
+                    type(text(error.what()), make_report(to_dict(error.report()))).ptr());
   }
 }
 
@@ -294,12 +301,13 @@ void bind_device(py::module_& module) {
   py::class_<emulator::EmulatedDevice, Device>(
       module, "EmulatedDevice", "Runs launches in the emulator and keeps their reports.")
       .def(py::init([](int num_sms, uint64_t seed, const std::string& async_completion,
-                       const py::object& checks) {
+                       const py::object& checks, uint64_t max_warp_instructions) {
              return std::make_unique<emulator::EmulatedDevice>(
-                 make_options(num_sms, seed, async_completion, checks));
+                 make_options(num_sms, seed, async_completion, checks, max_warp_instructions));
            }),
            py::kw_only(), py::arg("num_sms") = 132, py::arg("seed") = 0,
-           py::arg("async_completion") = "late", py::arg("checks") = "all")
+           py::arg("async_completion") = "late", py::arg("checks") = "all",
+           py::arg("max_warp_instructions") = kMaxWarpInstructions)
       .def_property_readonly(
           "reports",
           [](const emulator::EmulatedDevice& device) {

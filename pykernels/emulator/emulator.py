@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pykernels import _C
 from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
 from pykernels.emulator.module import Kernel
+from pykernels.emulator.options import MAX_WARP_INSTRUCTIONS, checked_options
 from pykernels.emulator.report import Report
 
 MAX_SHARED_BYTES = 232448  # of a CTA on sm_90, static and dynamic together
@@ -84,7 +85,7 @@ class Emulator:
         seed: int = 0,
         async_completion: str = "late",
         checks: str | Iterable[str] = "all",
-        max_warp_instructions: int = 2**40,
+        max_warp_instructions: int = MAX_WARP_INSTRUCTIONS,
     ) -> None:
         """Make an emulated GPU.
 
@@ -100,13 +101,8 @@ class Emulator:
         Raises:
             ValueError: an argument is not as above.
         """
-        if max_warp_instructions < 1:
-            raise ValueError(
-                f"max_warp_instructions must be at least 1, got {max_warp_instructions}"
-            )
-        names = checks if isinstance(checks, str) else tuple(checks)
         self._options = _C.emulator.Options(
-            num_sms, seed, async_completion, names, max_warp_instructions
+            **checked_options(num_sms, seed, async_completion, checks, max_warp_instructions)
         )
         self._registered: list[ArrayView] = []
 

@@ -1,0 +1,56 @@
+"""The options of an emulated GPU, checked once for ``Emulator`` and ``pykernels.emulate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pykernels.checks import check_integer
+
+MAX_WARP_INSTRUCTIONS = 2**40  # hours of emulation: what runs longer hangs
+_LIMITS = {
+    "num_sms": (1, 2**31 - 1),
+    "seed": (0, 2**64 - 1),
+    "max_warp_instructions": (1, 2**64 - 1),
+}
+
+
+# Any: the values go by name into typed parameters.
+def checked_options(
+    num_sms: int = 132,
+    seed: int = 0,
+    async_completion: str = "late",
+    checks: str | Iterable[str] = "all",
+    max_warp_instructions: int = MAX_WARP_INSTRUCTIONS,
+) -> dict[str, Any]:
+    """The options as the extension takes them, by name.
+
+    Raises:
+        ValueError: one has the wrong type or range. The names of checks and of completion modes
+            are the extension's to check.
+    """
+    numbers = {
+        "num_sms": num_sms,
+        "seed": seed,
+        "max_warp_instructions": max_warp_instructions,
+    }
+    for name, value in numbers.items():
+        least, most = _LIMITS[name]
+        check_integer(name, value, least, most)
+    if not isinstance(async_completion, str):
+        raise ValueError(
+            f'async_completion must be "early", "late" or "random", got {async_completion!r}'
+        )
+    if not isinstance(checks, str):
+        names = tuple(checks) if isinstance(checks, Iterable) else (checks,)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                'checks must be "all" or a set out of "memory", "init", "sync" (() for none), '
+                f"got {checks!r}"
+            )
+        checks = names
+    return {
+        **{name: int(value) for name, value in numbers.items()},
+        "async_completion": async_completion,
+        "checks": checks,
+    }
