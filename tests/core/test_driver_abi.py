@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def cuda_include() -> Path:
     """The folder of cuda.h: that of nvcc's toolkit, else the copy that Triton brings along."""
     try:
-        nvcc = toolkit.find_nvcc()
-        toolkit_root = toolkit.find_ptxas(nvcc).resolve().parents[1]
+        toolkit_root = toolkit.find_binaries(toolkit.find_nvcc()).resolve().parent
     except BuildError:
         toolkit_root = Path("/nonexistent")
     for folder in (toolkit_root / "include", toolkit_root / "targets" / "x86_64-linux" / "include"):
