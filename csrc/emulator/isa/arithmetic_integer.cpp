@@ -266,6 +266,32 @@ void add_dot_products(Table& table, const std::string& types) {
       }));
 }
 
+/// vabsdiff2, vabsdiff4: absolute differences of parts; .add: their sum and c.
+template <typename Part>
+void add_part_differences(Table& table, const std::string& types) {
+  constexpr int kBits = 8 * sizeof(Part);
+  constexpr uint32_t kMask = (1u << kBits) - 1;
+  constexpr auto difference = [](uint32_t a, uint32_t b, int shift) {
+    const int value = static_cast<Part>(a >> shift) - static_cast<Part>(b >> shift);
+    return static_cast<uint32_t>(value < 0 ? -value : value);
+  };
+  using Difference = decltype(difference);
+  const std::string name = "vabsdiff" + std::to_string(32 / kBits) + types;
+  const auto add = [&](const std::string& spelling, Handler handler) {
+    add_row(table, spelling, kClass, handler, Type::kB32, {Type::kB32, Type::kB32, Type::kB32});
+  };
+  add(name, lanewise<uint32_t, uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b, uint32_t) {
+        uint32_t value = 0;
+        for (int i = 0; i < 32; i += kBits) value |= (Difference{}(a, b, i) & kMask) << i;
+        return value;
+      }));
+  add(name + ".add",
+      lanewise<uint32_t, uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b, uint32_t c) {
+        for (int i = 0; i < 32; i += kBits) c += Difference{}(a, b, i);
+        return c;
+      }));
+}
+
 }  // namespace
 
 void add_integer_forms(Table& table) {
@@ -284,6 +310,10 @@ void add_integer_forms(Table& table) {
   add_saturating(table);
   add_pairs<uint16_t>(table, ".u16x2");
   add_pairs<int16_t>(table, ".s16x2");
+  add_part_differences<uint8_t>(table, ".u32.u32.u32");
+  add_part_differences<uint16_t>(table, ".u32.u32.u32");
+  add_part_differences<int8_t>(table, ".u32.s32.s32");
+  add_part_differences<int16_t>(table, ".u32.s32.s32");
   add_dot_products<uint8_t, uint8_t>(table, ".u32.u32");
   add_dot_products<uint8_t, int8_t>(table, ".u32.s32");
   add_dot_products<int8_t, uint8_t>(table, ".s32.u32");

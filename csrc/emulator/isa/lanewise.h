@@ -17,6 +17,13 @@
 #include "emulator/isa/table.h"
 #include "emulator/machine/warp.h"
 
+/// Before a loop over lanes: no lane depends on another.
+#if defined(__clang__)
+#define PK_INDEPENDENT_LANES _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PK_INDEPENDENT_LANES _Pragma("GCC ivdep")
+#endif
+
 namespace pykernels::emulator {
 
 /// Lanes that hold values of the type.
@@ -55,7 +62,7 @@ inline constexpr LaneBits kLaneBits = [] {
 template <typename Operation, typename Result, typename... Sources>
 void apply_lanes(LaneMask active, LaneOf<Result>* result, const LaneOf<Sources>*... sources) {
   if (active == kFullMask) {
-#pragma GCC ivdep
+    PK_INDEPENDENT_LANES
     for (int lane = 0; lane < kWarpSize; ++lane) {
       result[lane] = to_lane<Result>(Operation{}(from_lane<Sources>(sources[lane])...));
     }

@@ -2,8 +2,7 @@
 
 #include <cstdio>
 #include <cstring>
-#include <mutex>
-#include <utility>
+#include <string>
 
 #include "emulator/machine/machine.h"
 #include "emulator/machine/memory.h"
@@ -12,12 +11,6 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr size_t kMaxString = 4096;
-
-std::mutex sink_mutex;
-PrintSink print_sink = [](const std::string& text) {
-  std::fputs(text.c_str(), stdout);
-  std::fflush(stdout);
-};
 
 std::string read_string(Warp& warp, uint64_t address, int lane) {
   std::string text;
@@ -134,11 +127,6 @@ std::string format_text(Warp& warp, const std::string& format, ArgumentReader ar
 
 }  // namespace
 
-void set_print_sink(PrintSink sink) {
-  const std::lock_guard lock(sink_mutex);
-  print_sink = std::move(sink);
-}
-
 Step print_formatted(Warp& warp, const Instruction& inst, LaneMask active) {
   const uint64_t* formats = warp.lanes<uint64_t>(inst.operands[1]);
   const uint64_t* arguments = warp.lanes<uint64_t>(inst.operands[2]);
@@ -147,9 +135,9 @@ Step print_formatted(Warp& warp, const Instruction& inst, LaneMask active) {
     const std::string format = read_string(warp, formats[lane], lane);
     const std::string text = format_text(warp, format, ArgumentReader(warp, arguments[lane], lane),
                                          lane, &results[lane]);
-    const std::lock_guard lock(sink_mutex);
-    print_sink(text);
+    std::fputs(text.c_str(), stdout);
   });
+  std::fflush(stdout);
   return Step::kNext;
 }
 

@@ -19,7 +19,7 @@ Step selp(Warp& warp, const Instruction& inst, LaneMask active) {
   const Lane* a = warp.lanes<Lane>(inst.operands[1]);
   const Lane* b = warp.lanes<Lane>(inst.operands[2]);
   if (active == kFullMask) {
-#pragma GCC ivdep
+    PK_INDEPENDENT_LANES
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const Lane chosen = a[lane];
       const Lane other = b[lane];

@@ -158,6 +158,20 @@ def test_dot_products(a_type: str, b_type: str) -> None:
     check_integers(f"dp2a.hi.{types} {{d}}, {{a}}, {{b}}, {{c}};", np.uint32, dp2a, count=3)
 
 
+@pytest.mark.parametrize("part", [np.uint8, np.uint16, np.int8, np.int16])
+def test_differences_of_parts(part: type[np.integer]) -> None:
+    a, b, c = integers(np.uint32, count=3)
+    x, y = (v.view(part).astype(np.int64).reshape(len(a), -1) for v in (a, b))
+    differences = np.abs(x - y)
+    kind = "s32" if np.dtype(part).kind == "i" else "u32"
+    form = f"vabsdiff{x.shape[1]}.u32.{kind}.{kind}"
+    got = evaluate(f"{form} {{d}}, {{a}}, {{b}}, {{c}};", np.uint32, a, b, c)
+    unsigned = np.dtype(f"u{np.dtype(part).itemsize}")
+    np.testing.assert_array_equal(got.view(unsigned), differences.astype(unsigned).ravel())
+    got = evaluate(f"{form}.add {{d}}, {{a}}, {{b}}, {{c}};", np.uint32, a, b, c)
+    np.testing.assert_array_equal(got, (differences.sum(axis=1) + c).astype(np.uint32))
+
+
 def test_carry_chains() -> None:
     a, b = integers(np.uint64)
     code = """
