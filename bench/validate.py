@@ -7,6 +7,7 @@ failure, 2 the environment lacks something, 3 there is no Hopper GPU.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.metadata
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_FAILURE, EXIT_ENVIRONMENT, EXIT_NO_GPU = 1, 2, 3
+ROW_LIMIT_S = 600.0  # of one row: beyond it a kernel hangs, and the stage ends
 MIN_PYTHON, MIN_TORCH = (3, 10), (2, 6)
 # Without these nothing can be built or tested; without another requirement only its tests fail.
 ESSENTIAL = ("numpy", "setuptools", "pybind11", "cmake", "ninja", "pytest", "pytest-timeout")
@@ -110,7 +112,8 @@ def run_tests(out: Path) -> int:
     """All tests with ``--device cuda``; those that passed before an interruption are left out."""
     command = [sys.executable, "-m", "pytest", "tests", "--device", "cuda", "-p", "bench.resume"]
     command += ["--outcomes", str(out / "tests.jsonl"), "-q", "--tb=short", "-o", "addopts="]
-    command += ["--import-mode=importlib", "--strict-markers"]
+    # A thread ends the process: no signal interrupts a call that waits for a hanging kernel.
+    command += ["--import-mode=importlib", "--strict-markers", "-o", "timeout_method=thread"]
     if not missing("pytest-xdist", essential=False):
         command += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -162,14 +165,18 @@ def run_bench(out: Path, budget_s: float) -> int:
     shapes = {str(shape): shape for shape in gemm_bench.shapes()}
 
     def row(name: str) -> dict[str, Any]:
-        measured = gemm_bench.measure(shapes[name], copy_gbps, every_kernel=True)
+        try:
+            measured = gemm_bench.measure(shapes[name], copy_gbps, every_kernel=True)
+        except AssertionError as error:  # a wrong result must not keep the others from being seen
+            print(f"{name}: {error}", flush=True)
+            return {"case": name, "error": str(error)}
         print(f"{name}: {measured['us']:.1f} us, {measured['tflops']:.0f} TFLOPS", flush=True)
         return {"case": name} | measured
 
     rows = _resume_rows(out / "bench.jsonl", list(shapes), row, budget_s)
     left = sorted(shapes.keys() - {result["case"] for result in rows})
     _write(out, "bench", {"copy_gbps": copy_gbps, "rows": rows, "not_measured": left})
-    return 0
+    return EXIT_FAILURE if any("error" in result for result in rows) else 0
 
 
 def _resume_rows(
@@ -178,8 +185,12 @@ def _resume_rows(
     make_row: Callable[[str], dict[str, Any]],
     budget_s: float = float("inf"),
 ) -> list[dict[str, Any]]:
-    """One line a case; those of an earlier run are kept, further ones made while time is left."""
+    """One line a case; good ones of an earlier run are kept, others made while time is left.
+
+    A row that takes longer than ``ROW_LIMIT_S`` ends the process with a traceback and status 1.
+    """
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if "error" not in row]
     known = {row["case"] for row in rows}
     deadline = time.monotonic() + budget_s
     for name in names:
@@ -187,7 +198,9 @@ def _resume_rows(
             continue
         if time.monotonic() > deadline:
             break
+        faulthandler.dump_traceback_later(ROW_LIMIT_S, exit=True)
         rows.append(make_row(name))
+        faulthandler.cancel_dump_traceback_later()
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
     return rows

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bits, harness, validate
+from bench import bits, gemm_bench, harness, validate
 from bench.resume import read_outcomes
 from pykernels.native import KERNELS_DIR
 
@@ -168,6 +168,64 @@ def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
     rows = validate._resume_rows(path, ["a", "b"], make_row)
     assert [row["case"] for row in rows] == ["a", "b"]
     assert made == ["a", "b"]
+
+
+def test_a_wrong_shape_does_not_end_the_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(shape: gemm_bench.Shape, *_: object, **__: object) -> dict[str, float]:
+        if wrong and str(shape) == wrong[0]:
+            raise AssertionError("row 3 is off")
+        return {"us": 1.0, "tflops": 2.0}
+
+    names = [str(shape) for shape in gemm_bench.shapes()][:3]
+    wrong = [names[1]]
+    shapes = list(gemm_bench.shapes())[:3]
+    monkeypatch.setattr(gemm_bench, "shapes", lambda: iter(shapes))
+    monkeypatch.setattr(gemm_bench, "measure", measure)
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
+    assert validate.run_bench(tmp_path, 60.0) == validate.EXIT_FAILURE
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == names
+    assert rows[1] == {"case": names[1], "error": "row 3 is off"}
+    wrong.clear()
+    assert validate.run_bench(tmp_path, 60.0) == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert sorted(row["case"] for row in rows) == sorted(names)
+    assert not any("error" in row for row in rows)
+
+
+HANGING_ROW = """
+import ctypes, pathlib, sys
+from bench import validate
+
+validate.ROW_LIMIT_S = 0.5
+libc = ctypes.PyDLL(None)  # keeps the GIL, as the worst of native calls would
+validate._resume_rows(pathlib.Path(sys.argv[1]), ["case"], lambda name: libc.sleep(30) or {})
+"""
+
+
+def test_a_hanging_row_ends_the_stage(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGING_ROW, str(tmp_path / "rows.jsonl")]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False
+    )
+    assert result.returncode == validate.EXIT_FAILURE
+    assert "Timeout" in result.stderr
+    assert "_resume_rows" in result.stderr
+
+
+def test_a_hanging_kernel_ends_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default, a signal, would wait for the call that waits for the kernel."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(validate.subprocess, "run", run)
+    assert validate.run_tests(tmp_path) == 0
+    assert "timeout_method=thread" in commands[0]
 
 
 def test_missing_requirements() -> None:
