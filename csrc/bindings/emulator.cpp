@@ -55,9 +55,22 @@ void enable_check(MachineOptions& options, const std::string& name) {
 
 const uint64_t kMaxWarpInstructions = MachineOptions().max_warp_instructions;
 
+/// The emulator is compiled for x86-64-v3; this file is not, so that it can say so elsewhere.
+void require_processor() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2"))
+    return;
+  throw EnvironmentError(
+      "the emulator needs an x86 processor with AVX2, FMA and BMI2 (2013 or newer); this one lacks "
+      "them");
+#endif
+}
+
 MachineOptions make_options(int num_sms, uint64_t seed, const std::string& async_completion,
                             const py::object& checks,
                             uint64_t max_warp_instructions = kMaxWarpInstructions) {
+  require_processor();
   PK_CHECK(num_sms >= 1, "num_sms must be at least 1, got ", num_sms);
   MachineOptions options;
   options.num_sms = num_sms;
@@ -198,6 +211,7 @@ void bind_program(py::module_& module) {
         std::shared_ptr<const emulator::LoadedModule> loaded;
         {
           py::gil_scoped_release release;
+          require_processor();
           loaded = emulator::load_module(text);
         }
         std::vector<Kernel> kernels;
