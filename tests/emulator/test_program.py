@@ -193,7 +193,7 @@ def test_calls_that_multiply_without_end_are_refused() -> None:
         ("add.u32 r1, p1, r3;", "p1 is a predicate"),
         ("add.u32 r1, [rd1], r3;", "register or a literal"),
         ("add.u32 5, r1, r3;", "register must stand"),
-        ("ld.global.u32 r1, rd1;", ""),
+        ("ld.global.u32 r1, rd1;", "address"),
         ("ld.global.u32 r1, [h1];", "32 or 64 bits"),
         ("ld.global.u32 r1, [f_unknown];", "unknown variable"),
     ],
