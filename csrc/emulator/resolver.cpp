@@ -38,6 +38,7 @@ Resolver::Resolver(const LoadedModule& module, const Function& entry)
 std::unique_ptr<Program> Resolver::resolve() {
   run_pass();
   layout_ = pack_registers(*program_, flows_, registers_);
+  names_statements_ = true;
   run_pass();
   program_->register_file_bytes = layout_.bytes;
   for (const int32_t index : added_) program_->has_contractible_fp32 |= multiplied_[index];
@@ -100,7 +101,7 @@ void Resolver::expand_body(Frame& frame) {
   uint32_t id = frame.first_id;
   for (const Statement& statement : frame.function->statements) {
     starts_[id++] = static_cast<uint32_t>(program_->instructions.size());
-    if (!layout_.slots.empty()) text_ = to_string(*frame.function, statement);
+    if (names_statements_) text_ = to_string(*frame.function, statement);
     expand_statement(frame, statement);
     if (program_->instructions.size() > kMaxInstructions)
       fail(statement, "the program is too large");
@@ -122,7 +123,8 @@ void Resolver::expand_statement(const Frame& frame, const Statement& statement) 
   expand_form(frame, local);
 }
 
-/// brx.idx becomes one instruction a target, which sends away the lanes that have its index.
+/// brx.idx becomes one instruction a target, which sends away the lanes that have its index; a last
+/// one ends the launch if lanes are left.
 void Resolver::expand_computed_branch(const Frame& frame, const Statement& statement) {
   if (statement.operands.size() != 2 || statement.operands[1].kind != Operand::Kind::kVector) {
     fail(statement, "brx.idx takes an index and a list of targets");
@@ -136,6 +138,8 @@ void Resolver::expand_computed_branch(const Frame& frame, const Statement& state
     step.operands = {statement.operands[0], number, target};
     expand_form(frame, step);
   }
+  step.operands = {statement.operands[0]};
+  expand_form(frame, step);
 }
 
 /// Parameters of device functions are memory of the thread: their caller's .param variables.

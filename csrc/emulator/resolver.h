@@ -102,7 +102,8 @@ class Resolver {
 
   std::vector<VirtualRegister> registers_;
   std::vector<std::string> register_names_;
-  RegisterLayout layout_;  // empty in the first pass
+  RegisterLayout layout_;          // empty in the first pass, and without registers
+  bool names_statements_ = false;  // in the second pass
   std::vector<Flow> flows_;
   std::vector<uint32_t> starts_;  // first instruction, by statement id
   std::map<std::pair<int, uint64_t>, Slot> constants_;

@@ -64,11 +64,19 @@ def view_of(name: str, array: object) -> ArrayView:
     """Describe a torch CPU tensor or a NumPy array.
 
     Raises:
-        ValueError: it is neither, is not in host memory, or runs backwards.
+        ValueError: it is neither, is not dense in host memory, or runs backwards.
     """
     if isinstance(array, torch.Tensor):
         if array.device.type != "cpu":
             raise ValueError(f"{name} must be a CPU tensor, got one on {array.device}")
+        if array.layout is not torch.strided or array.is_nested:
+            kind = "a nested one" if array.is_nested else str(array.layout)
+            raise ValueError(f"{name} must be a dense tensor, got {kind}")
+        if array.is_neg() or array.is_conj():
+            raise ValueError(
+                f"{name} is a lazily negated or conjugated view, whose memory holds other values; "
+                f"pass {name}.resolve_neg().resolve_conj()"
+            )
         return ArrayView(
             array.data_ptr(),
             str(array.dtype).removeprefix("torch."),
@@ -144,7 +152,10 @@ def _pack(
         return _pack_float(param, float(argument))
     if isinstance(argument, (int, np.integer, np.bool_)):
         if param.type in ("f16", "f32", "f64"):
-            return _pack_float(param, float(argument))
+            try:
+                return _pack_float(param, float(argument))
+            except OverflowError as error:
+                raise ValueError(f"{param.name} must fit a float, got {argument}") from error
         return _pack_integer(param, int(argument))
     raise ValueError(
         f"{param.name} must be a tensor, an array, a number, bytes, a TensorMap or None, "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from pykernels import _C
+from pykernels.checks import check_integer
 from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
 from pykernels.emulator.module import Kernel
 from pykernels.emulator.options import MAX_WARP_INSTRUCTIONS, checked_options
@@ -14,6 +16,7 @@ from pykernels.emulator.report import Report
 
 MAX_SHARED_BYTES = 232448  # of a CTA on sm_90, static and dynamic together
 MAX_THREADS = 1024
+MAX_REGISTERS = 256  # of a thread; ptxas counts up to 255, setmaxnreg up to 256
 MAX_CLUSTER = 16
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
@@ -50,6 +53,12 @@ class Launch:
     registers: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kernel, Kernel):
+            raise ValueError(f"kernel must be a Kernel of a Module, got {self.kernel!r}")
+        if not isinstance(self.args, Sequence):
+            raise ValueError(f"args must be a sequence, one per parameter, got {self.args!r}")
+        check_integer("registers", self.registers, 0, MAX_REGISTERS)
+        check_integer("dynamic_smem_bytes", self.dynamic_smem_bytes, 0, MAX_SHARED_BYTES)
         for name, limits in (("grid", _MAX_GRID), ("block", _MAX_BLOCK), ("cluster", (16, 16, 16))):
             object.__setattr__(self, name, _dimensions(name, getattr(self, name), limits))
         self._check_threads()
@@ -61,9 +70,9 @@ class Launch:
                 f"grid must be a multiple of the cluster {self.cluster}, got {self.grid}"
             )
         total = self.dynamic_smem_bytes + self.kernel.static_shared_bytes
-        if self.dynamic_smem_bytes < 0 or total > MAX_SHARED_BYTES:
+        if total > MAX_SHARED_BYTES:
             raise ValueError(
-                f"dynamic_smem_bytes must be from 0 to {MAX_SHARED_BYTES} less the "
+                f"dynamic_smem_bytes must be at most {MAX_SHARED_BYTES} less the "
                 f"{self.kernel.static_shared_bytes} static bytes, got {self.dynamic_smem_bytes}"
             )
 
@@ -161,10 +170,10 @@ class Emulator:
 
 
 def _dimensions(name: str, value: object, limits: tuple[int, int, int]) -> tuple[int, int, int]:
-    sizes = (value,) if isinstance(value, int) else tuple(value)  # type: ignore[arg-type]
-    if not 1 <= len(sizes) <= 3 or not all(isinstance(size, int) for size in sizes):
+    given = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not 1 <= len(given) <= 3 or not all(isinstance(size, Integral) for size in given):
         raise ValueError(f"{name} must be one to three integers, got {value!r}")
-    sizes += (1,) * (3 - len(sizes))
+    sizes = tuple(int(size) for size in given) + (1,) * (3 - len(given))
     if not all(1 <= size <= limit for size, limit in zip(sizes, limits, strict=True)):
         raise ValueError(f"{name} must be from (1, 1, 1) to {limits}, got {sizes}")
     return sizes[0], sizes[1], sizes[2]

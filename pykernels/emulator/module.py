@@ -72,13 +72,18 @@ class Module:
 
         Raises:
             PtxError: the text is malformed or uses a form that the emulator does not know.
+            ValueError: ``text`` is no string.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"text must be a string, got {type(text).__name__}")
+        # What is no text (in a comment, a path) is replaced; anywhere else the parser refuses it.
+        text = text.encode("utf-8", "replace").decode("utf-8")
         return cls({native.name: Kernel(native) for native in _C.emulator.load_module(text)})
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Module:
         """Load a module from a ``.ptx`` file; see :meth:`from_ptx`."""
-        return cls.from_ptx(Path(path).read_text(encoding="utf-8"))
+        return cls.from_ptx(Path(path).read_text(encoding="utf-8", errors="replace"))
 
     @property
     def kernels(self) -> Mapping[str, Kernel]:

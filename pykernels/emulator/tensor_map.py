@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pykernels import _C
+from pykernels.checks import check_integer
 from pykernels.emulator.arguments import Array, ArrayView, view_of
 
 # Numbers of CUtensorMapDataType by dtype name. FP8 and signed bytes travel as uint8.
@@ -113,11 +114,13 @@ class TensorMap:
         rank = len(view.sizes)
         steps = [1] * rank if element_strides is None else list(element_strides)
         for name, values in (("box", box), ("element_strides", steps)):
-            if len(values) != rank:
+            if not isinstance(values, Sequence) or len(values) != rank:
                 raise ValueError(
                     f"{name} must have one value per dimension of the tensor ({rank}), "
-                    f"got {tuple(values)}"
+                    f"got {values!r}"
                 )
+            for dimension, value in enumerate(values):
+                check_integer(f"{name}[{dimension}]", value, 0, 2**32 - 1)
         if _TYPE_BYTES[type_number] != view.itemsize:
             raise ValueError(
                 f"type must have the tensor's {view.itemsize} bytes an element, got {type_name}"
@@ -162,6 +165,6 @@ class TensorMap:
 
 
 def _choice(name: str, value: str, choices: dict[str, int]) -> int:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return choices[value]

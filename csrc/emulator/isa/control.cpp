@@ -2,6 +2,7 @@
 // instructions.
 #include "emulator/machine/control.h"
 
+#include "core/check.h"
 #include "emulator/isa/lanewise.h"
 #include "emulator/isa/print.h"
 #include "emulator/machine/machine.h"
@@ -26,6 +27,14 @@ Step brx_target(Warp& warp, const Instruction& inst, LaneMask active) {
   return taken == 0 ? Step::kNext : warp.branch(taken, inst.target);
 }
 
+/// What follows the last target of brx.idx.
+Step brx_beyond(Warp& warp, const Instruction& inst, LaneMask active) {
+  const int lane = __builtin_ctz(active);
+  warp.machine().fail(
+      "sync", concat("brx.idx has no target ", warp.lanes<uint32_t>(inst.operands[0])[lane]), warp,
+      inst, lane);
+}
+
 /// exit, and ret of a kernel
 Step exit_lanes(Warp& warp, const Instruction&, LaneMask active) { return warp.exit(active); }
 
@@ -46,12 +55,15 @@ void build_branch(Builder& builder) {
   builder.instruction().handler = bra;
 }
 
-/// The resolver writes brx.idx as steps "index, number, label".
+/// The resolver writes brx.idx as steps "index, number, label", and "index" behind the last one.
 void build_branch_target(Builder& builder) {
-  expect_operands(builder, 3);
   const std::vector<Operand>& operands = builder.statement().operands;
   Instruction& inst = builder.instruction();
   inst.operands[0] = builder.source(operands[0], Type::kU32);
+  if (operands.size() == 1) {
+    inst.handler = brx_beyond;
+    return;
+  }
   inst.immediate = builder.integer(operands[1]);
   inst.target = builder.target(operands[2]);
   inst.handler = brx_target;

@@ -68,6 +68,20 @@ def test_computed_branch(uniform: str) -> None:
     assert run(body) == [expected[2] if uniform else expected[i % 4] for i in range(32)]
 
 
+def test_computed_branch_beyond_its_targets() -> None:
+    body = """
+    targets: .branchtargets one, two;
+        brx.idx lane, targets;
+    one:
+    two:
+    """
+    with pytest.raises(EmulationError, match=r"brx.idx has no target 2\n.*brx.idx") as caught:
+        run(body)
+    (finding,) = caught.value.report.findings
+    assert finding.first is not None
+    assert finding.first.thread == 2
+
+
 def test_exit_of_some_lanes() -> None:
     body = "setp.ge.u32 p1, lane, 20; @p1 exit; mov.u32 r9, 3;"
     assert run(body) == [3] * 20 + [0] * 12
