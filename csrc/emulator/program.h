@@ -119,7 +119,7 @@ struct Program {
   uint32_t local_bytes = 0;          // per thread
   uint32_t required_threads = 0;
   uint32_t max_threads = 0;
-  bool has_contractible_fp32 = false;  // mul/add pairs without .rn: ptxas may fuse them
+  bool has_contractible_arithmetic = false;  // mul/add pairs without .rn: ptxas may fuse them
 };
 
 /// Memory of module-scope .global and .const variables: one per module, shared by its kernels.

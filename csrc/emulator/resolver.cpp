@@ -41,7 +41,7 @@ std::unique_ptr<Program> Resolver::resolve() {
   names_statements_ = true;
   run_pass();
   program_->register_file_bytes = layout_.bytes;
-  for (const int32_t index : added_) program_->has_contractible_fp32 |= multiplied_[index];
+  for (const int32_t index : added_) program_->has_contractible_arithmetic |= multiplied_[index];
   return std::move(program_);
 }
 
@@ -226,7 +226,8 @@ void Resolver::note_arithmetic(const Statement& statement, const Instruction& in
   const bool product = statement.opcode == "mul";
   if (!product && statement.opcode != "add" && statement.opcode != "sub") return;
   if (statement.modifiers.empty() || has_rounding(statement)) return;
-  if (statement.modifiers.back() != "f32" && statement.modifiers.back() != "f32x2") return;
+  const std::string& type = statement.modifiers.back();
+  if (type != "f32" && type != "f32x2" && type != "f64") return;
   const RegisterAccess* accesses = program_->accesses.data() + inst.accesses_begin;
   for (int i = 0; i < inst.num_reads && !product; ++i) {
     added_.push_back(static_cast<int32_t>(accesses[i].register_index));

@@ -156,6 +156,7 @@ def test_reads_of_unwritten_registers_are_found() -> None:
     [
         ("mul.f32 f1, f2, f3; add.f32 f4, f1, f2;", True),
         ("mul.ftz.f32 f1, f2, f3; sub.ftz.f32 f4, f2, f1;", True),
+        ("mul.f64 fd1, 0d3FF0000000000000, 1.5; add.f64 fd2, fd1, fd1;", True),
         ("mul.rn.f32 f1, f2, f3; add.f32 f4, f1, f2;", False),
         ("mul.f32 f1, f2, f3; add.rn.f32 f4, f1, f2;", False),
         ("mul.f32 f1, f2, f3; add.f32 f4, f2, f3;", False),

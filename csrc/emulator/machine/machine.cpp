@@ -92,9 +92,9 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
         max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
     if (grid->launch.programmatic_dependent && !grids_.empty())
       grid->prerequisite = grids_.back().get();
-    if (grid->launch.program->has_contractible_fp32) {
+    if (grid->launch.program->has_contractible_arithmetic) {
       note("'" + grid->launch.program->name +
-           "' multiplies and adds FP32 without .rn: ptxas may contract them, and the GPU may round "
+           "' multiplies and adds without .rn: ptxas may contract them, and the GPU may round "
            "differently");
     }
     grids_.push_back(std::move(grid));
