@@ -245,6 +245,28 @@ def test_uninitialised_barrier_is_a_finding() -> None:
     assert "sync" in {finding.kind for finding in report.findings}
 
 
+@pytest.mark.parametrize("offset", [0, 8, 16])
+def test_a_copy_over_an_mbarrier_is_a_finding(offset: int) -> None:
+    """On a GPU the bytes replace the barrier's state."""
+    report = run_ptx(
+        f"""{INIT}
+    mov.u32 r2, 1024;
+    add.u32 r3, r1, {offset};
+    mbarrier.init.shared::cta.b64 [r3], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], 16;
+    add.u32 r4, r1, 16;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r4], [source], 16, [r0];
+    {WAIT}""",
+        {"source": sample((4,), np.uint32)},
+        module=SHARED,
+        block=(1,),
+        dynamic_smem_bytes=1024,
+    )
+    messages = [finding.message for finding in report.findings]
+    assert len(messages) == (1 if offset == 16 else 0)
+    assert all("overwrites the mbarrier at 'tile' + 16" in message for message in messages)
+
+
 @pytest.mark.parametrize(
     "statement",
     [
