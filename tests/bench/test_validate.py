@@ -275,6 +275,40 @@ def test_timing_percentiles() -> None:
     assert (timing.p10_us, timing.median_us, timing.p90_us) == (2.0, 6.0, 10.0)
 
 
+def test_replays_last_by_the_time_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that takes the host 100 us and the GPU 4: 500 of them fill a replay, not 20."""
+
+    class Graph:
+        def __init__(self, num_calls: int) -> None:
+            self.num_calls = num_calls
+
+        def replay(self) -> None:
+            clock[0] += 4.0 * self.num_calls
+
+    def event_us(call: harness.Call) -> float:
+        before = clock[0]
+        call()
+        return clock[0] - before
+
+    def host_call() -> None:
+        clock[0] += 100.0
+
+    clock = [0.0]
+    captured: list[int] = []
+
+    def capture(calls: list[harness.Call], rounds: int) -> Graph:
+        captured.append(rounds)
+        return Graph(rounds * len(calls))
+
+    monkeypatch.setattr(harness, "_capture", capture)
+    monkeypatch.setattr(harness, "_event_us", event_us)
+    monkeypatch.setattr(harness, "_WARM_UP_S", 0.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    timing = harness.time_calls([host_call] * 5, sample_s=0.01)
+    assert captured == [1, 100]
+    assert timing.median_us == pytest.approx(4.0)
+
+
 def test_roofline() -> None:
     roofline = harness.Roofline(flops=1979e6, num_bytes=2e6, copy_gbps=1000.0)
     assert roofline.bound == "memory"
