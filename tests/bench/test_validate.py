@@ -223,7 +223,7 @@ def test_a_hanging_kernel_ends_its_test(tmp_path: Path, monkeypatch: pytest.Monk
         commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(validate.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     assert validate.run_tests(tmp_path) == 0
     assert "timeout_method=thread" in commands[0]
 
