@@ -34,11 +34,11 @@ void check_overwritten_mbarriers(const Issuer& issuer, const SharedRange& range)
     if (overlaps) first = std::min(first, offset);
   }
   if (first == kNone) return;
-  machine.report("sync",
-                 concat("the copy overwrites the mbarrier at ",
-                        shared_place(issuer.warp.program(), first), " of the CTA of rank ",
-                        range.cta->rank, "; mbarrier.inval frees its memory"),
-                 issuer.warp, issuer.instruction, issuer.lane);
+  machine.report(
+      "sync",
+      concat("the copy overwrites the mbarrier at ", shared_place(issuer.warp.program(), first),
+             " of the CTA of rank ", range.cta->rank, "; mbarrier.inval frees its memory"),
+      issuer.warp, issuer.instruction, issuer.lane);
 }
 
 void count_issue(Machine& machine, const BulkOperation& operation) {
