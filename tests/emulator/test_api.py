@@ -31,7 +31,7 @@ _COPY = """
     ld.global.b32 r1, [rd1];
     st.global.b32 [rd2], r1;
 """
-_SPIN = "LOOP:\n    bra LOOP;"
+_ENDLESS = "LOOP:\n    st.global.b32 [out], tid;\n    bra LOOP;"  # it writes, so it is no deadlock
 
 
 def _kernel(body: str = "", **args: object) -> public.Kernel:
@@ -368,7 +368,7 @@ def test_ctrl_c_ends_a_launch() -> None:
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        run_ptx(_SPIN, {})
+        run_ptx(_ENDLESS, {"out": np.zeros(1, np.int32)})
     timer.join()
 
 
