@@ -44,6 +44,11 @@ constexpr GpuFact kFacts[] = {
     {"shared_window_base",
      "A CTA's own shared addresses carry its rank in the cluster at bit 24, and start at 1024.", "",
      ""},
+    {"dynamic_shared_alignment",
+     "Dynamic shared memory starts at a multiple of 1024 bytes, also behind static shared memory.",
+     "", ""},
+    {"converting_tensor_map",
+     "TMA loads through maps of FLOAT32_FTZ, TFLOAT32 and TFLOAT32_FTZ change no bits.", "", ""},
 };
 static_assert(std::size(kFacts) == static_cast<size_t>(Fact::kCount));
 

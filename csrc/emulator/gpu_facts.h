@@ -20,6 +20,8 @@ enum class Fact : uint8_t {
   kFp8WgmmaNan,               // NaN and infinity in FP8 WGMMA
   kMmaAccumulation,           // accumulation inside one mma.sync
   kSharedWindowBase,          // the rank of a CTA at bit 24 of its own shared addresses
+  kDynamicSharedAlignment,    // where dynamic shared memory starts behind static shared memory
+  kConvertingTensorMap,       // loads through maps of the FTZ and TF32 types
   kCount
 };
 

@@ -57,8 +57,10 @@ def test_dynamic_shared_memory_follows_at_1024_bytes() -> None:
         st.global.u32 [out+4], r5;
         st.global.u32 [out+8], r6;
     """
-    run_ptx(body, {"out": out}, module=module, dynamic_smem_bytes=64).raise_if_findings()
+    report = run_ptx(body, {"out": out}, module=module, dynamic_smem_bytes=64)
+    report.raise_if_findings()
     assert out.tolist() == [0, 0, 1024]
+    assert any("dynamic_shared_alignment" in note for note in report.notes)
 
 
 def test_module_variables_keep_their_values_between_launches() -> None:

@@ -56,6 +56,9 @@ void note_assumptions(Machine& machine, const TensorMapFields& map, const Shared
     }
   }
   if (map.fill == TensorMapFill::kNan) rely_on(machine, Fact::kNanFillPattern);
+  if (map.type >= TensorMapType::kFloat32Ftz && map.type <= TensorMapType::kTfloat32Ftz) {
+    rely_on(machine, Fact::kConvertingTensorMap);
+  }
 }
 
 /// The element type of a tensor reduction; ends the launch where the operation does not know it.

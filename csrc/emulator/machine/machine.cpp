@@ -8,6 +8,7 @@
 #include "emulator/check/memory.h"
 #include "emulator/check/source_chain.h"
 #include "emulator/check/sync.h"
+#include "emulator/gpu_facts.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -150,6 +151,10 @@ void Machine::start_cluster(Grid& grid) {
   const uint32_t threads = grid.threads();
   const uint32_t num_warps = (threads + kWarpSize - 1) / kWarpSize;
   const uint32_t shared_bytes = grid.shared_bytes();
+  if (grid.launch.dynamic_shared_bytes != 0 &&
+      grid.launch.program->static_shared_bytes % kDynamicAlignment != 0) {
+    rely_on(*this, Fact::kDynamicSharedAlignment);
+  }
   for (uint32_t rank = 0; rank < grid.cluster_size; ++rank) {
     auto cta = std::make_unique<Cta>();
     const std::array<uint32_t, 3> inner = coordinates(rank, size);

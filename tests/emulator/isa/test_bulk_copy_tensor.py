@@ -334,6 +334,16 @@ def test_what_no_document_fixes_is_noted(columns: int, rows: int, offset: int, f
     assert np.array_equal(out, expected)
 
 
+@pytest.mark.parametrize("kind", ["float32", "tfloat32"])
+def test_maps_that_may_convert_are_noted(kind: str) -> None:
+    tensor = sample((8, 16), np.float32)
+    got, report = _load(tensor, (4, 16), (0, 0), type=kind)
+    report.raise_if_findings()
+    assert np.array_equal(got, tensor[:4].reshape(-1).view(np.uint8))
+    noted = any("converting_tensor_map" in note for note in report.notes)
+    assert noted == (kind == "tfloat32")
+
+
 def test_tensor_map_edited_on_the_device() -> None:
     """As CUTLASS' grouped GEMM does it: a copy in shared memory, new extents, back to global."""
     tensor = sample((16, 64), np.uint8)
