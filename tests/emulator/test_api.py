@@ -365,11 +365,16 @@ def test_ctrl_c_ends_a_launch() -> None:
     import os
     import signal
 
+    # A job in the background of a shell starts with SIGINT ignored, and Python leaves it so.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_ptx(_ENDLESS, {"out": np.zeros(1, np.int32)})
-    timer.join()
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_ptx(_ENDLESS, {"out": np.zeros(1, np.int32)})
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def test_gpu_facts_are_confirmed_by_files_or_unverified() -> None:
