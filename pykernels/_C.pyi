@@ -183,6 +183,8 @@ class GemmCandidate:
     @property
     def config(self) -> dict[str, int]: ...
     @property
+    def schedule(self) -> tuple[int, int, int]: ...
+    @property
     def num_tiles(self) -> int: ...
     @property
     def num_waves(self) -> int: ...
@@ -196,7 +198,7 @@ class GemmCandidate:
     def total_us(self) -> float: ...
 
 def explain_fp8_gemm_nt(
-    m: int, n: int, k: int, d_bytes: int, num_sms: int
+    m: int, n: int, k: int, d_bytes: int, num_sms: int, batch_invariant: bool = False
 ) -> list[GemmCandidate]: ...
 def make_fp8_gemm_nt_launch(
     device: Device,
@@ -207,6 +209,8 @@ def make_fp8_gemm_nt_launch(
     out: TensorView,
     num_sms: int | None = None,
     kernel: str | None = None,
+    schedule: tuple[int, int, int] | None = None,
+    batch_invariant: bool = False,
 ) -> Launch: ...
 def fp8_gemm_nt(
     device: Device,
@@ -217,6 +221,8 @@ def fp8_gemm_nt(
     out: TensorView,
     num_sms: int | None = None,
     kernel: str | None = None,
+    schedule: tuple[int, int, int] | None = None,
+    batch_invariant: bool = False,
 ) -> None: ...
 def make_quantize_launch(
     x: TensorView, q: TensorView, scales: TensorView, block_m: int, ue8m0: bool

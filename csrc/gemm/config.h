@@ -14,12 +14,12 @@ inline constexpr uint32_t kWarpgroupRows = 64;  // rows of a consumer warpgroup,
 inline constexpr uint32_t kSharedBytesPerBlock =
     232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
 
-/// One kernel of the family: an output tile of block_m x block_n a CTA; clusters of CTAs that are
-/// neighbours along m and share the tile of B.
+/// One kernel of the family: an output tile of block_m x block_n a CTA.
 struct GemmConfig {
   uint32_t block_m = 0;
   uint32_t block_n = 0;
-  uint32_t cluster = 1;
+  uint32_t cluster = 1;  // CTAs of a cluster; with swap_ab the launch decides
+  bool swap_ab = false;  // B's rows stand on WGMMA's m side: tiles of few rows of A
 
   PK_HOST_DEVICE constexpr uint32_t num_consumer_warpgroups() const {
     return block_m / kWarpgroupRows;
@@ -41,6 +41,16 @@ struct GemmConfig {
     const uint32_t fit = (kSharedBytesPerBlock - staging_bytes() - 1024) / stage_bytes();
     return fit < 8 ? fit : 8;
   }
+};
+
+/// How the CTAs of a cluster share work; chosen for each launch. The cluster is the product.
+struct GemmSchedule {
+  uint32_t cluster_m = 1;  // neighbours along m, which share the tile of B
+  uint32_t cluster_n = 1;  // neighbours along n, which share the tile of A
+  uint32_t split_k = 1;    // CTAs that share one output tile, each with its part of k
+
+  constexpr uint32_t cluster() const { return cluster_m * cluster_n * split_k; }
+  friend bool operator==(const GemmSchedule&, const GemmSchedule&) = default;
 };
 
 /// Everything a launch passes to the kernel, by value.

@@ -1,9 +1,10 @@
 // The cost model that ranks the kernels of the FP8 GEMM.
+#include "gemm/cost.h"
+
 #include <algorithm>
 #include <tuple>
 
 #include "core/check.h"
-#include "gemm/launch.h"
 
 namespace pykernels::gemm {
 namespace {
@@ -45,7 +46,8 @@ uint32_t config_field(const KernelInfo& kernel, const char* field) {
 }
 
 bool can_run(const GemmProblem& problem, const GemmCandidate& candidate) {
-  return static_cast<int64_t>(candidate.config.cluster) <= problem.num_sms;
+  return static_cast<int64_t>(candidate.schedule.cluster()) <= problem.num_sms &&
+         (!problem.batch_invariant || candidate.schedule.split_k == 1);
 }
 
 bool is_cheaper(const GemmCandidate& first, const GemmCandidate& second) {
@@ -58,14 +60,22 @@ bool is_cheaper(const GemmCandidate& first, const GemmCandidate& second) {
 GemmConfig config_of(const KernelInfo& kernel) {
   return {.block_m = config_field(kernel, "block_m"),
           .block_n = config_field(kernel, "block_n"),
-          .cluster = config_field(kernel, "cluster")};
+          .cluster = config_field(kernel, "cluster"),
+          .swap_ab = config_field(kernel, "swap_ab") != 0};
 }
 
-GemmCandidate cost_of(const GemmProblem& problem, const KernelInfo& kernel) {
-  const auto& [m, n, k, d_bytes, num_sms] = problem;
+std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
+  if (config.cluster == 1) return {{}};
+  return {{.cluster_m = config.cluster}};
+}
+
+GemmCandidate cost_of(const GemmProblem& problem, const KernelInfo& kernel,
+                      const GemmSchedule& schedule) {
+  const auto& [m, n, k, d_bytes, num_sms, batch_invariant] = problem;
   GemmCandidate candidate;
   candidate.kernel = &kernel;
   candidate.config = config_of(kernel);
+  candidate.schedule = schedule;
   const GemmConfig& config = candidate.config;
   const int64_t cluster_tiles =
       ceil_div(m, config.block_m * config.cluster) * ceil_div(n, config.block_n);
@@ -101,8 +111,10 @@ std::vector<GemmCandidate> rank_configs(const GemmProblem& problem,
   std::vector<GemmCandidate> candidates;
   candidates.reserve(family.size());
   for (const KernelInfo* kernel : family) {
-    GemmCandidate candidate = cost_of(problem, *kernel);
-    if (can_run(problem, candidate)) candidates.push_back(candidate);
+    for (const GemmSchedule& schedule : schedules_of(config_of(*kernel))) {
+      const GemmCandidate candidate = cost_of(problem, *kernel, schedule);
+      if (can_run(problem, candidate)) candidates.push_back(candidate);
+    }
   }
   std::sort(candidates.begin(), candidates.end(), is_cheaper);
   return candidates;
@@ -112,9 +124,11 @@ GemmCandidate choose_config(const GemmProblem& problem,
                             const std::vector<const KernelInfo*>& family) {
   GemmCandidate best;
   for (const KernelInfo* kernel : family) {
-    const GemmCandidate candidate = cost_of(problem, *kernel);
-    if (!can_run(problem, candidate)) continue;
-    if (best.kernel == nullptr || is_cheaper(candidate, best)) best = candidate;
+    for (const GemmSchedule& schedule : schedules_of(config_of(*kernel))) {
+      const GemmCandidate candidate = cost_of(problem, *kernel, schedule);
+      if (!can_run(problem, candidate)) continue;
+      if (best.kernel == nullptr || is_cheaper(candidate, best)) best = candidate;
+    }
   }
   if (best.kernel == nullptr) {
     throw EnvironmentError(concat("no kernel of family fp8_gemm_nt for ", problem.num_sms,

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "gemm/cost.h"
 
 namespace pykernels::gemm {
 namespace {
@@ -21,7 +22,7 @@ void check_matrix(const char* name, const TensorView& tensor, int64_t rows, int6
 
 /// What the kernel relies on when it forms addresses.
 void check_arguments(const GemmArguments& arguments) {
-  const auto& [a, sfa, b, sfb, d, num_sms] = arguments;
+  const auto& [a, sfa, b, sfb, d, num_sms, batch_invariant] = arguments;
   PK_CHECK(a.rank == 2 && b.rank == 2, "a and b must be matrices, got ", a.describe(), " and ",
            b.describe());
   const int64_t m = a.sizes[0];
@@ -102,22 +103,23 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments) {
   problem.n = arguments.b.sizes[0];
   problem.k = arguments.a.sizes[1];
   problem.d_bytes = element_bytes(arguments.d.dtype);
+  problem.batch_invariant = arguments.batch_invariant;
   problem.num_sms = device.properties().num_sms;
   if (arguments.num_sms) {
     problem.num_sms = static_cast<int>(std::min<int64_t>(problem.num_sms, *arguments.num_sms));
   }
   const GemmCandidate choice = choose_config(problem, Registry::instance().family("fp8_gemm_nt"));
-  return make_fp8_gemm_nt_launch(device, arguments, *choice.kernel);
+  return make_fp8_gemm_nt_launch(device, arguments, *choice.kernel, choice.schedule);
 }
 
 Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments,
-                               const KernelInfo& kernel) {
+                               const KernelInfo& kernel, const GemmSchedule& schedule) {
   check_arguments(arguments);
   const GemmConfig config = config_of(kernel);
   Launch launch;
   launch.kernel = kernel.name;
   launch.block.x = kernel.threads;
-  launch.cluster.x = config.cluster;
+  launch.cluster.x = schedule.cluster();
   launch.dynamic_shared_bytes = kernel.dynamic_shared_bytes;
   launch.programmatic_dependent = true;
 
