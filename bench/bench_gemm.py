@@ -16,7 +16,7 @@ import pykernels
 from bench import gemm_bench, harness
 from pykernels import _C
 from pykernels.native import native, tensor_view
-from tests.cases import gemm_operands
+from pykernels.testing import gemm_operands
 
 
 @pytest.fixture(scope="module")

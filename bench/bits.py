@@ -18,7 +18,7 @@ from torch import Tensor
 
 import pykernels
 from pykernels.native import kernel_metadata, native, tensor_view
-from tests.cases import gemm_operands
+from pykernels.testing import gemm_operands
 
 Outputs = tuple[Tensor, ...]
 # Where a case runs: (the tensors' device, what makes the Device that launches).

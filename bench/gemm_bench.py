@@ -14,7 +14,7 @@ import pykernels
 from bench import harness
 from pykernels.gemm import compute_in_torch
 from pykernels.native import native, tensor_view
-from tests.tolerance import TENSOR_CORE_FLOOR, assert_rows_close
+from pykernels.testing import TENSOR_CORE_FLOOR, assert_rows_close
 
 # n x k of DeepSeek-V3's linear layers.
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))

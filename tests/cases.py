@@ -1,4 +1,4 @@
-"""Operands and edge shapes that the op tests share."""
+"""Edge shapes and bitwise comparison that the op tests share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 
 import torch
 from torch import Tensor
-
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +23,6 @@ class GemmCase:
 
 def ceil_div(value: int, divisor: int) -> int:
     return -(-value // divisor)
-
-
-def gemm_operands(m: int, n: int, k: int, seed: int = 0) -> tuple[Pair, Pair]:
-    """Random FP8 values whose scales differ per block by powers of ten and by mantissa."""
-    generator = torch.Generator().manual_seed(seed + 7919 * m + 104729 * n + k)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    k_blocks = ceil_div(k, 128)
-    a = (normal(m, k) * 40).to(torch.float8_e4m3fn)
-    b = (normal(n, k) * 40).to(torch.float8_e4m3fn)
-    sfa = torch.exp(normal(m, k_blocks))
-    sfb = torch.exp(normal(ceil_div(n, 128), k_blocks))
-    return (a, sfa), (b, sfb)
 
 
 def bits(tensor: Tensor) -> Tensor:

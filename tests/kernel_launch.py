@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pykernels.emulator import Emulator, Launch, Module, Report
 from pykernels.native import native, tensor_view
-from tests.cases import gemm_operands
+from pykernels.testing import gemm_operands
 
 if TYPE_CHECKING:
     from pykernels import _C

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pykernels
-from tests.cases import gemm_operands
+from pykernels.testing import gemm_operands
 
 FP8 = torch.float8_e4m3fn
 M, N, K = 40, 136, 272

@@ -23,7 +23,8 @@ from torch import Tensor
 import pykernels
 from pykernels import _C
 from pykernels.native import native, tensor_view
-from tests.cases import Pair, assert_same_bits, gemm_operands
+from pykernels.testing import Pair, gemm_operands
+from tests.cases import assert_same_bits
 
 INVALID_VALUE = 1
 OUT_OF_MEMORY = 2

@@ -11,9 +11,9 @@ from torch import Tensor
 import pykernels
 from pykernels import reference
 from pykernels.native import kernel_metadata, native
-from tests.cases import GemmCase, Pair, assert_same_bits, gemm_operands
+from pykernels.testing import FP32_FLOOR, TENSOR_CORE_FLOOR, Pair, assert_rows_close, gemm_operands
+from tests.cases import GemmCase, assert_same_bits
 from tests.target import selected
-from tests.tolerance import FP32_FLOOR, TENSOR_CORE_FLOOR, assert_rows_close
 
 KERNELS = [kernel["name"] for kernel in kernel_metadata() if kernel["family"] == "fp8_gemm_nt"]
 DTYPES = [torch.bfloat16, torch.float32]

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pykernels
-from tests.cases import assert_same_bits, gemm_operands
+from pykernels.testing import gemm_operands
+from tests.cases import assert_same_bits
 
 FP8 = torch.float8_e4m3fn
 # test_schema compares inputs before and after by torch.allclose, which torch lacks for FP8 on CPUs,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import pykernels
-from tests.cases import gemm_operands
+from pykernels.testing import gemm_operands
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from torch import nn
 import pykernels
 from pykernels import reference
 from pykernels.nn import Fp8Linear
+from pykernels.testing import FP32_FLOOR, assert_rows_close
 from tests.cases import assert_same_bits
-from tests.tolerance import FP32_FLOOR, assert_rows_close
 
 
 def linear(bias: bool = True) -> nn.Linear:

@@ -1,11 +1,11 @@
-"""The tolerance itself: it must fail where a looser one would pass."""
+"""pykernels.testing: the tolerance must fail where a looser one would pass."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.tolerance import TENSOR_CORE_FLOOR, assert_rows_close
+from pykernels.testing import TENSOR_CORE_FLOOR, assert_rows_close
 
 
 def exact_result() -> torch.Tensor:
@@ -37,3 +37,8 @@ def test_values_where_zeros_belong_fail() -> None:
     exact[5] = 0
     with pytest.raises(AssertionError, match="row 5"):
         assert_rows_close(exact_result().bfloat16(), exact, floor=TENSOR_CORE_FLOOR)
+
+
+def test_another_shape_fails() -> None:
+    with pytest.raises(AssertionError, match=r"shape \(1, 128\) instead of \(64, 128\)"):
+        assert_rows_close(exact_result()[:1], exact_result(), floor=0.0)
