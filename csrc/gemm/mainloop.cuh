@@ -9,6 +9,7 @@
 #include "ptx/bulk_copy.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/wgmma.cuh"
+#include "ptx/wgmma_e4m3.cuh"
 
 namespace pykernels::gemm {
 
@@ -111,15 +112,10 @@ template <GemmConfig kConfig, uint32_t kStep>
 __device__ __forceinline__ void multiply_step(Accumulator<kConfig>& acc, uint64_t a, uint64_t b) {
   const uint64_t a_step = a + kStep * 2;  // 32 bytes, in units of 16
   const uint64_t b_step = b + kStep * 2;
-  static_assert(kConfig.block_n == 64 || kConfig.block_n == 128);
-  if constexpr (kConfig.block_n == 64 && kStep == 0) {
-    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_0(acc, a_step, b_step);
-  } else if constexpr (kConfig.block_n == 64) {
-    ptx::wgmma_m64n64k32_f32_e4m3_e4m3_scale_d_1(acc, a_step, b_step);
-  } else if constexpr (kStep == 0) {
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_0(acc, a_step, b_step);
+  if constexpr (kStep == 0) {
+    ptx::wgmma_m64k32_f32_e4m3_e4m3_scale_d_0(acc, a_step, b_step);
   } else {
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_scale_d_1(acc, a_step, b_step);
+    ptx::wgmma_m64k32_f32_e4m3_e4m3_scale_d_1(acc, a_step, b_step);
   }
 }
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 _REQUIREMENT = re.compile(r"^(?P<form>.*?);\s+PTX (?P<ptx>\d+\.\d+), (?P<sm>sm_\d+a?)(?: .*)?$")
 _FUNCTION = re.compile(r"^__device__ __forceinline__ \w+ (?P<name>\w+)\(")
 # Forms whose emulator handler stands with the compiler's own forms, in another file.
-_HANDLER_STEMS = {"mov": "move"}
+_HANDLER_STEMS = {"mov": "move", "wgmma": "wgmma"}
 
 _HEADER = """\
 # PTX wrappers

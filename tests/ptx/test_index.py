@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel_build import ptx_index, toolkit
+from kernel_build import ptx_index, toolkit, wgmma_forms
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WRAPPERS = ptx_index.read_all(REPOSITORY)
@@ -18,6 +18,11 @@ def test_index_is_up_to_date() -> None:
     assert (REPOSITORY / "ptx" / "README.md").read_text() == ptx_index.render(WRAPPERS), (
         "run `PYTHONPATH=csrc python -m kernel_build.ptx_index`"
     )
+
+
+def test_generated_wrappers_are_up_to_date() -> None:
+    header = (REPOSITORY / "ptx" / "wgmma_e4m3.cuh").read_text()
+    assert header == wgmma_forms.render(), "run `PYTHONPATH=csrc python -m kernel_build.wgmma_forms`"
 
 
 def test_every_inline_assembly_is_in_the_index() -> None:
