@@ -199,6 +199,11 @@ def check_num_sms(num_sms: int | None) -> None:
         raise ValueError(f"num_sms must be at most {MAX_SIZE}, or None for all, got {num_sms}")
 
 
+def check_batch_invariant(batch_invariant: object) -> None:
+    if not isinstance(batch_invariant, bool):
+        raise ValueError(f"batch_invariant must be True or False, got {batch_invariant!r}")
+
+
 def check_gemm_sizes(m: int, n: int, k: int) -> None:
     check_multiple("n (rows of b)", n, 8, "pad b and its scales with rows and slice the result")
     check_multiple("k (columns of a and b)", k, 16, "pad a and b with columns of zeros")

@@ -18,12 +18,14 @@ def fp8_gemm_nt(
     out: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     num_sms: int | None = None,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """Return ``dequant(a) @ dequant(b).T``, accumulated in FP32.
 
     Every 128 columns of k are summed from zero and added to the total as ``fmaf(sum, sfa * sfb,
-    total)`` in ascending order, so the bits do not depend on the tile sizes. NaN in a value or a
-    scale reaches exactly the results that use it.
+    total)`` in ascending order, so the bits do not depend on the tile sizes. Small m may be
+    computed with k split over a cluster: the totals of the parts are added in ascending order.
+    NaN in a value or a scale reaches exactly the results that use it.
 
     CUDA tensors run on their device and its current stream; CPU tensors run in torch, whose FP32
     sums differ from the tensor core's in the last bits, or inside :func:`pykernels.emulate` in the
@@ -37,6 +39,8 @@ def fp8_gemm_nt(
         out: ``[m, n]``, ``bfloat16`` or ``float32``, row-major, to write into; None to allocate.
         out_dtype: ``bfloat16`` or ``float32``, of the result allocated when ``out`` is None.
         num_sms: how many SMs the kernel may take; None for all.
+        batch_invariant: keeps one schedule per (n, k): the bits of a row do not depend on the
+            other rows or on m. Without it k may be split, as above.
 
     Values and ``out`` start at a multiple of 16 bytes, and so do their rows. ``out`` shares no
     memory with the inputs.
@@ -51,11 +55,11 @@ def fp8_gemm_nt(
 
     Reference: :func:`pykernels.reference.fp8_gemm_nt` (DeepSeek-V3 report, section 3.3.2).
     """
-    operands = _operands(a, b, out, out_dtype, num_sms)
+    operands = _operands(a, b, out, out_dtype, num_sms, batch_invariant)
     if out is None:
-        result: Tensor = _OP(*operands, out_dtype, num_sms)
+        result: Tensor = _OP(*operands, out_dtype, num_sms, batch_invariant)
         return result
-    _OP_OUT(*operands, num_sms, out=out)
+    _OP_OUT(*operands, num_sms, batch_invariant, out=out)
     return out
 
 
@@ -67,8 +71,9 @@ def _check_call(
     out: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     num_sms: int | None = None,
+    batch_invariant: bool = False,
 ) -> Tensor:
-    operands = _operands(a, b, out, out_dtype, num_sms)
+    operands = _operands(a, b, out, out_dtype, num_sms, batch_invariant)
     checks.check_fp8_gemm_nt(*operands, out, out_dtype, num_sms)
     return operands[0]
 
@@ -79,6 +84,7 @@ def _operands(
     out: Tensor | None,
     out_dtype: torch.dtype,
     num_sms: int | None,
+    batch_invariant: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op's tensors, after the checks of what the op itself does not see."""
     a_values, sfa = checks.check_pair("a", a)
@@ -90,6 +96,7 @@ def _operands(
     if not isinstance(out_dtype, torch.dtype):
         raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype!r}")
     checks.check_num_sms(num_sms)
+    checks.check_batch_invariant(batch_invariant)
     # bfloat16 is the default, so only another dtype is known to be the caller's wish.
     if out is not None and out_dtype not in (torch.bfloat16, out.dtype):
         raise ValueError(
@@ -100,23 +107,42 @@ def _operands(
 
 
 def _allocate(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, num_sms: int | None
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out_dtype: torch.dtype,
+    num_sms: int | None,
+    batch_invariant: bool = False,
 ) -> Tensor:
     checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms)
     out = torch.empty((a.size(0), b.size(0)), dtype=out_dtype, device=a.device)
-    _compute(a, sfa, b, sfb, num_sms, out)
+    _compute(a, sfa, b, sfb, num_sms, batch_invariant, out)
     return out
 
 
 def _write(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, num_sms: int | None, *, out: Tensor
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    num_sms: int | None,
+    batch_invariant: bool = False,
+    *,
+    out: Tensor,
 ) -> None:
     checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms)
-    _compute(a, sfa, b, sfb, num_sms, out)
+    _compute(a, sfa, b, sfb, num_sms, batch_invariant, out)
 
 
 def _compute(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, num_sms: int | None, out: Tensor
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    num_sms: int | None,
+    batch_invariant: bool,
+    out: Tensor,
 ) -> None:
     """Runs on whatever computes for these tensors; the arguments have been checked."""
     device = launch_device(a)
@@ -125,7 +151,7 @@ def _compute(
     if a.size(1) == 0:
         out.zero_()
     elif device is None:
-        compute_in_torch(a, sfa, b, sfb, out)
+        compute_in_torch(a, sfa, b, sfb, out, batch_invariant=batch_invariant)
     else:
         native().fp8_gemm_nt(
             device,
@@ -135,44 +161,69 @@ def _compute(
             tensor_view(sfb),
             tensor_view(out),
             num_sms,
+            None,
+            None,
+            batch_invariant,
         )
 
 
-def compute_in_torch(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor) -> None:
-    """The kernel's order of operations in torch: each k tile of 128 in FP32, promoted in FP32."""
+def compute_in_torch(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, *, batch_invariant: bool = False
+) -> None:
+    """The kernel's order of operations in torch: each k tile of 128 in FP32, promoted in FP32.
+
+    How torch orders the sums of a product depends on m. FP64 holds the sum of 128 FP8 products
+    exactly (multiples of 2^-18 below 2^25), so there no order shows.
+    """
     block = checks.SCALE_BLOCK
+    exact = torch.float64 if batch_invariant else torch.float32
     total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
     b_block = torch.arange(b.size(0), device=b.device) // block
     for k_tile in range(sfa.size(1)):
         columns = slice(k_tile * block, (k_tile + 1) * block)
-        acc = a[:, columns].float() @ b[:, columns].float().T
-        scale = sfa[:, k_tile, None] * sfb[b_block, k_tile]
-        total.addcmul_(acc, scale)
+        acc = (a[:, columns].to(exact) @ b[:, columns].to(exact).T).float()
+        # Two roundings: whether one operation would fuse them depends on an element's place.
+        total += acc * (sfa[:, k_tile, None] * sfb[b_block, k_tile])
     out.copy_(total)
 
 
 def _fake_allocate(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, num_sms: int | None
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out_dtype: torch.dtype,
+    num_sms: int | None,
+    batch_invariant: bool = False,
 ) -> Tensor:
     checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms, real=False)
     return a.new_empty((a.size(0), b.size(0)), dtype=out_dtype)
 
 
 def _fake_write(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, num_sms: int | None, *, out: Tensor
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    num_sms: int | None,
+    batch_invariant: bool = False,
+    *,
+    out: Tensor,
 ) -> None:
     checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms, real=False)
 
 
+# A default in a schema keeps calls that were written before the argument; the public function's
+# own default is the one that counts.
 _OP = define(
-    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, int? num_sms)"
-    " -> Tensor",
+    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, int? num_sms,"
+    " bool batch_invariant=False) -> Tensor",
     implementation=_allocate,
     fake=_fake_allocate,
 )
 _OP_OUT = define(
-    "fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms, *, Tensor(a!) out)"
-    " -> ()",
+    "fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms,"
+    " bool batch_invariant=False, *, Tensor(a!) out) -> ()",
     implementation=_write,
     fake=_fake_write,
 )

@@ -107,6 +107,13 @@ WRONG_GEMM = [
     Wrong("num_sms", put(num_sms=lambda v: 0), "num_sms must be at least 1"),
     Wrong("huge num_sms", put(num_sms=lambda v: 2**63), "num_sms must be at most 2147483647"),
     Wrong("num_sms no integer", put(num_sms=lambda v: 1.5), "num_sms must be an integer"),
+    Wrong("batch_invariant None", put(batch_invariant=lambda v: None), "True or False, got None"),
+    Wrong("batch_invariant 1", put(batch_invariant=lambda v: 1), "batch_invariant must be True or"),
+    Wrong(
+        "batch_invariant a tensor",
+        put(batch_invariant=lambda v: torch.tensor(True)),
+        "True or False, got tensor(True)",
+    ),
     Wrong("out_dtype None", put(out_dtype=lambda v: None), "bfloat16 or float32, got None"),
     Wrong("out_dtype text", put(out_dtype=lambda v: "bfloat16"), "float32, got 'bfloat16'"),
     Wrong("sparse a", put(a=lambda v: v["sfa"].to_sparse()), "a[0] must be a dense tensor, got"),

@@ -253,6 +253,24 @@ def test_num_sms_bounds_the_grid(cuda: Cuda, operands: Any, expected: Tensor) ->
     assert cuda.last.launch.grid[0] <= 2
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_batch_invariance_reaches_the_choice(
+    cuda: Cuda, operands: Any, monkeypatch: pytest.MonkeyPatch, batch_invariant: bool
+) -> None:
+    asked = []
+    function = native().fp8_gemm_nt
+
+    def spy(*arguments: Any) -> None:
+        asked.append(arguments[-1])
+        function(*arguments)
+
+    monkeypatch.setattr(native(), "fp8_gemm_nt", spy)
+    multiply(operands, batch_invariant=batch_invariant)
+    out = torch.empty(SIZES[0], SIZES[1], dtype=torch.bfloat16)
+    multiply(operands, batch_invariant=batch_invariant, out=out)
+    assert asked == [batch_invariant] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "found", "needed"),
     [

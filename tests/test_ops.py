@@ -12,7 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pykernels
-from pykernels.testing import gemm_operands
+from pykernels import reference
+from pykernels.testing import FP32_FLOOR, assert_rows_close, gemm_operands
 from tests.cases import assert_same_bits
 
 FP8 = torch.float8_e4m3fn
@@ -38,9 +39,30 @@ def quantize_outputs(m: int, k: int, block_rows: int) -> dict[str, Tensor]:
 def test_gemm_opcheck(out_dtype: torch.dtype) -> None:
     ops = torch.ops.pykernels.fp8_gemm_nt
     arguments = gemm_arguments()
-    torch.library.opcheck(ops.default, (*arguments, out_dtype, None), test_utils=CHECKS)
+    torch.library.opcheck(ops.default, (*arguments, out_dtype, None, True), test_utils=CHECKS)
     out = torch.zeros(65, 136, dtype=out_dtype)
-    torch.library.opcheck(ops.out, (*arguments, 4), {"out": out}, test_utils=CHECKS)
+    torch.library.opcheck(ops.out, (*arguments, 4, False), {"out": out}, test_utils=CHECKS)
+
+
+def test_calls_from_before_batch_invariant() -> None:
+    """Positional calls of the ops as they were first."""
+    ops, arguments = torch.ops.pykernels.fp8_gemm_nt, gemm_arguments()
+    result = ops(*arguments, torch.float32, None)
+    out = torch.zeros(65, 136)
+    ops.out(*arguments, None, out=out)
+    assert_same_bits(out, result)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+def test_rows_do_not_depend_on_m_in_torch(out_dtype: torch.dtype) -> None:
+    """The rows of small calls are those of a large one, also from the middle of it."""
+    options: Any = {"out_dtype": out_dtype, "batch_invariant": True}
+    (q, sfa), b = gemm_operands(512, 264, 400)
+    expected = pykernels.fp8_gemm_nt((q, sfa), b, **options)
+    for rows in (slice(0, 1), slice(0, 7), slice(3, 10), slice(0, 64), slice(0, 200)):
+        result = pykernels.fp8_gemm_nt((q[rows], sfa[rows]), b, **options)
+        assert_same_bits(result, expected[rows])
+    assert_rows_close(expected, reference.fp8_gemm_nt((q, sfa), b), floor=FP32_FLOOR)
 
 
 @pytest.mark.parametrize(("name", "block_rows"), [("quantize_1x128", 1), ("quantize_128x128", 128)])
@@ -58,11 +80,11 @@ def test_schemas() -> None:
     ops = torch.ops.pykernels
     assert str(ops.fp8_gemm_nt.default._schema) == (
         "pykernels::fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, "
-        "int? num_sms) -> Tensor"
+        "int? num_sms, bool batch_invariant=False) -> Tensor"
     )
     assert str(ops.fp8_gemm_nt.out._schema) == (
-        "pykernels::fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms, *, "
-        "Tensor(a!) out) -> ()"
+        "pykernels::fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms, "
+        "bool batch_invariant=False, *, Tensor(a!) out) -> ()"
     )
     for name in ("quantize_1x128", "quantize_128x128"):
         overloads = getattr(ops, name)
