@@ -55,8 +55,8 @@ def require_device(tensor: Tensor) -> None:
     launch_device(tensor)
 
 
-def device_num_sms(device: torch.device | str | None) -> int:
-    """The SMs of a GPU; for None those of the current GPU, else of the emulated one.
+def planning_device(device: torch.device | str | None) -> _C.Device:
+    """A GPU; for None the current one, else the emulated one.
 
     Raises:
         ValueError: the device is neither None nor a CUDA device.
@@ -65,7 +65,7 @@ def device_num_sms(device: torch.device | str | None) -> int:
     if device is None:
         if not torch.cuda.is_available():
             emulated: _C.Device = _emulated_device.get() or native().EmulatedDevice()
-            return emulated.properties.num_sms
+            return emulated
         device = "cuda"
     try:
         device = torch.device(device)
@@ -75,7 +75,7 @@ def device_num_sms(device: torch.device | str | None) -> int:
         raise ValueError(f"device must be a CUDA device or None, got {device}")
     index = torch.cuda.current_device() if device.index is None else device.index
     gpu: _C.Device = native().CudaDevice(index, 0)
-    return gpu.properties.num_sms
+    return gpu
 
 
 @contextmanager

@@ -2,16 +2,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "core/check.h"
 #include "core/device.h"
 #include "core/registry.h"
 #include "gemm/cost.h"
+#include "gemm/gpu_model.h"
 #include "gemm/launch.h"
 
 namespace py = pybind11;
@@ -21,7 +26,11 @@ namespace {
 
 using gemm::GemmArguments;
 using gemm::GemmCandidate;
+using gemm::GemmCost;
+using gemm::GemmFamily;
+using gemm::GemmProblem;
 using gemm::GemmSchedule;
+using gemm::GpuModel;
 
 /// (cluster_m, cluster_n, split_k)
 using ScheduleTuple = std::array<uint32_t, 3>;
@@ -37,40 +46,192 @@ Launch make_launch(Device& device, const GemmArguments& arguments,
   return gemm::make_fp8_gemm_nt_launch(device, arguments, info, chosen);
 }
 
+/// A candidate as Python sees it: with its own copies, since its kernel may belong to a call's
+/// `configs`.
+struct Candidate {
+  std::string kernel;
+  std::map<std::string, int64_t> config;
+  ScheduleTuple schedule;
+  GemmCost cost;
+};
+
+Candidate make_candidate(const GemmCandidate& candidate) {
+  const GemmSchedule& schedule = candidate.schedule;
+  return {candidate.kernel->name,
+          candidate.kernel->config,
+          {schedule.cluster_m, schedule.cluster_n, schedule.split_k},
+          candidate.cost};
+}
+
+using Configs = std::map<std::string, std::map<std::string, int64_t>>;
+
+/// Kernels that need not exist, by name; none: those of the registry.
+class Family {
+ public:
+  explicit Family(const std::optional<Configs>& configs) {
+    if (!configs) return;
+    infos_.reserve(configs->size());
+    std::vector<const KernelInfo*> pointers;
+    for (const auto& [name, config] : *configs) {
+      KernelInfo info;
+      info.name = name;
+      info.config = config;
+      infos_.push_back(std::move(info));
+      pointers.push_back(&infos_.back());
+    }
+    family_ = gemm::make_family(pointers);
+  }
+  const GemmFamily& get() const { return family_ ? *family_ : gemm::registered_family(); }
+
+ private:
+  std::vector<KernelInfo> infos_;
+  std::optional<GemmFamily> family_;
+};
+
+GemmProblem make_problem(int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
+                         std::optional<int64_t> num_sms, bool batch_invariant) {
+  const int64_t limit = num_sms.value_or(gpu.num_sms);
+  return {
+      m, n, k, d_bytes, static_cast<int>(std::min<int64_t>(limit, gpu.num_sms)), batch_invariant};
+}
+
+/// Python's warning for a GPU that there are no constants for. The GIL must be held.
+void warn_of_unknown_gpu() {
+  const std::optional<std::string> message = gemm::take_gpu_warning();
+  if (message && PyErr_WarnEx(PyExc_RuntimeWarning, message->c_str(), 1) != 0) {
+    throw py::error_already_set();
+  }
+}
+
+GpuModel replaced(const GpuModel& gpu, const std::map<std::string, double>& constants) {
+  GpuModel changed = gpu;
+  for (const auto& [name, value] : constants) {
+    const auto known = gemm::gpu_constants();
+    const auto found = std::find_if(known.begin(), known.end(),
+                                    [&](const auto& constant) { return name == constant.name; });
+    PK_CHECK(found != known.end(), "a GPU has no constant named ", name);
+    PK_CHECK(value >= 0, name, " must not be negative, got ", value);
+    changed.*(found->field) = value;
+  }
+  return changed;
+}
+
+std::map<std::string, double> constants_of(const GpuModel& gpu) {
+  std::map<std::string, double> constants;
+  for (const auto& constant : gemm::gpu_constants()) {
+    constants[constant.name] = gpu.*(constant.field);
+  }
+  return constants;
+}
+
+void bind_gpu_model(py::module_& module) {
+  py::class_<GpuModel>(module, "GpuModel", "What the cost model knows of a GPU.")
+      .def_readonly("name", &GpuModel::name)
+      .def_readonly("num_sms", &GpuModel::num_sms)
+      .def_readonly("active_clusters", &GpuModel::active_clusters,
+                    "Clusters that are resident together, by their number of CTAs; [0] is unused.")
+      .def_property_readonly("constants", &constants_of,
+                             "By name; units and sources: csrc/gemm/gpu_model.h, gpu_model.cpp.")
+      .def("replaced", &replaced, py::arg("constants"), "The same with other constants.")
+      .def("with_num_sms", &gemm::with_num_sms, py::arg("num_sms"), "A part of the GPU.");
+  module.def(
+      "gpu_models",
+      [] {
+        const auto models = gemm::gpu_models();
+        return std::vector<GpuModel>(models.begin(), models.end());
+      },
+      "The GPUs that there are constants for.");
+  module.def(
+      "find_gpu_model",
+      [](const std::string& name) -> std::optional<GpuModel> {
+        const GpuModel* found = gemm::find_gpu_model(name);
+        return found != nullptr ? std::optional(*found) : std::nullopt;
+      },
+      py::arg("name"), "The constants of the GPU of this name, or None.");
+  module.def(
+      "device_gpu_model",
+      [](Device& device) {
+        GpuModel gpu = gemm::gpu_model_of(device);
+        warn_of_unknown_gpu();
+        return gpu;
+      },
+      py::arg("device"),
+      "The constants that launches on this device are chosen with; warns where they are another "
+      "GPU's.");
+}
+
 void bind_candidate(py::module_& module) {
-  py::class_<GemmCandidate>(module, "GemmCandidate",
-                            "A kernel that could run a GEMM, and the time that the model gives it.")
-      .def_property_readonly("kernel",
-                             [](const GemmCandidate& candidate) { return candidate.kernel->name; })
-      .def_property_readonly(
-          "config", [](const GemmCandidate& candidate) { return candidate.kernel->config; })
-      .def_property_readonly("schedule",
-                             [](const GemmCandidate& candidate) -> ScheduleTuple {
-                               const GemmSchedule& schedule = candidate.schedule;
-                               return {schedule.cluster_m, schedule.cluster_n, schedule.split_k};
-                             })
-      .def_readonly("num_tiles", &GemmCandidate::num_tiles)
-      .def_readonly("num_waves", &GemmCandidate::num_waves)
-      .def_readonly("memory_us", &GemmCandidate::memory_us)
-      .def_readonly("l2_us", &GemmCandidate::l2_us)
-      .def_readonly("compute_us", &GemmCandidate::compute_us)
-      .def_readonly("total_us", &GemmCandidate::total_us);
+  py::class_<Candidate> bound(module, "GemmCandidate",
+                              "A kernel that could run a GEMM, and what the model gives it.");
+  bound.def_readonly("kernel", &Candidate::kernel)
+      .def_readonly("config", &Candidate::config)
+      .def_readonly("schedule", &Candidate::schedule);
+  bound.def_property_readonly(
+      "cost",
+      [](const Candidate& candidate) {
+        const GemmCost& cost = candidate.cost;
+        py::dict parts;
+        parts["total_us"] = cost.total_us;
+        parts["hbm_us"] = cost.hbm_us;
+        parts["l2_us"] = cost.l2_us;
+        parts["tensor_us"] = cost.tensor_us;
+        parts["issue_us"] = cost.issue_us;
+        parts["load_us"] = cost.load_us;
+        parts["latency_us"] = cost.latency_us;
+        parts["epilogue_us"] = cost.epilogue_us;
+        parts["reduce_us"] = cost.reduce_us;
+        parts["waves_us"] = cost.waves_us;
+        parts["fill_us"] = cost.fill_us;
+        parts["launch_us"] = cost.launch_us;
+        parts["num_tiles"] = cost.num_tiles;
+        parts["num_waves"] = cost.num_waves;
+        parts["hbm_bytes"] = cost.hbm_bytes;
+        parts["l2_bytes"] = cost.l2_bytes;
+        return parts;
+      },
+      "Microseconds (..._us), bytes and counts, by name.");
+}
+
+void bind_cost(py::module_& module) {
+  module.def(
+      "explain_fp8_gemm_nt",
+      [](int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
+         std::optional<int64_t> num_sms, bool batch_invariant,
+         const std::optional<Configs>& configs) {
+        const Family family(configs);
+        std::vector<Candidate> ranked;
+        for (const GemmCandidate& candidate :
+             gemm::rank_configs(make_problem(m, n, k, d_bytes, gpu, num_sms, batch_invariant), gpu,
+                                family.get())) {
+          ranked.push_back(make_candidate(candidate));
+        }
+        return ranked;
+      },
+      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("d_bytes"), py::arg("gpu"),
+      py::arg("num_sms") = py::none(), py::arg("batch_invariant") = false,
+      py::arg("configs") = py::none(),
+      "The kernels that can run this problem with every schedule, cheapest first; d_bytes is an "
+      "element of the output; `configs` (by name) stand for kernels in place of those installed.");
+  module.def(
+      "choose_fp8_gemm_nt",
+      [](int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
+         std::optional<int64_t> num_sms, bool batch_invariant,
+         const std::optional<Configs>& configs) {
+        const Family family(configs);
+        return make_candidate(gemm::choose_config(
+            make_problem(m, n, k, d_bytes, gpu, num_sms, batch_invariant), gpu, family.get()));
+      },
+      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("d_bytes"), py::arg("gpu"),
+      py::arg("num_sms") = py::none(), py::arg("batch_invariant") = false,
+      py::arg("configs") = py::none(), "The first of explain_fp8_gemm_nt, as a launch chooses it.");
 }
 
 }  // namespace
 
 void bind_gemm(py::module_& module) {
+  bind_gpu_model(module);
   bind_candidate(module);
-  module.def(
-      "explain_fp8_gemm_nt",
-      [](int64_t m, int64_t n, int64_t k, uint32_t d_bytes, int num_sms, bool batch_invariant) {
-        return gemm::rank_configs({m, n, k, d_bytes, num_sms, batch_invariant},
-                                  Registry::instance().family("fp8_gemm_nt"));
-      },
-      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("d_bytes"), py::arg("num_sms"),
-      py::arg("batch_invariant") = false,
-      "The kernels that can run this problem, cheapest first; d_bytes is an element of the "
-      "output.");
+  bind_cost(module);
   module.def(
       "make_fp8_gemm_nt_launch",
       [](Device& device, const TensorView& a, const TensorView& sfa, const TensorView& b,
@@ -92,8 +253,13 @@ void bind_gemm(py::module_& module) {
          const std::optional<std::string>& kernel, const std::optional<ScheduleTuple>& schedule,
          bool batch_invariant) {
         const py::gil_scoped_release release;
-        device.run(
-            make_launch(device, {a, sfa, b, sfb, out, num_sms, batch_invariant}, kernel, schedule));
+        const Launch launch =
+            make_launch(device, {a, sfa, b, sfb, out, num_sms, batch_invariant}, kernel, schedule);
+        if (gemm::has_gpu_warning()) {
+          const py::gil_scoped_acquire acquire;
+          warn_of_unknown_gpu();
+        }
+        device.run(launch);
       },
       py::arg("device"), py::arg("a"), py::arg("sfa"), py::arg("b"), py::arg("sfb"), py::arg("out"),
       py::arg("num_sms") = py::none(), py::arg("kernel") = py::none(),

@@ -27,6 +27,7 @@ void Registry::add(KernelInfo info) {
   storage_.push_back(std::move(info));
   const KernelInfo& stored = storage_.back();
   kernels_[stored.name] = &stored;
+  generation_.fetch_add(1, std::memory_order_release);
 }
 
 const KernelInfo& Registry::get(std::string_view name) const {

@@ -2,6 +2,7 @@
 // metadata files, read by config selection and by both devices, from any thread.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -46,10 +47,14 @@ class Registry {
   /// All kernels, in the order of their names.
   std::vector<const KernelInfo*> all() const;
 
+  /// Another value after each change: whether what was derived from the kernels still holds.
+  uint64_t generation() const { return generation_.load(std::memory_order_acquire); }
+
  private:
   mutable std::shared_mutex mutex_;
   std::deque<KernelInfo> storage_;  // never shrinks, so that references stay valid
   std::map<std::string, const KernelInfo*, std::less<>> kernels_;
+  std::atomic<uint64_t> generation_{0};
 };
 
 /// The whole file. Throws EnvironmentError with path and reason if it cannot be read.

@@ -2,39 +2,49 @@
 #include "gemm/cost.h"
 
 #include <algorithm>
-#include <tuple>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <deque>
+#include <limits>
+#include <mutex>
 
 #include "core/check.h"
 
 namespace pykernels::gemm {
 namespace {
 
-/// GHz at which 132 SMs reach the FP8 peak of the H100 SXM and H200 datasheets, 1979 TFLOPS.
-constexpr double kClockGhz = 1.83;
-/// FP8 multiply-adds a clock and SM: the same datasheets, 1979e12 / 2 / 132 / 1.83e9.
-constexpr double kMacsPerClock = 4096;
-/// Bytes a microsecond from HBM: 4.8 TB/s, H200 datasheet.
-constexpr double kMemoryBytesPerUs = 4.8e6;
-/// Bytes a clock that L2 delivers to all SMs (A100 whitepaper: 5120; Hopper's is not published
-/// lower).
-constexpr double kL2BytesPerClock = 5120;
-/// Bytes a clock that one SM takes in from L2 (A100 whitepaper: 64; Hopper's is not published
-/// lower).
-constexpr double kSmBytesPerClock = 64;
-/// k tiles that the consumers multiply without a gap: a lone warpgroup leaves the tensor cores idle
-/// while it promotes the last one of a group; with two, each fills the other's gap.
+/// Bytes a clock that shared memory delivers (CUDA C++ Programming Guide: 32 banks of 4 bytes).
+constexpr double kSharedBytesPerClock = 128;
+/// k of one WGMMA on e4m3, PTX ISA.
+constexpr double kWgmmaK = 32;
+/// Instructions of a consumer warp's main loop in each k tile beside its FFMA: bench/listing.py,
+/// see README.md, "Budgets".
+constexpr double kLoopInstructions = 34;
+/// More of them where a tile crosses blocks of 128 rows of B: two shuffles for the second block's
+/// factors, and a select for every eighth of a thread's columns (estimate).
+constexpr double kSecondScaleInstructions = 2;
+/// With swap_ab: one 64-bit load of scale products for every four accumulators (estimate).
+constexpr double kAccumulatorsPerScaleLoad = 4;
+/// Accumulators of a thread that leave room for a second set beside the totals: 3 * 64 registers of
+/// 232.
+constexpr uint32_t kMaxOverlappedAccumulators = 64;
+/// k tiles after which a lone consumer warpgroup promotes with nothing in flight (mainloop.cuh).
 constexpr double kKTilesPerGap = 4;
-/// Clocks of such a gap beyond one FFMA a clock and accumulator, from wait_group to the next WGMMA:
-/// an estimate from the instruction counts of bench/listing.py.
+/// Clocks of such a gap beyond one FFMA a clock, from wait_group to the next WGMMA: estimate.
 constexpr double kGapClocks = 100;
-/// Clocks of an epilogue that nothing hides: an estimate from its 150 to 250 instructions and
-/// barrier.
-constexpr double kEpilogueClocks = 400;
-/// Microseconds before the first and after the last k tile: an estimate of two trips to HBM, 0.6 us
-/// each, and the start of the grid.
-constexpr double kStartUs = 2.0;
+/// Instructions of a warp's epilogue for each accumulator: conversion, stmatrix, addresses
+/// (estimate from listings of 150 to 250 instructions).
+constexpr double kEpilogueInstructions = 2;
 
 int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+/// value / divisor rounded up; the divisor is a power of two, as cluster extents are.
+int64_t ceil_shift(int64_t value, uint32_t divisor) {
+  return (value + divisor - 1) >> std::countr_zero(divisor);
+}
+
+double round_to_sectors(double bytes) { return std::ceil(bytes / 32) * 32; }
 
 uint32_t config_field(const KernelInfo& kernel, const char* field) {
   const auto found = kernel.config.find(field);
@@ -45,14 +55,250 @@ uint32_t config_field(const KernelInfo& kernel, const char* field) {
   return static_cast<uint32_t>(found->second);
 }
 
-bool can_run(const GemmProblem& problem, const GemmCandidate& candidate) {
-  return static_cast<int64_t>(candidate.schedule.cluster()) <= problem.num_sms &&
-         (!problem.batch_invariant || candidate.schedule.split_k == 1);
+GemmKernel make_kernel(const KernelInfo& info) {
+  GemmKernel kernel;
+  kernel.info = &info;
+  const GemmConfig config = kernel.config = config_of(info);
+  for (const GemmSchedule& schedule : schedules_of(config)) {
+    kernel.schedule_list[kernel.num_schedules++] = schedule;
+  }
+  const uint32_t warpgroups = (config.swap_ab ? config.block_n : config.block_m) / kWarpgroupRows;
+  const double columns = config.swap_ab ? config.block_m : config.block_n;  // WGMMA's n
+  const double accumulators = columns / 2;                                  // of a thread
+  kernel.macs = static_cast<double>(config.block_m) * config.block_n * kBlockK;
+  kernel.shared_clocks = warpgroups * kBlockK * (kWarpgroupRows + columns) / kSharedBytesPerClock;
+  double instructions = accumulators + kLoopInstructions;
+  if (config.swap_ab) {
+    instructions += accumulators / kAccumulatorsPerScaleLoad;
+  } else if (kBlockK % config.block_n != 0) {
+    instructions += kSecondScaleInstructions + accumulators / 8;
+  }
+  kernel.issue_clocks = warpgroups * instructions;
+  if (warpgroups == 1) {
+    const bool overlaps = accumulators <= kMaxOverlappedAccumulators;
+    kernel.gap_clocks = (accumulators + kGapClocks) / (overlaps ? kKTilesPerGap : 1);
+  }
+  kernel.epilogue_clocks = warpgroups * kEpilogueInstructions * accumulators;
+  // Each quad loads a factor of each of its rows once; sfb every quad of every consumer warp.
+  const double sfb_loads = config.swap_ab || kBlockK % config.block_n == 0 ? 1 : 2;
+  kernel.scale_bytes = 4.0 * config.block_m + warpgroups * 4 * 8 * 4 * sfb_loads;
+  kernel.load_bytes = config.stage_bytes();
+  kernel.num_stages = config.num_stages();
+  kernel.partial_bytes = 4.0 * config.block_m * config.block_n;
+  return kernel;
 }
 
-bool is_cheaper(const GemmCandidate& first, const GemmCandidate& second) {
-  return std::tie(first.total_us, first.compute_us, first.kernel->name) <
-         std::tie(second.total_us, second.compute_us, second.kernel->name);
+/// The largest of three times that overlap, more where another comes near it: (a^4 + b^4 +
+/// c^4)^1/4.
+double overlapped(double a, double b, double c) {
+  const double squares = a * a * a * a + b * b * b * b + c * c * c * c;
+  return std::sqrt(std::sqrt(squares));
+}
+
+/// What does not depend on the candidate.
+struct Terms {
+  const GemmProblem& problem;
+  const GpuModel& gpu;
+  double k_tiles;
+  double a_bytes;
+  double b_bytes;
+  double d_bytes;
+  double once_bytes;  // operands, scales and output once, in sectors
+  double l2_keep_bytes;
+  double us_per_clock;
+  double us_per_hbm_byte;
+  double us_per_l2_byte;
+  double clocks_per_mac;
+  double clocks_per_load_byte;
+  std::array<int64_t, kMaxCluster + 1> num_clusters;  // that run at one time, by size; 0: none
+
+  Terms(const GemmProblem& of, const GpuModel& on) : problem(of), gpu(on) {
+    const auto m = static_cast<double>(problem.m);
+    const auto n = static_cast<double>(problem.n);
+    const auto k = static_cast<double>(problem.k);
+    k_tiles = static_cast<double>(ceil_div(problem.k, kBlockK));
+    a_bytes = m * k;
+    b_bytes = n * k;
+    d_bytes = m * n * problem.d_bytes;
+    const auto n_blocks = static_cast<double>(ceil_div(problem.n, kBlockK));
+    once_bytes = round_to_sectors(a_bytes) + round_to_sectors(b_bytes) + round_to_sectors(d_bytes) +
+                 round_to_sectors(4 * m * k_tiles) + round_to_sectors(4 * n_blocks * k_tiles);
+    l2_keep_bytes = gpu.l2_mbytes * gpu.l2_keep_share * (1 << 20);
+    us_per_clock = 1e-3 / gpu.clock_ghz;
+    us_per_hbm_byte = 1e-3 / (gpu.hbm_gbps * gpu.hbm_share);
+    us_per_l2_byte = us_per_clock / gpu.l2_bytes_per_clock;
+    clocks_per_mac = 1 / (gpu.macs_per_clock * gpu.tensor_share);
+    clocks_per_load_byte = 1 / gpu.sm_bytes_per_clock;
+    const int num_sms = std::min(problem.num_sms, gpu.num_sms);
+    for (int size = 1; size <= kMaxCluster; ++size) {
+      const auto at = static_cast<size_t>(size);
+      num_clusters[at] = std::min(gpu.active_clusters[at], num_sms / size);
+    }
+  }
+
+  /// The share of what is read again after `distance` other bytes that L2 has lost by then.
+  double miss_share(double distance) const {
+    return distance > l2_keep_bytes ? 1 - l2_keep_bytes / distance : 0;
+  }
+};
+
+/// One kernel on one problem: what does not depend on the schedule.
+struct KernelTerms {
+  const GemmKernel& kernel;
+  int64_t tiles_m;
+  int64_t tiles_n;
+  double tensor_clocks;
+  double load_clocks;
+
+  KernelTerms(const Terms& terms, const GemmKernel& of)
+      : kernel(of),
+        tiles_m(ceil_div(terms.problem.m, of.config.block_m)),
+        tiles_n(ceil_div(terms.problem.n, of.config.block_n)),
+        tensor_clocks(std::max(of.macs * terms.clocks_per_mac, of.shared_clocks)),
+        load_clocks(of.load_bytes * terms.clocks_per_load_byte) {}
+
+  /// Least clocks of an SM for a k tile.
+  double k_tile_clocks() const {
+    return std::max({tensor_clocks + kernel.gap_clocks, kernel.issue_clocks, load_clocks});
+  }
+  /// No schedule takes less: all SMs busy all the time.
+  double least_us(const Terms& terms) const {
+    return static_cast<double>(tiles_m * tiles_n) * terms.k_tiles * k_tile_clocks() *
+           terms.us_per_clock / terms.gpu.num_sms;
+  }
+};
+
+/// One candidate: the times of one cluster tile, and how many there are.
+class CandidateTerms {
+ public:
+  CandidateTerms(const Terms& terms, const KernelTerms& kernel_terms, const GemmSchedule& schedule)
+      : terms_(terms), on_(kernel_terms), schedule_(schedule) {
+    num_m_ = ceil_shift(on_.tiles_m, schedule.cluster_m);
+    num_n_ = ceil_shift(on_.tiles_n, schedule.cluster_n);
+    num_tiles_ = num_m_ * num_n_;
+    num_clusters_ = terms.num_clusters[schedule.cluster()];
+    k_tiles_ = schedule.split_k == 1 ? terms.k_tiles : std::ceil(terms.k_tiles / schedule.split_k);
+    count_bytes();
+    const double tiles = static_cast<double>(std::max<int64_t>(num_tiles_, 1));
+    hbm_us_ = hbm_bytes_ * terms.us_per_hbm_byte / tiles;
+    l2_us_ = l2_bytes_ * terms.us_per_l2_byte / tiles;
+    const GpuModel& gpu = terms.gpu;
+    const double from_hbm = hbm_bytes_ < l2_bytes_ ? hbm_bytes_ / l2_bytes_ : 1;
+    const double latency_us =
+        gpu.l2_latency_us + from_hbm * (gpu.hbm_latency_us - gpu.l2_latency_us);
+    latency_clocks_ = latency_us / (terms.us_per_clock * on_.kernel.num_stages);
+    epilogue_clocks_ = gpu.epilogue_clocks + on_.kernel.epilogue_clocks;
+    if (schedule.split_k > 1) {
+      // Every CTA takes in its share of the tile from each of the others.
+      const double bytes = on_.kernel.partial_bytes * (schedule.split_k - 1) / schedule.split_k;
+      reduce_us_ = gpu.cluster_barrier_us + bytes / gpu.dsmem_bytes_per_clock * terms.us_per_clock;
+    }
+    sm_us_ = (k_tiles_ * std::max(on_.k_tile_clocks(), latency_clocks_) + epilogue_clocks_) *
+                 terms.us_per_clock +
+             reduce_us_;
+    launch_us_ = gpu.launch_us + (schedule.cluster() > 1 ? gpu.cluster_start_us : 0);
+    fill_us_ = gpu.hbm_latency_us + gpu.l2_latency_us;
+    num_full_waves_ = num_tiles_ / num_clusters_;
+    num_rest_ = num_tiles_ - num_full_waves_ * num_clusters_;
+  }
+
+  /// Not more than total_us.
+  double least_us() const {
+    const double full = static_cast<double>(num_full_waves_ * num_clusters_);
+    const auto rest = static_cast<double>(num_rest_);
+    const double shared_us = std::max(hbm_us_, l2_us_);
+    return launch_us_ + fill_us_ +
+           std::max(full * shared_us, static_cast<double>(num_full_waves_) * sm_us_) +
+           (num_rest_ > 0 ? std::max(rest * shared_us, sm_us_) : 0);
+  }
+
+  double total_us() const { return launch_us_ + fill_us_ + work_us(); }
+
+  GemmCost cost() const {
+    GemmCost cost;
+    cost.num_tiles = num_tiles_ * schedule_.cluster();
+    cost.num_waves = num_full_waves_ + (num_rest_ > 0 ? 1 : 0);
+    cost.hbm_bytes = hbm_bytes_;
+    cost.l2_bytes = l2_bytes_;
+    cost.hbm_us = hbm_bytes_ * terms_.us_per_hbm_byte;
+    cost.l2_us = l2_bytes_ * terms_.us_per_l2_byte;
+    const auto waves = static_cast<double>(cost.num_waves);
+    const double k_tiles_us = waves * k_tiles_ * terms_.us_per_clock;
+    cost.tensor_us = k_tiles_us * on_.tensor_clocks;
+    cost.issue_us = k_tiles_us * on_.kernel.issue_clocks;
+    cost.load_us = k_tiles_us * on_.load_clocks;
+    cost.latency_us = k_tiles_us * latency_clocks_;
+    cost.epilogue_us = waves * epilogue_clocks_ * terms_.us_per_clock;
+    cost.reduce_us = waves * reduce_us_;
+    cost.waves_us = work_us() - static_cast<double>(num_tiles_) /
+                                    static_cast<double>(num_clusters_) * wave_us(num_clusters_);
+    cost.fill_us = fill_us_;
+    cost.launch_us = launch_us_;
+    cost.total_us = total_us();
+    return cost;
+  }
+
+ private:
+  void count_bytes() {
+    const GemmKernel& kernel = on_.kernel;
+    const auto num_m = static_cast<double>(num_m_);
+    const auto num_n = static_cast<double>(num_n_);
+    const double cta_tiles = num_m * num_n * schedule_.cluster_m * schedule_.cluster_n;
+    l2_bytes_ = terms_.a_bytes * num_n + terms_.b_bytes * num_m +
+                cta_tiles * terms_.k_tiles * kernel.scale_bytes + terms_.d_bytes;
+    hbm_bytes_ = terms_.once_bytes;
+    if (num_tiles_ <= num_clusters_) return;  // all tiles at one time: nothing is read again
+    const auto k = static_cast<double>(terms_.problem.k);
+    const double group = raster_group(kernel.config, schedule_, num_clusters_, num_m_);
+    const double rows = group * schedule_.cluster_m * kernel.config.block_m;
+    const double columns_at_once = std::max(static_cast<double>(num_clusters_) / group, 1.0);
+    const double group_bytes = std::min(rows * k, terms_.a_bytes);
+    const double window_bytes =
+        std::min(columns_at_once * schedule_.cluster_n * kernel.config.block_n * k, terms_.b_bytes);
+    const double again_a = std::max(num_n / columns_at_once - 1, 0.0);
+    const double again_b = static_cast<double>((num_m_ - 1) / static_cast<int64_t>(group));
+    hbm_bytes_ += again_a * terms_.a_bytes * terms_.miss_share(group_bytes + window_bytes) +
+                  again_b * terms_.b_bytes * terms_.miss_share(group_bytes + terms_.b_bytes);
+  }
+
+  /// `tiles` cluster tiles side by side, one a cluster.
+  double wave_us(int64_t tiles) const {
+    const auto count = static_cast<double>(tiles);
+    return overlapped(count * hbm_us_, count * l2_us_, sm_us_);
+  }
+
+  double work_us() const {
+    double us =
+        num_full_waves_ > 0 ? static_cast<double>(num_full_waves_) * wave_us(num_clusters_) : 0;
+    if (num_rest_ > 0) us += wave_us(num_rest_);
+    return us;
+  }
+
+  const Terms& terms_;
+  const KernelTerms& on_;
+  const GemmSchedule& schedule_;
+  int64_t num_m_ = 0;  // cluster tiles
+  int64_t num_n_ = 0;
+  int64_t num_tiles_ = 0;
+  int64_t num_clusters_ = 0;
+  int64_t num_full_waves_ = 0;
+  int64_t num_rest_ = 0;  // tiles of the last wave
+  double k_tiles_ = 0;    // of the CTA with most of them
+  double hbm_bytes_ = 0;
+  double l2_bytes_ = 0;
+  double hbm_us_ = 0;  // a cluster tile
+  double l2_us_ = 0;
+  double sm_us_ = 0;
+  double latency_clocks_ = 0;
+  double epilogue_clocks_ = 0;
+  double reduce_us_ = 0;
+  double launch_us_ = 0;
+  double fill_us_ = 0;
+};
+
+bool can_run(const Terms& terms, const GemmSchedule& schedule) {
+  return terms.num_clusters[schedule.cluster()] > 0 &&
+         (!terms.problem.batch_invariant || schedule.split_k == 1);
 }
 
 }  // namespace
@@ -65,76 +311,97 @@ GemmConfig config_of(const KernelInfo& kernel) {
 }
 
 std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
-  if (config.cluster == 1) return {{}};
-  return {{.cluster_m = config.cluster}};
-}
-
-GemmCandidate cost_of(const GemmProblem& problem, const KernelInfo& kernel,
-                      const GemmSchedule& schedule) {
-  const auto& [m, n, k, d_bytes, num_sms, batch_invariant] = problem;
-  GemmCandidate candidate;
-  candidate.kernel = &kernel;
-  candidate.config = config_of(kernel);
-  candidate.schedule = schedule;
-  const GemmConfig& config = candidate.config;
-  const int64_t cluster_tiles =
-      ceil_div(m, config.block_m * config.cluster) * ceil_div(n, config.block_n);
-  const int64_t num_clusters = std::max<int64_t>(num_sms / config.cluster, 1);
-  const double k_tiles = static_cast<double>(ceil_div(k, kBlockK));
-  candidate.num_tiles = cluster_tiles * config.cluster;
-  candidate.num_waves = ceil_div(cluster_tiles, num_clusters);
-
-  const double operands = static_cast<double>(m + n) * static_cast<double>(k);
-  const double scales = (static_cast<double>(m) + static_cast<double>(n) / 128) * k_tiles * 4;
-  const double output = static_cast<double>(m) * static_cast<double>(n) * d_bytes;
-  candidate.memory_us = (operands + scales + output) / kMemoryBytesPerUs;
-
-  const double tile_bytes = (config.block_m + config.block_n / config.cluster) * kBlockK;
-  candidate.l2_us = static_cast<double>(candidate.num_tiles) * k_tiles * tile_bytes /
-                    (kL2BytesPerClock * kClockGhz * 1e3);
-
-  double k_tile_clocks = config.block_m * config.block_n * kBlockK / kMacsPerClock;
-  if (config.num_consumer_warpgroups() == 1) {
-    k_tile_clocks += (config.block_n / 2 + kGapClocks) / kKTilesPerGap;
+  std::vector<GemmSchedule> schedules;
+  if (!config.swap_ab) {
+    if (config.cluster == 1) return {{}};
+    return {{.cluster_m = config.cluster}, {.cluster_n = config.cluster}};
   }
-  const double load_clocks = (config.block_m + config.block_n) * kBlockK / kSmBytesPerClock;
-  k_tile_clocks = std::max(k_tile_clocks, load_clocks);
-  candidate.compute_us = static_cast<double>(candidate.num_waves) *
-                         (k_tiles * k_tile_clocks + kEpilogueClocks) / (kClockGhz * 1e3);
-  candidate.total_us =
-      kStartUs + std::max({candidate.memory_us, candidate.l2_us, candidate.compute_us});
-  return candidate;
-}
-
-std::vector<GemmCandidate> rank_configs(const GemmProblem& problem,
-                                        const std::vector<const KernelInfo*>& family) {
-  std::vector<GemmCandidate> candidates;
-  candidates.reserve(family.size());
-  for (const KernelInfo* kernel : family) {
-    for (const GemmSchedule& schedule : schedules_of(config_of(*kernel))) {
-      const GemmCandidate candidate = cost_of(problem, *kernel, schedule);
-      if (can_run(problem, candidate)) candidates.push_back(candidate);
+  constexpr uint32_t kMinBoxRows = 8;  // of A that each CTA of the cluster loads
+  for (uint32_t cluster_n = 1; cluster_n <= 4; cluster_n *= 2) {
+    if (config.block_m / cluster_n < kMinBoxRows) break;
+    for (uint32_t split_k = 1; split_k * cluster_n <= kMaxCluster; ++split_k) {
+      schedules.push_back({.cluster_n = cluster_n, .split_k = split_k});
     }
   }
-  std::sort(candidates.begin(), candidates.end(), is_cheaper);
+  return schedules;
+}
+
+GemmFamily make_family(std::span<const KernelInfo* const> kernels) {
+  GemmFamily family;
+  family.reserve(kernels.size());
+  for (const KernelInfo* info : kernels) family.push_back(make_kernel(*info));
+  return family;
+}
+
+const GemmFamily& registered_family() {
+  static std::mutex mutex;
+  static std::deque<GemmFamily> families;  // one for each state; never shrinks
+  static std::atomic<const GemmFamily*> latest{nullptr};
+  static std::atomic<uint64_t> latest_generation{std::numeric_limits<uint64_t>::max()};
+  const uint64_t generation = Registry::instance().generation();
+  if (latest_generation.load(std::memory_order_acquire) == generation) {
+    return *latest.load(std::memory_order_acquire);
+  }
+  const std::lock_guard lock(mutex);
+  families.push_back(make_family(Registry::instance().family("fp8_gemm_nt")));
+  latest.store(&families.back(), std::memory_order_release);
+  latest_generation.store(generation, std::memory_order_release);
+  return families.back();
+}
+
+uint32_t raster_group(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
+                      int64_t num_m) {
+  if (num_m <= 1) return 1;
+  const double rows = config.block_m * schedule.cluster_m;
+  const double columns = config.block_n * schedule.cluster_n;
+  const double square = std::sqrt(static_cast<double>(num_clusters) * columns / rows);
+  return static_cast<uint32_t>(std::clamp<int64_t>(std::llround(square), 1, num_m));
+}
+
+std::vector<GemmCandidate> rank_configs(const GemmProblem& problem, const GpuModel& gpu,
+                                        const GemmFamily& family) {
+  const Terms terms(problem, gpu);
+  std::vector<GemmCandidate> candidates;
+  for (const GemmKernel& kernel : family) {
+    const KernelTerms kernel_terms(terms, kernel);
+    for (const GemmSchedule& schedule : kernel.schedules()) {
+      if (!can_run(terms, schedule)) continue;
+      const CandidateTerms candidate(terms, kernel_terms, schedule);
+      candidates.push_back({kernel.info, kernel.config, schedule, candidate.cost()});
+    }
+  }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const auto& a, const auto& b) { return a.cost.total_us < b.cost.total_us; });
   return candidates;
 }
 
-GemmCandidate choose_config(const GemmProblem& problem,
-                            const std::vector<const KernelInfo*>& family) {
-  GemmCandidate best;
-  for (const KernelInfo* kernel : family) {
-    for (const GemmSchedule& schedule : schedules_of(config_of(*kernel))) {
-      const GemmCandidate candidate = cost_of(problem, *kernel, schedule);
-      if (!can_run(problem, candidate)) continue;
-      if (best.kernel == nullptr || is_cheaper(candidate, best)) best = candidate;
+GemmCandidate choose_config(const GemmProblem& problem, const GpuModel& gpu,
+                            const GemmFamily& family) {
+  const Terms terms(problem, gpu);
+  const GemmKernel* best = nullptr;
+  GemmSchedule best_schedule;
+  double best_us = std::numeric_limits<double>::infinity();
+  for (const GemmKernel& kernel : family) {
+    const KernelTerms kernel_terms(terms, kernel);
+    if (kernel_terms.least_us(terms) >= best_us) continue;
+    for (const GemmSchedule& schedule : kernel.schedules()) {
+      if (!can_run(terms, schedule)) continue;
+      const CandidateTerms candidate(terms, kernel_terms, schedule);
+      if (candidate.least_us() >= best_us) continue;
+      const double us = candidate.total_us();
+      if (us >= best_us) continue;
+      best = &kernel;
+      best_schedule = schedule;
+      best_us = us;
     }
   }
-  if (best.kernel == nullptr) {
+  if (best == nullptr) {
     throw EnvironmentError(concat("no kernel of family fp8_gemm_nt for ", problem.num_sms,
                                   " SMs is installed; build the package with its kernels"));
   }
-  return best;
+  const KernelTerms kernel_terms(terms, *best);
+  return {best->info, best->config, best_schedule,
+          CandidateTerms(terms, kernel_terms, best_schedule).cost()};
 }
 
 }  // namespace pykernels::gemm

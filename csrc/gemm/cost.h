@@ -1,15 +1,19 @@
-// The cost model of the FP8 GEMM: what a kernel with a schedule would cost on a GPU.
+// The cost model of the FP8 GEMM: what a kernel with a schedule would cost on a GPU. Its formulas
+// stand in README.md, "Cost model".
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "core/registry.h"
 #include "gemm/config.h"
+#include "gemm/gpu_model.h"
 
 namespace pykernels::gemm {
 
-/// What the choice of a kernel depends on.
+/// What the choice of a kernel depends on, beside the GPU.
 struct GemmProblem {
   int64_t m = 0;
   int64_t n = 0;
@@ -19,20 +23,57 @@ struct GemmProblem {
   bool batch_invariant = false;  // the bits of a row may not depend on m: no split-k
 };
 
-/// A kernel with a schedule that could run the problem and the time that the model gives it. The
-/// time is the largest of the three bounds plus the start: a model to rank kernels by, not a
-/// prediction.
+/// The modelled time of one candidate, microseconds, and its parts: a model to rank kernels by, not
+/// a prediction. The parts overlap; only fill, launch and waves add up with the rest.
+struct GemmCost {
+  int64_t num_tiles = 0;  // of one CTA each, counting those that fill up a cluster
+  int64_t num_waves = 0;  // tiles of the busiest cluster
+  double hbm_bytes = 0;   // read and written
+  double l2_bytes = 0;    // taken from L2 by all CTAs, a multicast once, and written
+  double hbm_us = 0;
+  double l2_us = 0;
+  double tensor_us = 0;    // the busiest SM's tensor cores
+  double issue_us = 0;     // its schedulers
+  double load_us = 0;      // its stages through its port of L2
+  double latency_us = 0;   // its stages at as many bytes in flight as its ring holds
+  double epilogue_us = 0;  // its epilogues
+  double reduce_us = 0;    // its reductions over split k
+  double waves_us = 0;     // what SMs without a tile in the last wave cost
+  double fill_us = 0;      // until the first stage has landed, after the last store
+  double launch_us = 0;
+  double total_us = 0;
+};
+
 struct GemmCandidate {
   const KernelInfo* kernel = nullptr;
   GemmConfig config;
   GemmSchedule schedule;
-  int64_t num_tiles = 0;  // of one CTA each, counting those that fill up a cluster
-  int64_t num_waves = 0;  // tiles of the busiest CTA
-  double memory_us = 0;   // operands, scales and output once through HBM
-  double l2_us = 0;       // every tile's operands from L2
-  double compute_us = 0;  // the busiest SM: loading and multiplying its k tiles, epilogues
-  double total_us = 0;
+  GemmCost cost;
 };
+
+/// A kernel of the family and what the model derives from its config, once.
+struct GemmKernel {
+  static constexpr size_t kMaxSchedules = 16;
+
+  const KernelInfo* info = nullptr;
+  GemmConfig config;
+  std::array<GemmSchedule, kMaxSchedules> schedule_list{};
+  size_t num_schedules = 0;
+
+  double macs = 0;             // multiply-adds of a k tile
+  double shared_clocks = 0;    // that the tensor cores need to read a k tile from shared memory
+  double gap_clocks = 0;       // a k tile, in which nothing feeds the tensor cores
+  double issue_clocks = 0;     // a k tile, of each scheduler
+  double epilogue_clocks = 0;  // instructions of an epilogue, of each scheduler
+  double scale_bytes = 0;      // that a CTA's loads of scale factors take from L2, a k tile
+  double load_bytes = 0;       // that TMA writes into the SM, a k tile
+  double num_stages = 0;
+  double partial_bytes = 0;  // FP32 totals of an output tile
+
+  std::span<const GemmSchedule> schedules() const { return {schedule_list.data(), num_schedules}; }
+};
+
+using GemmFamily = std::vector<GemmKernel>;
 
 /// The config that a kernel was compiled for, from its metadata.
 GemmConfig config_of(const KernelInfo& kernel);
@@ -40,17 +81,24 @@ GemmConfig config_of(const KernelInfo& kernel);
 /// The schedules that a kernel can run.
 std::vector<GemmSchedule> schedules_of(const GemmConfig& config);
 
-/// The modelled cost of one kernel.
-GemmCandidate cost_of(const GemmProblem& problem, const KernelInfo& kernel,
-                      const GemmSchedule& schedule);
+/// What the model needs to know of these kernels.
+GemmFamily make_family(std::span<const KernelInfo* const> kernels);
 
-/// Every kernel of the family that can run the problem, with every schedule, cheapest first;
-/// equals, which another bound hides, by the work of an SM. Pure.
-std::vector<GemmCandidate> rank_configs(const GemmProblem& problem,
-                                        const std::vector<const KernelInfo*>& family);
+/// The registered kernels of family fp8_gemm_nt; made anew only when the registry has changed. The
+/// reference stays valid.
+const GemmFamily& registered_family();
 
-/// The first of rank_configs. Throws EnvironmentError if there is none.
-GemmCandidate choose_config(const GemmProblem& problem,
-                            const std::vector<const KernelInfo*>& family);
+/// Cluster tiles along m that are walked before the next one along n: as many as make the operands
+/// of the tiles that run at one time, a group's rows and the columns beside them, fewest bytes.
+uint32_t raster_group(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
+                      int64_t num_m);
+
+/// Every kernel that can run the problem, with every schedule, cheapest first. Pure.
+std::vector<GemmCandidate> rank_configs(const GemmProblem& problem, const GpuModel& gpu,
+                                        const GemmFamily& family);
+
+/// The first of rank_configs, in a few microseconds. Throws EnvironmentError if there is none.
+GemmCandidate choose_config(const GemmProblem& problem, const GpuModel& gpu,
+                            const GemmFamily& family);
 
 }  // namespace pykernels::gemm

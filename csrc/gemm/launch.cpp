@@ -2,7 +2,6 @@
 #include "gemm/launch.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "core/check.h"
@@ -62,14 +61,6 @@ TensorMap encode_map(Device& device, const TensorView& matrix, TensorMapType typ
   return device.encode_tensor_map(fields);
 }
 
-/// Cluster tiles along m in a raster group: as many as make the operands of the tiles that run at
-/// one time, a group's rows and the columns beside them, fewest bytes.
-uint32_t raster_group(const GemmConfig& config, int64_t num_clusters, int64_t num_m) {
-  const double rows = config.block_m * config.cluster;
-  const double square = std::sqrt(static_cast<double>(num_clusters) * config.block_n / rows);
-  return static_cast<uint32_t>(std::clamp<int64_t>(std::llround(square), 1, num_m));
-}
-
 GemmParams make_params(Device& device, const GemmArguments& arguments, const GemmConfig& config) {
   GemmParams params{};
   const int64_t k = arguments.a.sizes[1];
@@ -104,11 +95,12 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments) {
   problem.k = arguments.a.sizes[1];
   problem.d_bytes = element_bytes(arguments.d.dtype);
   problem.batch_invariant = arguments.batch_invariant;
-  problem.num_sms = device.properties().num_sms;
+  const GpuModel& gpu = gpu_model_of(device);
+  problem.num_sms = gpu.num_sms;
   if (arguments.num_sms) {
     problem.num_sms = static_cast<int>(std::min<int64_t>(problem.num_sms, *arguments.num_sms));
   }
-  const GemmCandidate choice = choose_config(problem, Registry::instance().family("fp8_gemm_nt"));
+  const GemmCandidate choice = choose_config(problem, gpu, registered_family());
   return make_fp8_gemm_nt_launch(device, arguments, *choice.kernel, choice.schedule);
 }
 
@@ -139,7 +131,7 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments,
   GemmParams params = make_params(device, arguments, config);
   params.num_m = static_cast<uint32_t>(num_m);
   params.num_tiles = static_cast<uint32_t>(num_m * num_n);
-  params.raster_group = raster_group(config, num_clusters, num_m);
+  params.raster_group = raster_group(config, schedule, num_clusters, num_m);
   params.group_tiles = static_cast<uint32_t>(params.raster_group * num_n);
   launch.arguments = argument_bytes(params);
   launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
