@@ -33,6 +33,16 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t mbar) {
   asm volatile("mbarrier.arrive.release.cta.shared::cluster.b64 _, [%0];" ::"r"(mbar) : "memory");
 }
 
+/// mbarrier.arrive.release.cluster.shared::cluster.b64 _, [mbar];      PTX 8.0, sm_90
+///
+/// One arrival at a barrier of any CTA of the cluster; `mbar` is a shared::cluster address
+/// (mapa_shared_cluster). Releases the thread's earlier accesses, generic proxy, at cluster scope;
+/// ptxas puts a GPU-wide fence before it. Any thread; the target CTA must not have exited.
+__device__ __forceinline__ void mbarrier_arrive_release_cluster(uint32_t mbar) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(mbar)
+               : "memory");
+}
+
 /// mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [mbar], tx_bytes;      PTX 8.0, sm_90
 ///
 /// Adds `tx_bytes` to the bytes that the phase waits for, then arrives. Asynchronous copies take
@@ -54,6 +64,25 @@ __device__ __forceinline__ bool mbarrier_try_wait_parity(uint32_t mbar, uint32_t
       "{\n\t"
       ".reg .pred p;\n\t"
       "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, p;\n\t"
+      "}"
+      : "=r"(done)
+      : "r"(mbar), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+/// mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [mbar], parity;      PTX 8.0, sm_90
+///
+/// As mbarrier_try_wait_parity, acquiring at cluster scope: what other CTAs of the cluster have
+/// released into the phase or stored by st.async, too. ptxas invalidates the SM's L1 behind it.
+__device__ __forceinline__ bool mbarrier_try_wait_parity_acquire_cluster(uint32_t mbar,
+                                                                         uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n\t"
+      ".reg .pred p;\n\t"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
       "selp.u32 %0, 1, 0, p;\n\t"
       "}"
       : "=r"(done)

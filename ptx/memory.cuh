@@ -21,4 +21,50 @@ __device__ __forceinline__ void st_shared_v2_f32(uint32_t address, float b0, flo
   asm volatile("st.shared::cta.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(b0), "f"(b1) : "memory");
 }
 
+/// st.shared::cta.f32 [a], b;      PTX 7.8, sm_30
+///
+/// A weak store, generic proxy. Any thread. `address`: shared window, aligned to 4 bytes.
+__device__ __forceinline__ void st_shared_f32(uint32_t address, float b) {
+  asm volatile("st.shared::cta.f32 [%0], %1;" ::"r"(address), "f"(b) : "memory");
+}
+
+/// ld.shared::cta.v2.f32 {d0, d1}, [a];      PTX 7.8, sm_30
+///
+/// A weak load, generic proxy. Any thread. `address`: shared window, aligned to 8 bytes.
+__device__ __forceinline__ void ld_shared_v2_f32(uint32_t address, float (&d)[2]) {
+  asm volatile("ld.shared::cta.v2.f32 {%0, %1}, [%2];"
+               : "=f"(d[0]), "=f"(d[1])
+               : "r"(address)
+               : "memory");
+}
+
+/// ld.shared::cta.v4.f32 {d0, d1, d2, d3}, [a];      PTX 7.8, sm_30
+///
+/// A weak load, generic proxy. Any thread. `address`: shared window, aligned to 16 bytes.
+__device__ __forceinline__ void ld_shared_v4_f32(uint32_t address, float (&d)[4]) {
+  asm volatile("ld.shared::cta.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+               : "r"(address)
+               : "memory");
+}
+
+/// ld.shared::cta.v4.b32 {d0, d1, d2, d3}, [a];      PTX 7.8, sm_30
+///
+/// A weak load, generic proxy. Any thread. `address`: shared window, aligned to 16 bytes.
+__device__ __forceinline__ void ld_shared_v4_b32(uint32_t address, uint32_t (&d)[4]) {
+  asm volatile("ld.shared::cta.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(address)
+               : "memory");
+}
+
+/// st.global.v4.b32 [a], {b0, b1, b2, b3};      PTX 2.0, sm_20
+///
+/// A weak store. Any thread. `address`: global memory, aligned to 16 bytes.
+__device__ __forceinline__ void st_global_v4_b32(void* address, const uint32_t (&b)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(b[0]), "r"(b[1]),
+               "r"(b[2]), "r"(b[3])
+               : "memory");
+}
+
 }  // namespace pykernels::ptx

@@ -19,6 +19,14 @@ __device__ __forceinline__ uint32_t shfl_sync_idx_b32(uint32_t value, uint32_t l
   return received;
 }
 
+/// bar.warp.sync 0xffffffff;      PTX 6.0, sm_30
+///
+/// Waits for all lanes of the warp and orders their earlier accesses before the later ones of all
+/// of them, generic proxy. Every lane.
+__device__ __forceinline__ void bar_warp_sync() {
+  asm volatile("bar.warp.sync 0xffffffff;" ::: "memory");
+}
+
 /// mov.u32 d, %cluster_ctarank;      PTX 7.8, sm_90
 ///
 /// Rank of this CTA in its cluster. Any thread; constant, hence not volatile.

@@ -10,30 +10,67 @@
 namespace pykernels::gemm {
 
 inline constexpr uint32_t kBlockK = 128;        // columns of one scale block; a k tile
+inline constexpr uint32_t kScaleRows = 128;     // rows of B that share a scale factor
 inline constexpr uint32_t kWarpgroupRows = 64;  // rows of a consumer warpgroup, WGMMA's m
 inline constexpr uint32_t kSharedBytesPerBlock =
     232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
 
 /// One kernel of the family: an output tile of block_m x block_n a CTA.
+///
+/// WGMMA multiplies `rows` of one operand, 64 a consumer warpgroup, with `columns` of the other:
+/// A's rows and B's, or with `swap_ab` B's rows and A's, which wastes less where A has few.
 struct GemmConfig {
   uint32_t block_m = 0;
   uint32_t block_n = 0;
   uint32_t cluster = 1;  // CTAs of a cluster; with swap_ab the launch decides
-  bool swap_ab = false;  // B's rows stand on WGMMA's m side: tiles of few rows of A
+  bool swap_ab = false;
 
+  PK_HOST_DEVICE constexpr uint32_t rows() const { return swap_ab ? block_n : block_m; }
+  PK_HOST_DEVICE constexpr uint32_t columns() const { return swap_ab ? block_m : block_n; }
   PK_HOST_DEVICE constexpr uint32_t num_consumer_warpgroups() const {
-    return block_m / kWarpgroupRows;
+    return rows() / kWarpgroupRows;
+  }
+  PK_HOST_DEVICE constexpr uint32_t num_consumer_warps() const {
+    return num_consumer_warpgroups() * 4;
   }
   PK_HOST_DEVICE constexpr uint32_t num_consumer_threads() const {
     return num_consumer_warpgroups() * 128;
   }
   PK_HOST_DEVICE constexpr uint32_t num_threads() const { return num_consumer_threads() + 128; }
 
+  /// The largest power of two, up to 128, that divides block_n: every tile starts at a multiple of
+  /// it and so of its place in a block of B's scale factors.
+  PK_HOST_DEVICE constexpr uint32_t column_unit() const {
+    const uint32_t power = block_n & (0 - block_n);
+    return power < kScaleRows ? power : kScaleRows;
+  }
+  /// Blocks of B's scale factors that a tile's columns can touch.
+  PK_HOST_DEVICE constexpr uint32_t num_scale_blocks() const {
+    return column_unit() == block_n ? 1 : 2;
+  }
+  /// Whether the main loop stands twice, once for each place at which a tile's second block may
+  /// start: the widest tiles have two such places and no issue slots to spare for a choice in the
+  /// loop.
+  PK_HOST_DEVICE constexpr bool has_two_loops() const {
+    return block_n > 128 && column_unit() == 64;
+  }
+  /// Whether a warpgroup has registers for two accumulators beside the totals.
+  PK_HOST_DEVICE constexpr bool has_two_accumulators() const { return columns() <= 128; }
+
+  // Shared memory, in bytes.
+
   PK_HOST_DEVICE constexpr uint32_t stage_bytes() const { return (block_m + block_n) * kBlockK; }
-  /// Two chunks a warpgroup, each 64 x block_n of BF16 or half as many columns of FP32.
+  /// Of a row of the boxes that are stored: as many columns of BF16 as divide both the tile and
+  /// 128 bytes, the widest swizzle; half as many of FP32.
+  PK_HOST_DEVICE constexpr uint32_t slab_row_bytes() const {
+    return column_unit() < 64 ? column_unit() * 2 : 128;
+  }
+  /// A warpgroup's staging, 64 x block_n of BF16 or half as many columns of FP32.
   PK_HOST_DEVICE constexpr uint32_t chunk_bytes() const { return kWarpgroupRows * block_n * 2; }
+  /// Chunks of a warpgroup that take turns, where that leaves the ring four stages.
+  PK_HOST_DEVICE constexpr uint32_t num_chunks() const { return block_n <= 128 ? 2 : 1; }
   PK_HOST_DEVICE constexpr uint32_t staging_bytes() const {
-    return num_consumer_warpgroups() * 2 * chunk_bytes();
+    return num_consumer_warpgroups() * num_chunks() * chunk_bytes();
   }
   /// As many stages as fit beside staging and barriers (16 bytes a stage, one alignment unit), at
   /// most 8: more bytes in flight than latency times bandwidth of an SM's share need.
@@ -49,28 +86,32 @@ struct GemmSchedule {
   uint32_t cluster_n = 1;  // neighbours along n, which share the tile of A
   uint32_t split_k = 1;    // CTAs that share one output tile, each with its part of k
 
-  constexpr uint32_t cluster() const { return cluster_m * cluster_n * split_k; }
+  PK_HOST_DEVICE constexpr uint32_t cluster() const { return cluster_m * cluster_n * split_k; }
   friend bool operator==(const GemmSchedule&, const GemmSchedule&) = default;
 };
 
-/// Everything a launch passes to the kernel, by value.
+/// Everything a launch passes to the kernel, by value. Boxes are 128 bytes wide with 128B swizzle
+/// unless said otherwise; an operand's box has the rows of a tile over the CTAs that share it.
 struct alignas(64) GemmParams {
-  TensorMap map_a;       // [m, k] e4m3, box block_m x 128, 128B swizzle
-  TensorMap map_b;       // [n, k] e4m3, box block_n / cluster x 128, 128B swizzle
-  TensorMap map_d;       // [m, n] BF16 or FP32, box 64 x 128 bytes, 128B swizzle
+  TensorMap map_a;       // [m, k] e4m3
+  TensorMap map_b;       // [n, k] e4m3
+  TensorMap map_d;       // [m, n] BF16 or FP32, box 64 x slab_row_bytes, swizzled over those
   const float* sfa;      // [m, ceil(k / 128)]
   const float* sfb;      // [ceil(n / 128), ceil(k / 128)]
-  int64_t sfa_stride_m;  // strides in elements
-  int64_t sfa_stride_k;
+  int64_t sfa_stride_m;  // in elements
   int64_t sfb_stride_n;
-  int64_t sfb_stride_k;
+  uint32_t sfa_stride_k_bytes;
+  uint32_t sfb_stride_k_bytes;
   uint32_t m;
+  uint32_t n;
   uint32_t num_k_tiles;   // ceil(k / 128); 0 leaves the maps of a and b unused
   uint32_t num_m;         // cluster tiles along m
   uint32_t num_tiles;     // cluster tiles
+  uint32_t num_clusters;  // that the grid has
   uint32_t raster_group;  // cluster tiles along m that are walked before the next one along n
   uint32_t group_tiles;   // cluster tiles of such a group over all of n
   uint32_t d_is_fp32;     // else BF16
+  GemmSchedule schedule;
 };
 
 }  // namespace pykernels::gemm

@@ -27,7 +27,7 @@ constexpr uint32_t fp8_gemm_body_shared_bytes() {
 template <GemmConfig kConfig>
 __device__ __forceinline__ void set_up_barriers(SharedStorage<kConfig>& smem) {
   if (threadIdx.x == 0) {
-    GemmPipeline<kConfig>::initialise(smem.barriers, kConfig.num_consumer_threads() / 32);
+    GemmPipeline<kConfig>::initialise(smem.barriers, 1, kConfig.num_consumer_warps());
     ptx::fence_mbarrier_init_release_cluster();
   }
   if constexpr (kConfig.cluster > 1) {
@@ -55,7 +55,7 @@ template <GemmConfig kConfig>
 __device__ __forceinline__ void consume(const GemmParams& params, SharedStorage<kConfig>& smem) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
   Epilogue<kConfig> epilogue(smem);
-  ScaleLoader scales(params);
+  ScaleLoader<kConfig> scales(params);
   TileScheduler<kConfig> scheduler(params);
   Tile tile = scheduler.tile();  // the grid has no more CTAs than tiles
   scales.start(params, tile);

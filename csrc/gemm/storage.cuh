@@ -11,7 +11,7 @@ template <GemmConfig kConfig>
 struct alignas(1024) SharedStorage {
   uint8_t a[kConfig.num_stages()][kConfig.block_m * kBlockK];
   uint8_t b[kConfig.num_stages()][kConfig.block_n * kBlockK];
-  uint8_t staging[kConfig.num_consumer_warpgroups()][2][kConfig.chunk_bytes()];
+  uint8_t staging[kConfig.num_consumer_warpgroups()][kConfig.num_chunks()][kConfig.chunk_bytes()];
   PipelineBarriers<kConfig.num_stages()> barriers;
 };
 
