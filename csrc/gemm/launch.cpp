@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "gemm/choice.h"
 #include "gemm/cost.h"
 
 namespace pykernels::gemm {
@@ -43,9 +44,22 @@ void check_arguments(const GemmArguments& arguments) {
            "d must be bfloat16 or float32, got ", d.describe());
 }
 
-/// Boxes of `box_rows` rows of 128 bytes with 128B swizzle, the layout of all shared tiles.
+void check_schedule(const KernelInfo& kernel, const GemmConfig& config,
+                    const GemmSchedule& schedule) {
+  const std::vector<GemmSchedule> known = schedules_of(config);
+  PK_CHECK(std::find(known.begin(), known.end(), schedule) != known.end(), "kernel ", kernel.name,
+           " cannot run clusters of ", schedule.cluster_m, " x ", schedule.cluster_n,
+           " CTAs with k split by ", schedule.split_k);
+}
+
+TensorMapSwizzle swizzle_of(uint32_t row_bytes) {
+  if (row_bytes == 128) return TensorMapSwizzle::k128B;
+  return row_bytes == 64 ? TensorMapSwizzle::k64B : TensorMapSwizzle::k32B;
+}
+
+/// Boxes of `box_rows` rows of `row_bytes`, swizzled over those: the layout of all shared tiles.
 TensorMap encode_map(Device& device, const TensorView& matrix, TensorMapType type,
-                     uint32_t box_rows, TensorMapL2Promotion l2_promotion) {
+                     uint32_t box_rows, uint32_t row_bytes, TensorMapL2Promotion l2_promotion) {
   const uint32_t bytes = element_bytes(matrix.dtype);
   TensorMapFields fields;
   fields.type = type;
@@ -54,35 +68,86 @@ TensorMap encode_map(Device& device, const TensorView& matrix, TensorMapType typ
   fields.dims[0] = static_cast<uint64_t>(matrix.sizes[1]);
   fields.dims[1] = static_cast<uint64_t>(matrix.sizes[0]);
   fields.strides[0] = static_cast<uint64_t>(matrix.strides[0]) * bytes;
-  fields.box[0] = 128 / bytes;
+  fields.box[0] = row_bytes / bytes;
   fields.box[1] = box_rows;
-  fields.swizzle = TensorMapSwizzle::k128B;
+  fields.swizzle = swizzle_of(row_bytes);
   fields.l2_promotion = l2_promotion;
   return device.encode_tensor_map(fields);
 }
 
-GemmParams make_params(Device& device, const GemmArguments& arguments, const GemmConfig& config) {
+/// The byte stride of scale factors along k as the kernels take it.
+uint32_t stride_k_bytes(const char* name, const TensorView& scales) {
+  const int64_t bytes = scales.strides[1] * static_cast<int64_t>(sizeof(float));
+  PK_CHECK(bytes >= 0 && bytes <= std::numeric_limits<uint32_t>::max(), "the stride of ", name,
+           " along k must be less than 2^30 elements, got ", scales.strides[1]);
+  return static_cast<uint32_t>(bytes);
+}
+
+GemmParams make_params(Device& device, const GemmArguments& arguments, const GemmConfig& config,
+                       const GemmSchedule& schedule) {
   GemmParams params{};
   const int64_t k = arguments.a.sizes[1];
   if (k > 0) {
-    params.map_a = encode_map(device, arguments.a, TensorMapType::kUint8, config.block_m,
-                              TensorMapL2Promotion::k256B);
-    params.map_b = encode_map(device, arguments.b, TensorMapType::kUint8,
-                              config.block_n / config.cluster, TensorMapL2Promotion::k256B);
+    params.map_a =
+        encode_map(device, arguments.a, TensorMapType::kUint8, config.block_m / schedule.cluster_n,
+                   kBlockK, TensorMapL2Promotion::k256B);
+    params.map_b =
+        encode_map(device, arguments.b, TensorMapType::kUint8, config.block_n / schedule.cluster_m,
+                   kBlockK, TensorMapL2Promotion::k256B);
   }
   params.d_is_fp32 = arguments.d.dtype == DataType::kFloat32;
   params.map_d = encode_map(device, arguments.d,
                             params.d_is_fp32 ? TensorMapType::kFloat32 : TensorMapType::kBfloat16,
-                            kWarpgroupRows, TensorMapL2Promotion::kNone);
+                            kWarpgroupRows, config.slab_row_bytes(), TensorMapL2Promotion::kNone);
   params.sfa = reinterpret_cast<const float*>(arguments.sfa.address);
   params.sfb = reinterpret_cast<const float*>(arguments.sfb.address);
   params.sfa_stride_m = arguments.sfa.strides[0];
-  params.sfa_stride_k = arguments.sfa.strides[1];
   params.sfb_stride_n = arguments.sfb.strides[0];
-  params.sfb_stride_k = arguments.sfb.strides[1];
+  params.sfa_stride_k_bytes = stride_k_bytes("sfa", arguments.sfa);
+  params.sfb_stride_k_bytes = stride_k_bytes("sfb", arguments.sfb);
   params.m = static_cast<uint32_t>(arguments.a.sizes[0]);
+  params.n = static_cast<uint32_t>(arguments.b.sizes[0]);
   params.num_k_tiles = static_cast<uint32_t>(ceil_div(k, kBlockK));
+  params.schedule = schedule;
   return params;
+}
+
+Launch make_launch(Device& device, const GemmArguments& arguments, const KernelInfo& kernel,
+                   const GemmConfig& config, const GemmSchedule& schedule) {
+  Launch launch;
+  launch.kernel = kernel.name;
+  launch.block.x = kernel.threads;
+  launch.cluster.x = schedule.cluster();
+  launch.dynamic_shared_bytes = kernel.dynamic_shared_bytes;
+  launch.programmatic_dependent = true;
+
+  const int64_t tile_m = int64_t{config.block_m} * schedule.cluster_m;
+  const int64_t tile_n = int64_t{config.block_n} * schedule.cluster_n;
+  const int64_t num_m = ceil_div(arguments.a.sizes[0], tile_m);
+  const int64_t num_n = ceil_div(arguments.b.sizes[0], tile_n);
+  // The kernel counts tiles in 32 bits, one step beyond the last one included.
+  PK_CHECK(num_m * num_n <= std::numeric_limits<int32_t>::max(), "d must have at most ",
+           std::numeric_limits<int32_t>::max(), " tiles of ", tile_m, " x ", tile_n, ", got ",
+           num_m, " x ", num_n, "; split the call");
+  const int64_t cluster = schedule.cluster();
+  int64_t max_clusters = device.max_active_clusters(kernel, launch.cluster);
+  if (arguments.num_sms) max_clusters = std::min(max_clusters, *arguments.num_sms / cluster);
+  PK_CHECK(max_clusters > 0, "kernel ", kernel.name, " needs at least ", cluster,
+           " SMs, got num_sms = ", arguments.num_sms.value_or(0));
+  const int64_t num_clusters = std::min(max_clusters, num_m * num_n);
+  launch.grid.x = static_cast<uint32_t>(num_clusters * cluster);
+
+  GemmParams params = make_params(device, arguments, config, schedule);
+  params.num_m = static_cast<uint32_t>(num_m);
+  params.num_tiles = static_cast<uint32_t>(num_m * num_n);
+  params.num_clusters = static_cast<uint32_t>(num_clusters);
+  params.raster_group = raster_group(config, schedule, num_clusters, num_m);
+  params.group_tiles = static_cast<uint32_t>(params.raster_group * num_n);
+  launch.arguments = argument_bytes(params);
+  launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
+                   arguments.b.memory_range("b"), arguments.sfb.memory_range("sfb"),
+                   arguments.d.memory_range("d")};
+  return launch;
 }
 
 }  // namespace
@@ -95,49 +160,19 @@ Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments) {
   problem.k = arguments.a.sizes[1];
   problem.d_bytes = element_bytes(arguments.d.dtype);
   problem.batch_invariant = arguments.batch_invariant;
-  const GpuModel& gpu = gpu_model_of(device);
-  problem.num_sms = gpu.num_sms;
   if (arguments.num_sms) {
-    problem.num_sms = static_cast<int>(std::min<int64_t>(problem.num_sms, *arguments.num_sms));
+    problem.num_sms = static_cast<int>(std::min<int64_t>(*arguments.num_sms, INT32_MAX));
   }
-  const GemmCandidate choice = choose_config(problem, gpu, registered_family());
-  return make_fp8_gemm_nt_launch(device, arguments, *choice.kernel, choice.schedule);
+  const GemmCandidate choice = choose_kernel(device, problem);
+  return make_launch(device, arguments, *choice.kernel, choice.config, choice.schedule);
 }
 
 Launch make_fp8_gemm_nt_launch(Device& device, const GemmArguments& arguments,
                                const KernelInfo& kernel, const GemmSchedule& schedule) {
   check_arguments(arguments);
   const GemmConfig config = config_of(kernel);
-  Launch launch;
-  launch.kernel = kernel.name;
-  launch.block.x = kernel.threads;
-  launch.cluster.x = schedule.cluster();
-  launch.dynamic_shared_bytes = kernel.dynamic_shared_bytes;
-  launch.programmatic_dependent = true;
-
-  const int64_t num_m = ceil_div(arguments.a.sizes[0], config.block_m * config.cluster);
-  const int64_t num_n = ceil_div(arguments.b.sizes[0], config.block_n);
-  // The kernel counts tiles in 32 bits, one step beyond the last one included.
-  PK_CHECK(num_m * num_n <= std::numeric_limits<int32_t>::max(), "d must have at most ",
-           std::numeric_limits<int32_t>::max(), " tiles of ", config.block_m * config.cluster,
-           " x ", config.block_n, ", got ", num_m, " x ", num_n, "; split the call");
-  int64_t max_clusters = device.max_active_clusters(kernel, launch.cluster);
-  if (arguments.num_sms) max_clusters = std::min(max_clusters, *arguments.num_sms / config.cluster);
-  PK_CHECK(max_clusters > 0, "kernel ", kernel.name, " needs at least ", config.cluster,
-           " SMs, got num_sms = ", arguments.num_sms.value_or(0));
-  const int64_t num_clusters = std::min(max_clusters, num_m * num_n);
-  launch.grid.x = static_cast<uint32_t>(num_clusters * config.cluster);
-
-  GemmParams params = make_params(device, arguments, config);
-  params.num_m = static_cast<uint32_t>(num_m);
-  params.num_tiles = static_cast<uint32_t>(num_m * num_n);
-  params.raster_group = raster_group(config, schedule, num_clusters, num_m);
-  params.group_tiles = static_cast<uint32_t>(params.raster_group * num_n);
-  launch.arguments = argument_bytes(params);
-  launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
-                   arguments.b.memory_range("b"), arguments.sfb.memory_range("sfb"),
-                   arguments.d.memory_range("d")};
-  return launch;
+  check_schedule(kernel, config, schedule);
+  return make_launch(device, arguments, kernel, config, schedule);
 }
 
 }  // namespace pykernels::gemm
