@@ -1,7 +1,7 @@
 """pytest-benchmark of the FP8 GEMM: ``pytest bench/bench_gemm.py [--device cuda]``.
 
-On a GPU each row is one shape; on any machine the host path is measured with the recording driver:
-what a call costs before the kernel runs.
+On a GPU each row is one shape among the baselines; on any machine the host path is measured with
+the recording driver: what a call costs before the kernel runs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import pykernels
-from bench import gemm_bench, harness
 from pykernels import _C
 from pykernels.native import native, tensor_view
 from pykernels.testing import gemm_operands
+
+from . import gemm_bench, harness
+from .candidates import Options, Shape
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +28,14 @@ def copy_gbps() -> float:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", list(gemm_bench.shapes()), ids=str)
-def test_gpu(benchmark: Any, shape: gemm_bench.Shape, copy_gbps: float) -> None:
+def test_gpu(benchmark: Any, shape: Shape, copy_gbps: float) -> None:
     """The GPU's own time stands in extra_info; the benchmark times one synchronised call."""
     benchmark.extra_info.update(gemm_bench.measure(shape, copy_gbps), **harness.environment())
     operands = gemm_bench.make_operands(shape, seed=0)
+    prepared = gemm_bench.prepare_op(Options(), operands)
 
     def call() -> None:
-        gemm_bench.run(operands, None)
+        prepared.call()
         torch.cuda.synchronize()
 
     benchmark(call)

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 import pykernels
-from pykernels.native import kernel_metadata, native, tensor_view
+from pykernels.config import Candidate
+from pykernels.native import native, tensor_view
 from pykernels.testing import gemm_operands
+
+from .candidates import Options, Shape, launch, rank
 
 Outputs = tuple[Tensor, ...]
 # Where a case runs: (the tensors' device, what makes the Device that launches).
@@ -33,6 +36,9 @@ _GEMM_SIZES = (
     (257, 264, 272),
     (256, 512, 2048),
 )
+_KINDS = ("normal", "mixed", "special")
+_CASES_A_CANDIDATE = 3  # a kernel with a schedule
+_ALL_SCHEDULES = Shape(1024, 8192, 8192)
 _QUANTIZE_SIZES = ((1, 16), (33, 272), (128, 128), (257, 1040))
 _GENERIC_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -58,12 +64,9 @@ def gpu() -> Place:
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel over edge shapes, output types and kinds of operands."""
-    for kernel in (k["name"] for k in kernel_metadata() if k["family"] == "fp8_gemm_nt"):
-        for dtype in (torch.bfloat16, torch.float32):
-            for sizes in _GEMM_SIZES:
-                for kind in ("normal", "mixed", "special"):
-                    yield _gemm_case(str(kernel), sizes, dtype, kind)
+    """Every kernel with every schedule, then quantisation."""
+    for number, candidate in enumerate(candidates()):
+        yield from _gemm_cases(candidate, number)
     for block_rows in (1, 128):
         for dtype in _GENERIC_TYPES:
             for scale_fmt in ("fp32", "ue8m0"):
@@ -71,18 +74,37 @@ def cases() -> Iterator[Case]:
                     yield _quantize_case(block_rows, (m, k), dtype, scale_fmt)
 
 
-def _gemm_case(kernel: str, sizes: tuple[int, int, int], dtype: torch.dtype, kind: str) -> Case:
+def candidates() -> list[Candidate]:
+    """Every kernel with every schedule that it can run, by name.
+
+    A shape of many tiles and k tiles: there the cost model leaves none out.
+    """
+    ranked = rank(_ALL_SCHEDULES, Options())
+    return sorted(ranked, key=lambda c: (c.kernel, *c.schedule.values()))
+
+
+def _gemm_cases(candidate: Candidate, number: int) -> Iterator[Case]:
+    """A few launches: sizes, output type and kind of operands walk on from one to the next."""
+    for i in range(_CASES_A_CANDIDATE):
+        sizes = _GEMM_SIZES[(_CASES_A_CANDIDATE * number + i) % len(_GEMM_SIZES)]
+        dtype = (torch.bfloat16, torch.float32)[(number + i) % 2]
+        yield _gemm_case(candidate, sizes, dtype, _KINDS[(number + i) % len(_KINDS)])
+
+
+def _gemm_case(
+    candidate: Candidate, sizes: tuple[int, int, int], dtype: torch.dtype, kind: str
+) -> Case:
     m, n, k = sizes
 
     def run(place: Place) -> Outputs:
         torch_device, make_device = place
         operands = [tensor.to(torch_device) for tensor in _operands(sizes, kind)]
         out = torch.zeros(m, n, dtype=dtype, device=torch_device)
-        views = [tensor_view(tensor) for tensor in (*operands, out)]
-        native().fp8_gemm_nt(make_device(), *views, None, kernel)
+        launch(make_device(), candidate, Options(), (*operands, out))
         return (out.cpu(),)
 
-    return Case(f"{kernel}/{m}x{n}x{k}/{_name(dtype)}/{kind}", run)
+    schedule = "x".join(map(str, candidate.schedule.values()))
+    return Case(f"{candidate.kernel}/{schedule}/{m}x{n}x{k}/{_name(dtype)}/{kind}", run)
 
 
 def _operands(sizes: tuple[int, int, int], kind: str) -> tuple[Tensor, ...]:

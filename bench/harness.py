@@ -8,7 +8,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,19 @@ class Timing:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """One contender's turns among others': its time over all, and the median of each turn."""
+
+    timing: Timing
+    medians_us: tuple[float, ...]
+
+    def ratio_to(self, other: Turns) -> float:
+        """How many times the other's time this one takes: the median over the rounds."""
+        pairs = zip(self.medians_us, other.medians_us, strict=True)
+        return statistics.median(own / others for own, others in pairs)
+
+
 def num_rotated_sets(bytes_per_set: int) -> int:
     """How many copies of the operands make each call find its inputs outside of L2."""
     return max(1, min(_MAX_SETS, -(-_ROTATED_BYTES // max(bytes_per_set, 1))))
@@ -62,17 +75,63 @@ def time_calls(calls: Sequence[Call], *, sample_s: float = 0.2) -> Timing:
         calls: One for each set of rotated inputs; a single one measures with a warm L2.
         sample_s: How long samples are taken, in seconds.
     """
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    rounds = _rounds(_capture(calls, 1))
-    graph = _capture(calls, rounds)
-    _run_for(_WARM_UP_S, graph.replay)
+    replay = _Replay.of(calls)
+    _run_for(_WARM_UP_S, replay.run)
     samples: list[float] = []
     deadline = time.perf_counter() + sample_s
     while len(samples) < 5 or (time.perf_counter() < deadline and len(samples) < _MAX_SAMPLES):
-        samples.append(_event_us(graph.replay) / (rounds * len(calls)))
+        samples.append(replay.sample_us())
     return Timing.of(samples)
+
+
+def time_interleaved(
+    contenders: Mapping[str, Sequence[Call]], *, num_rounds: int = 10, samples: int = 4
+) -> dict[str, Turns]:
+    """Times several contenders in turns, A B C A B C, so that a drift of clocks hits all alike.
+
+    Args:
+        contenders: For each the calls that :func:`time_calls` takes.
+        num_rounds: How often each has its turn.
+        samples: Of one turn; a replay that is not timed goes before them.
+    """
+    replays = {name: _Replay.of(calls) for name, calls in contenders.items()}
+    turns: dict[str, list[list[float]]] = {name: [] for name in replays}
+    for replay in replays.values():
+        _run_for(_WARM_UP_S / len(replays), replay.run)
+    for _ in range(num_rounds):
+        for name, replay in replays.items():
+            replay.run()
+            turns[name].append([replay.sample_us() for _ in range(samples)])
+    return {
+        name: Turns(
+            Timing.of([sample for turn in own for sample in turn]),
+            tuple(statistics.median(turn) for turn in own),
+        )
+        for name, own in turns.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Replay:
+    """Calls captured into one graph, often enough that a replay takes milliseconds."""
+
+    graph: torch.cuda.CUDAGraph
+    num_calls: int
+
+    @classmethod
+    def of(cls, calls: Sequence[Call]) -> _Replay:
+        for call in calls:
+            call()
+        torch.cuda.synchronize()
+        rounds = _rounds(_capture(calls, 1))
+        return cls(_capture(calls, rounds), rounds * len(calls))
+
+    def run(self) -> None:
+        self.graph.replay()
+
+    def sample_us(self) -> float:
+        """The mean call of one replay."""
+        return _event_us(self.graph.replay) / self.num_calls
 
 
 def _capture(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
@@ -167,6 +226,8 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of the checkout, with ``-dirty`` where files differ; "unknown" outside of git."""
+    if not (ROOT / ".git").exists():
+        return "unknown"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True)

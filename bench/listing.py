@@ -119,14 +119,17 @@ def find_nvdisasm() -> Path:
     """Path of nvdisasm: from the PyPI package, else from PATH.
 
     Raises:
-        FileNotFoundError: there is none.
+        RuntimeError: there is none.
     """
     packages = Path(sysconfig.get_paths()["purelib"])
     for found in sorted(packages.glob("nvidia/*/bin/nvdisasm")):
         return found
     on_path = shutil.which("nvdisasm")
     if on_path is None:
-        raise FileNotFoundError("nvdisasm not found; install nvidia-cuda-nvdisasm")
+        raise RuntimeError(
+            "listings of machine code need nvdisasm, of the package nvidia-cuda-nvdisasm; install "
+            "it with `pip install pykernels[bench]`"
+        )
     return Path(on_path)
 
 
@@ -322,13 +325,17 @@ def _attributes(elf: bytes) -> Iterator[tuple[int, bytes]]:
                 position += length
 
 
-def read_listing(cubin: Path) -> Listing:
-    """The figures of a cubin that holds one kernel, named as the file."""
+def read_listing(cubin: Path, *, any_name: bool = False) -> Listing:
+    """The figures of a cubin that holds one kernel, named as the file or by ``any_name``."""
     values = {0x2F: 0, 0x12: 0}  # registers, stack bytes a thread
     for attribute, block in _attributes(cubin.read_bytes()):
         if attribute in values and len(block) == 8:  # (symbol, value)
             values[attribute] = max(values[attribute], struct.unpack("<II", block)[1])
-    function = disassemble(cubin)[cubin.stem]
+    functions = disassemble(cubin)
+    if any_name:
+        (function,) = functions.values()
+    else:
+        function = functions[cubin.stem]
     counts = Counter(instruction.base for instruction in function.instructions)
     return Listing(
         name=cubin.stem,

@@ -129,14 +129,14 @@ def run_tests(out: Path) -> int:
 
 
 def _read_outcomes(out: Path) -> dict[str, str]:
-    from bench.resume import read_outcomes
+    from .resume import read_outcomes
 
     return read_outcomes(out / "tests.jsonl")
 
 
 def run_bits(out: Path, *, against_emulator: bool) -> int:
     """Emulator and GPU on the same launches; the emulator against itself only tests this stage."""
-    from bench import bits
+    from . import bits
 
     actual = bits.emulator() if against_emulator else bits.gpu()
     cases = {case.name: case for case in bits.cases()}
@@ -159,7 +159,7 @@ def run_bits(out: Path, *, against_emulator: bool) -> int:
 
 def run_bench(out: Path, budget_s: float) -> int:
     """Shapes in the order of interest until the budget is spent."""
-    from bench import gemm_bench, harness
+    from . import gemm_bench, harness
 
     copy_gbps = harness.copy_bandwidth()
     shapes = {str(shape): shape for shape in gemm_bench.shapes()}
@@ -212,7 +212,7 @@ def _write(out: Path, stage: str, result: dict[str, Any]) -> None:
 
 def write_report(out: Path) -> int:
     """Everything in one file, ``validation.json``."""
-    from bench import harness
+    from . import harness
 
     result: dict[str, Any] = {"environment": harness.environment()}
     for stage in ("tests", "bits", "bench"):

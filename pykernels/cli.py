@@ -1,4 +1,4 @@
-"""The command line: ``python -m pykernels demo | doctor``."""
+"""The command line: ``python -m pykernels demo | doctor | bench``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        console = _console()
+        console = _console("bench" if options.command == "bench" else "demo")
+        if options.command == "bench":
+            from pykernels.bench import answer
+
+            return answer.run(options, console)
         if options.command == "demo":
             from pykernels import demo
 
@@ -59,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
         help="report GPU, driver, toolkit, kernels and torch, and what will run where",
         description="Reports what this machine has and what will run where.",
     )
+    bench = commands.add_parser(
+        "bench",
+        help="say whether an op is faster for your shape",
+        description="Measures an op among other libraries' kernels on the GPU; without one, gives "
+        "its machine-code listing, counts of the emulator and the cost model, each named as that.",
+    )
+    from pykernels.bench import answer_options
+
+    answer_options.add(bench)
     return parser
 
 
@@ -68,13 +81,13 @@ def _checks(text: str) -> str | tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _console() -> Console:
+def _console(extra: str) -> Console:
     """Wide enough for the tables where the output goes into a file or pipe."""
     try:
         from rich.console import Console
     except ImportError as error:
         raise RuntimeError(
-            "tables need the package rich; install it with `pip install pykernels[demo]`"
+            f"tables need the package rich; install it with `pip install pykernels[{extra}]`"
         ) from error
     console = Console()
     return console if console.is_terminal else Console(width=_MIN_WIDTH)

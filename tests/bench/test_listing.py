@@ -2,64 +2,79 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 from kernel_build import manifest
 
-from bench import listing
+from pykernels.bench import listing, peers
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "pykernels" / "kernels"
-KERNELS = [kernel.name for kernel in manifest.load(ROOT / "csrc" / "manifest.json")]
+MANIFEST = manifest.load(ROOT / "csrc" / "manifest.json")
+GEMMS = [kernel for kernel in MANIFEST if kernel.family == "fp8_gemm_nt"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """The most that a kernel's main loop may issue, and where the figure is from."""
-
-    issue_share: float
-    source: str
-
-
-# The lowest shares of other libraries' kernels of the same tile, by the same definition.
-BUDGETS = {
-    "fp8_gemm_nt_m64n64c1": Budget(0.58, "DeepGEMM FP8 1d2d 64x64"),
-    "fp8_gemm_nt_m64n128c1": Budget(0.38, "DeepGEMM FP8 1d2d 64x128, cluster 2"),
-    "fp8_gemm_nt_m128n128c1": Budget(0.42, "DeepGEMM FP8 1d2d 128x128"),
-    "fp8_gemm_nt_m128n128c2": Budget(0.43, "DeepGEMM FP8 1d2d 128x128, cluster 2"),
-}
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_no_local_memory(name: str) -> None:
-    figures = listing.read_listing(BUILT / f"{name}.cubin")
+@pytest.mark.parametrize("kernel", MANIFEST, ids=lambda kernel: kernel.name)
+def test_no_local_memory(kernel: manifest.Kernel) -> None:
+    figures = listing.read_listing(BUILT / f"{kernel.name}.cubin")
     assert figures.local_accesses == 0
     assert figures.stack_bytes == 0
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("fp8_gemm")])
-def test_gemm_registers(name: str) -> None:
-    """The roles' registers after setmaxnreg fit what the CTA has at launch."""
-    kernel = manifest.select(manifest.load(ROOT / "csrc" / "manifest.json"), name)
-    figures = listing.read_listing(BUILT / f"{name}.cubin")
-    consumers = int(kernel.config["block_m"]) * 2
-    assert sorted(figures.setmaxnreg) == [40, 232]
-    assert 40 * 128 + 232 * consumers <= figures.registers * (consumers + 128) <= 65536
+@pytest.mark.parametrize("kernel", GEMMS, ids=lambda kernel: kernel.name)
+def test_gemm_registers(kernel: manifest.Kernel) -> None:
+    """What the roles have fits the register file, after setmaxnreg where they trade."""
+    figures = listing.read_listing(BUILT / f"{kernel.name}.cubin")
+    rows = kernel.config["block_n" if kernel.config["swap_ab"] else "block_m"]
+    consumers = rows // 64 * 128
+    threads = consumers + 128
+    assert figures.registers * threads <= 65536
+    if kernel.config["swap_ab"]:
+        assert figures.setmaxnreg == []
+    else:
+        assert sorted(figures.setmaxnreg) == [40, 232]
+        assert 40 * 128 + 232 * consumers <= figures.registers * threads
 
 
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("fp8_gemm")])
-def test_gemm_main_loop(name: str) -> None:
-    budget = BUDGETS[name]
-    loop = listing.read_listing(BUILT / f"{name}.cubin").main_loop
+@pytest.mark.parametrize("kernel", GEMMS, ids=lambda kernel: kernel.name)
+def test_gemm_main_loop(kernel: manifest.Kernel) -> None:
+    loop = listing.read_listing(BUILT / f"{kernel.name}.cubin").main_loop
     assert loop is not None
-    assert loop.issue_share <= budget.issue_share, f"more than {budget.source}"
-    ((opcode, count),) = loop.matrix.items()  # one shape, four k tiles of four
-    assert opcode.startswith("QGMMA.64x")
+    ((opcode, count),) = loop.matrix.items()  # one shape, whole k tiles of four
+    columns = kernel.config["block_m" if kernel.config["swap_ab"] else "block_n"]
+    assert opcode == f"QGMMA.64x{columns}x32.F32.E4M3.E4M3"
     assert count == 16
-    accumulators = loop.tensor_clocks / 16 * 4096 / 32 / 128  # of one matrix instruction, a thread
-    assert loop.ffma == 4 * accumulators  # one promotion of each accumulator every k tile
+    accumulators = columns // 2  # of one matrix instruction, a thread
+    assert loop.ffma == count // 4 * accumulators  # one promotion of each a k tile
+    peer = peers.bound(kernel.config)
+    if peer is not None:
+        assert loop.issue_share <= peer.issue_share, f"more than {peer.name}"
+
+
+@pytest.mark.parametrize(
+    ("tile", "cluster", "peer"),
+    [
+        ((64, 64), 1, "DeepGEMM FP8 1d2d 64x64"),
+        ((64, 64), 2, "DeepGEMM FP8 1d2d 64x64"),
+        ((64, 96), 1, "DeepGEMM FP8 1d2d 64x64"),
+        ((64, 128), 1, "DeepGEMM FP8 1d2d 64x128, cluster 2"),
+        ((128, 80), 1, "DeepGEMM FP8 1d2d 128x64, cluster 2"),
+        ((128, 128), 1, "DeepGEMM FP8 1d2d 128x128"),
+        ((128, 128), 2, "DeepGEMM FP8 1d2d 128x128, cluster 2"),
+        ((128, 144), 2, "DeepGEMM FP8 1d2d 128x128, cluster 2"),
+        ((128, 192), 2, "DeepGEMM FP8 1d2d 128x192"),
+        ((192, 64), 1, "DeepGEMM FP8 1d2d 128x64, cluster 2"),
+        ((192, 128), 2, "DeepGEMM FP8 1d2d 64x128, cluster 2"),
+        ((128, 48), 1, None),
+    ],
+)
+def test_the_peer_that_bounds_a_tile(tile: tuple[int, int], cluster: int, peer: str | None) -> None:
+    block_m, block_n = tile
+    config = {"block_m": block_m, "block_n": block_n, "cluster": cluster, "swap_ab": False}
+    found = peers.bound(config)
+    assert (found.name if found else None) == peer
+    assert peers.bound(config | {"swap_ab": True}) is None
 
 
 LOOPS = """

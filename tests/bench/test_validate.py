@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bits, gemm_bench, harness, validate
-from bench.resume import read_outcomes
+from pykernels.bench import bits, gemm_bench, harness, validate
+from pykernels.bench.candidates import Shape
+from pykernels.bench.resume import read_outcomes
 from pykernels.native import KERNELS_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +174,7 @@ def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
 def test_a_wrong_shape_does_not_end_the_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measure(shape: gemm_bench.Shape, *_: object, **__: object) -> dict[str, float]:
+    def measure(shape: Shape, *_: object, **__: object) -> dict[str, float]:
         if wrong and str(shape) == wrong[0]:
             raise AssertionError("row 3 is off")
         return {"us": 1.0, "tflops": 2.0}

@@ -1,0 +1,90 @@
+"""``python -m pykernels bench gemm``: is it faster for my shape?
+
+With a Hopper GPU the op is measured among the baselines; without one the same command gives the
+listing, the emulator's counts and the model, each named as what it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import harness
+from .candidates import Options, Shape
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Prints the tables, writes the files, and returns the exit status.
+
+    Raises:
+        RuntimeError: a package of the extra ``bench`` is missing, or the kernels are not built.
+        ValueError: a size or the device is none that the op takes.
+    """
+    from . import plot, tables
+
+    if arguments.plot is not None:
+        plot.require()
+    options = Options(arguments.num_sms, arguments.batch_invariant, arguments.device)
+    shapes = [Shape(m, arguments.n, arguments.k) for m in arguments.m]
+    measured = torch.cuda.is_available()
+    compiled = [] if measured else _compiled()
+    copy_gbps = harness.copy_bandwidth() if measured else 0.0
+    rows = []
+    for shape in shapes:
+        row = _measured_row(shape, options, copy_gbps) if measured else _static_row(shape, options)
+        rows.append(row)
+        if measured:
+            tables.print_measured(row, console)
+        else:
+            tables.print_static(row, compiled, console)
+    tables.print_sweep(rows, console)
+    host = _host_path(console)
+    if arguments.plot is not None:
+        plot.draw(rows, arguments.plot)
+        console.print(f"written: {arguments.plot}")
+    if arguments.json is not None:
+        result = {
+            "environment": harness.environment(),
+            "measured": measured,
+            "copy_gbps": copy_gbps or None,
+            "rows": rows,
+            "baseline_listings": compiled,
+            "host_path": host,
+        }
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        console.print(f"written: {arguments.json}")
+    return 0
+
+
+def _measured_row(shape: Shape, options: Options, copy_gbps: float) -> dict[str, Any]:
+    from . import gemm_bench
+
+    return gemm_bench.measure(shape, copy_gbps, options=options, every_kernel=True)
+
+
+def _static_row(shape: Shape, options: Options) -> dict[str, Any]:
+    from . import static_answer
+
+    return static_answer.static_row(shape, options)
+
+
+def _compiled() -> list[dict[str, Any]]:
+    from . import static_answer
+
+    return static_answer.compiled_baselines()
+
+
+def _host_path(console: Console) -> Any:
+    """The parts of a call on the host, where that bench is present."""
+    name = f"{__package__}.host_path"
+    if importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name).report(console)

@@ -1,0 +1,99 @@
+"""What can be said of a shape without a GPU: machine code, emulator counts, model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pykernels.config import Candidate
+from pykernels.native import KERNELS_DIR, kernel_metadata
+
+from . import counts, listing, peers
+from .candidates import Options, Shape, named, rank
+
+_NUM_MODELLED = 5  # candidates of the ranking that are shown
+
+
+def static_row(shape: Shape, options: Options) -> dict[str, Any]:
+    """The chosen kernel's listing, counts and modelled time, each under its own key."""
+    ranked = rank(shape, options)
+    chosen = ranked[0]
+    counted = counts.count(shape, chosen, options)
+    peer = peers.bound(chosen.config)
+    return {
+        "op": "fp8_gemm_nt",
+        **dataclasses.asdict(shape),
+        "num_sms": options.num_sms,
+        "batch_invariant": options.batch_invariant,
+        "device": options.device,
+        **named(chosen),
+        "minimum_bytes": shape.num_bytes,
+        "flops": shape.flops,
+        "listing": listing_row(chosen.kernel),
+        "bounding_peer": None if peer is None else peer.name,
+        "emulator": counted.row(),
+        "model": [_model_row(candidate) for candidate in ranked[:_NUM_MODELLED]],
+    }
+
+
+def listing_row(kernel: str) -> dict[str, Any]:
+    """Figures of a kernel's machine code.
+
+    Raises:
+        RuntimeError: nvdisasm is missing.
+    """
+    metadata = {str(entry["name"]): entry for entry in kernel_metadata()}[kernel]
+    figures = listing.read_listing(KERNELS_DIR / f"{kernel}.cubin")
+    return {
+        **cubin_figures(figures),
+        "threads": metadata["threads"],
+        "compiled_with": f"ptxas {metadata['ptxas']}",
+    }
+
+
+def cubin_figures(figures: listing.Listing) -> dict[str, Any]:
+    """A listing as plain values."""
+    loop = figures.main_loop
+    row: dict[str, Any] = {
+        "name": figures.name,
+        "registers": figures.registers,
+        "setmaxnreg": sorted(set(figures.setmaxnreg)),
+        "local_accesses": figures.local_accesses,
+    }
+    if loop is not None:
+        row |= {
+            "main_loop": loop.instructions,
+            "wgmma": loop.num_matrix,
+            "matrix": _matrix(loop),
+            "ffma": loop.ffma,
+            "other_per_wgmma": round(loop.other_per_matrix, 2),
+            "issue_share": round(loop.issue_share, 4),
+        }
+    return row
+
+
+def _matrix(loop: listing.MainLoop) -> str:
+    """As the peers' file says it: ``16 MMA 64x128``."""
+    tiles = Counter[str]()
+    for opcode, number in loop.matrix.items():
+        tiles[opcode.split(".")[1].rpartition("x")[0]] += number
+    return " + ".join(f"{number} MMA {tile}" for tile, number in tiles.most_common())
+
+
+def compiled_baselines() -> list[dict[str, Any]]:
+    """Listings of the baselines whose cubins are at hand."""
+    from .baselines import build
+
+    found = [build.find(variant, ".cubin") for variant in build.VARIANTS]
+    return [foreign_row(cubin) for cubin in found if cubin is not None]
+
+
+def foreign_row(cubin: Path) -> dict[str, Any]:
+    """The listing of a cubin that holds one kernel of any name, named as the file."""
+    return cubin_figures(listing.read_listing(cubin, any_name=True))
+
+
+def _model_row(candidate: Candidate) -> dict[str, Any]:
+    return named(candidate) | dict(candidate.cost)

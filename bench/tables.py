@@ -1,0 +1,198 @@
+"""The tables of ``python -m pykernels bench``: each says where its figures come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import peers
+
+
+def print_static(row: dict[str, Any], compiled: list[dict[str, Any]], console: Console) -> None:
+    """One shape without a GPU."""
+    console.print(f"\n[bold]{_title(row)}[/bold]: no GPU here, nothing below is a measurement")
+    console.print(_listing_table(row, compiled))
+    console.print(_counts_table(row))
+    console.print(_model_table(row))
+
+
+def print_measured(row: dict[str, Any], console: Console) -> None:
+    """One shape on a GPU."""
+    console.print(f"\n[bold]{_title(row)}[/bold]: {row['kernel']} {_by(row['schedule'])}")
+    table = _table(
+        "Measured in turns on this GPU; a ratio above 1: pykernels is faster",
+        ("", "us", "p10", "p90", "ratio", "warm L2 us", "warm ratio", "TFLOPS", "GB/s", "note"),
+    )
+    flops, num_bytes = row["tflops"] * row["us"], row["gbps"] * row["us"]
+    ours = (row["us"], row["us_p10"], row["us_p90"], None, row["warm_l2_us"], None)
+    share = f"{row['roofline_share']:.0%} of the {row['bound']} bound"
+    table.add_row("pykernels", *map(_number, ours), *_rates(row["us"], flops, num_bytes), share)
+    for name, found in row["baselines"].items():
+        if "unavailable" in found:
+            table.add_row(name, *["-"] * 8, found["unavailable"])
+            continue
+        figures = ("us", "us_p10", "us_p90", "ratio", "warm_l2_us", "warm_l2_ratio")
+        cells = [_number(found[figure]) for figure in figures]
+        table.add_row(name, *cells, *_rates(found["us"], flops, num_bytes), found.get("note", ""))
+    console.print(table)
+
+
+def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
+    """One line a shape: how the answer changes with m."""
+    if len(rows) < 2:
+        return
+    if "us" in rows[0]:
+        names = [name for name in rows[0]["baselines"] if _ratios(rows, name)]
+        columns = ("m", "kernel", "us", "TFLOPS", "GB/s", "roofline", *(f"x {n}" for n in names))
+        table = _table("Over m, measured; x: the baseline's time over ours", columns)
+        for row in rows:
+            cells = [_number(row[figure]) for figure in ("us", "tflops", "gbps")]
+            ratios = [_number(row["baselines"].get(name, {}).get("ratio")) for name in names]
+            kernel = f"{row['kernel']} {_by(row['schedule'])}"
+            table.add_row(str(row["m"]), kernel, *cells, f"{row['roofline_share']:.0%}", *ratios)
+    else:
+        table = _table(
+            "Over m: model, not a measurement",
+            ("m", "kernel", "schedule", "total_us", "TFLOPS at that time", "GB/s at that time"),
+        )
+        for row in rows:
+            best = row["model"][0]
+            rates = _rates(best["total_us"], row["flops"] / 1e6, row["minimum_bytes"] / 1e3)
+            named = (str(row["m"]), row["kernel"], _by(row["schedule"]))
+            table.add_row(*named, _number(best["total_us"]), *rates)
+    console.print(table)
+
+
+def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table:
+    own = row["listing"]
+    table = _table(
+        f"Machine code: ours assembled by {own['compiled_with']}; peers: {peers.source()}",
+        (
+            "kernel",
+            "threads",
+            "registers",
+            "setmaxnreg",
+            "spills",
+            "main loop",
+            "WGMMA in it",
+            "other/WGMMA",
+            "issue share",
+        ),
+    )
+    _add_listing(table, own, "bold")
+    for peer in peers.peers():
+        if peer.operation != peers.SAME_OPERATION:
+            continue
+        marked = " (bound)" if peer.name == row["bounding_peer"] else ""
+        table.add_row(
+            peer.name + marked,
+            str(peer.threads),
+            str(peer.registers),
+            peer.setmaxnreg or "-",
+            peer.spills,
+            str(peer.main_loop),
+            peer.matrix,
+            f"{peer.other_per_matrix:.1f}",
+            f"{peer.issue_share:.2f}",
+        )
+    for baseline in compiled:
+        _add_listing(table, baseline, "dim")
+    return table
+
+
+def _add_listing(table: Table, row: dict[str, Any], style: str) -> None:
+    table.add_row(
+        row["name"],
+        str(row.get("threads", "-")),
+        str(row["registers"]),
+        "/".join(map(str, row["setmaxnreg"])) or "-",
+        str(row["local_accesses"]),
+        str(row.get("main_loop", "-")),
+        row.get("matrix", "-"),
+        _number(row.get("other_per_wgmma")),
+        _number(row.get("issue_share")),
+        style=style,
+    )
+
+
+_COUNTS = {
+    "global_bytes_read": "bytes that the SMs ask for (L2 and HBM)",
+    "global_footprint_bytes_read": "bytes of memory that they touch: HBM with cold caches",
+    "global_bytes_written": "bytes that the SMs write",
+    "tensor_multiply_adds": "multiply-adds of WGMMA",
+    "wgmma": "WGMMA instructions",
+    "warp_instructions": "warp instructions",
+    "tma_bytes_loaded": "bytes of TMA loads, whole boxes",
+    "shared_bank_conflicts": "shared-memory bank conflicts",
+}
+
+
+def _counts_table(row: dict[str, Any]) -> Table:
+    emulated = row["emulator"]
+    smaller = "" if emulated["shape"] == _sizes(row) else ", a smaller shape of the same kernel"
+    table = _table(
+        f"Counted in the emulator on {emulated['shape']}{smaller}: no times",
+        ("count", "value", "over the least possible"),
+    )
+    for name, label in _COUNTS.items():
+        ratio = emulated["ratios"].get(name)
+        table.add_row(
+            label, f"{emulated['counts'][name]:,}", "" if ratio is None else f"{ratio:.3f}"
+        )
+    return table
+
+
+def _model_table(row: dict[str, Any]) -> Table:
+    """A column for each candidate."""
+    candidates = row["model"]
+    heads = (f"{c['kernel'].removeprefix('fp8_gemm_nt_')} {_by(c['schedule'])}" for c in candidates)
+    table = _table(
+        f"Model, not a measurement ({row['device'] or 'this device'}; kernel and schedule: "
+        "clusters along m, n, split of k)",
+        ("", *heads),
+    )
+    for name in (name for name in candidates[0] if name not in ("kernel", "schedule")):
+        table.add_row(name, *(_number(candidate[name]) for candidate in candidates))
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _title(row: dict[str, Any]) -> str:
+    extra = ", batch-invariant" if row["batch_invariant"] else ""
+    extra += f", {row['num_sms']} SMs" if row["num_sms"] else ""
+    return f"fp8_gemm_nt {_sizes(row)}{extra}"
+
+
+def _sizes(row: dict[str, Any]) -> str:
+    return f"{row['m']}x{row['n']}x{row['k']}"
+
+
+def _by(schedule: Iterable[int]) -> str:
+    return "x".join(map(str, schedule))
+
+
+def _ratios(rows: list[dict[str, Any]], name: str) -> list[float]:
+    found = [row["baselines"].get(name, {}).get("ratio") for row in rows]
+    return [ratio for ratio in found if ratio is not None]
+
+
+def _rates(us: float, mega_operations: float, kilobytes: float) -> tuple[str, str]:
+    """TFLOPS and GB/s of a time in microseconds."""
+    return f"{mega_operations / us:.0f}", f"{kilobytes / us:.0f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
