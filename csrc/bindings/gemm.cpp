@@ -15,6 +15,7 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/registry.h"
+#include "gemm/choice.h"
 #include "gemm/cost.h"
 #include "gemm/gpu_model.h"
 #include "gemm/launch.h"

@@ -21,16 +21,15 @@ constexpr double kWgmmaK = 32;
 /// Instructions of a consumer warp's main loop in each k tile beside its FFMA: bench/listing.py,
 /// see README.md, "Budgets".
 constexpr double kLoopInstructions = 34;
-/// More of them where a tile crosses blocks of 128 rows of B: two shuffles for the second block's
-/// factors, and a select for every eighth of a thread's columns (estimate).
-constexpr double kSecondScaleInstructions = 2;
+/// More of them where a tile's columns belong to two blocks of B: shuffles for the second block's
+/// factors, and selects of two factors for each unit of columns between the outer ones.
+constexpr double kSecondBlockShuffles = 2;
+constexpr double kUnitSelects = 2;
 /// With swap_ab: one 64-bit load of scale products for every four accumulators (estimate).
 constexpr double kAccumulatorsPerScaleLoad = 4;
-/// Accumulators of a thread that leave room for a second set beside the totals: 3 * 64 registers of
-/// 232.
-constexpr uint32_t kMaxOverlappedAccumulators = 64;
-/// k tiles after which a lone consumer warpgroup promotes with nothing in flight (mainloop.cuh).
-constexpr double kKTilesPerGap = 4;
+/// k tiles between two exchanges of scale factors, after which a lone consumer warpgroup promotes
+/// with nothing in flight (mainloop.cuh).
+constexpr int64_t kKTilesPerGroup = 4;
 /// Clocks of such a gap beyond one FFMA a clock, from wait_group to the next WGMMA: estimate.
 constexpr double kGapClocks = 100;
 /// Instructions of a warp's epilogue for each accumulator: conversion, stmatrix, addresses
@@ -62,28 +61,30 @@ GemmKernel make_kernel(const KernelInfo& info) {
   for (const GemmSchedule& schedule : schedules_of(config)) {
     kernel.schedule_list[kernel.num_schedules++] = schedule;
   }
-  const uint32_t warpgroups = (config.swap_ab ? config.block_n : config.block_m) / kWarpgroupRows;
-  const double columns = config.swap_ab ? config.block_m : config.block_n;  // WGMMA's n
-  const double accumulators = columns / 2;                                  // of a thread
+  const uint32_t warpgroups = config.num_consumer_warpgroups();
+  const double accumulators = config.columns() / 2;  // of a thread
   kernel.macs = static_cast<double>(config.block_m) * config.block_n * kBlockK;
-  kernel.shared_clocks = warpgroups * kBlockK * (kWarpgroupRows + columns) / kSharedBytesPerClock;
+  kernel.shared_clocks =
+      warpgroups * kBlockK * (kWarpgroupRows + config.columns()) / kSharedBytesPerClock;
   double instructions = accumulators + kLoopInstructions;
   if (config.swap_ab) {
     instructions += accumulators / kAccumulatorsPerScaleLoad;
-  } else if (kBlockK % config.block_n != 0) {
-    instructions += kSecondScaleInstructions + accumulators / 8;
+  } else if (config.num_scale_blocks() > 1) {
+    const uint32_t units = config.block_n / config.column_unit();
+    instructions += kSecondBlockShuffles;
+    if (!config.has_two_loops()) instructions += kUnitSelects * (units - 2);
   }
   kernel.issue_clocks = warpgroups * instructions;
   if (warpgroups == 1) {
-    const bool overlaps = accumulators <= kMaxOverlappedAccumulators;
-    kernel.gap_clocks = (accumulators + kGapClocks) / (overlaps ? kKTilesPerGap : 1);
+    kernel.gap_clocks = (accumulators + kGapClocks) /
+                        (config.has_two_accumulators() ? static_cast<double>(kKTilesPerGroup) : 1);
   }
   kernel.epilogue_clocks = warpgroups * kEpilogueInstructions * accumulators;
-  // Each quad loads a factor of each of its rows once; sfb every quad of every consumer warp.
-  const double sfb_loads = config.swap_ab || kBlockK % config.block_n == 0 ? 1 : 2;
-  kernel.scale_bytes = 4.0 * config.block_m + warpgroups * 4 * 8 * 4 * sfb_loads;
+  // Each quad loads a factor of each of its rows and blocks once in a k tile.
+  const uint32_t quads = config.num_consumer_threads() / 4;
+  kernel.scale_bytes = 4.0 * (config.block_m + quads * config.num_scale_blocks());
   kernel.load_bytes = config.stage_bytes();
-  kernel.num_stages = config.num_stages();
+  kernel.per_stage = 1.0 / config.num_stages();
   kernel.partial_bytes = 4.0 * config.block_m * config.block_n;
   return kernel;
 }
@@ -110,13 +111,19 @@ struct Terms {
   double us_per_l2_byte;
   double clocks_per_mac;
   double clocks_per_load_byte;
+  double per_sm;         // 1 / SMs
+  double scale_k_tiles;  // whose factors a tile loads: a group ahead, also behind the last one
   std::array<int64_t, kMaxCluster + 1> num_clusters;  // that run at one time, by size; 0: none
+  std::array<double, kMaxCluster + 1> k_tiles_of;     // of the CTA with most of them, by split k
+  std::array<double, kMaxCluster + 1> reduce_us_per_byte;  // of an output tile, by split k
 
   Terms(const GemmProblem& of, const GpuModel& on) : problem(of), gpu(on) {
     const auto m = static_cast<double>(problem.m);
     const auto n = static_cast<double>(problem.n);
     const auto k = static_cast<double>(problem.k);
-    k_tiles = static_cast<double>(ceil_div(problem.k, kBlockK));
+    const int64_t k_tiles_count = ceil_div(problem.k, kBlockK);
+    k_tiles = static_cast<double>(k_tiles_count);
+    scale_k_tiles = static_cast<double>((k_tiles_count / kKTilesPerGroup + 1) * kKTilesPerGroup);
     a_bytes = m * k;
     b_bytes = n * k;
     d_bytes = m * n * problem.d_bytes;
@@ -130,9 +137,13 @@ struct Terms {
     clocks_per_mac = 1 / (gpu.macs_per_clock * gpu.tensor_share);
     clocks_per_load_byte = 1 / gpu.sm_bytes_per_clock;
     const int num_sms = std::min(problem.num_sms, gpu.num_sms);
+    per_sm = 1.0 / num_sms;
     for (int size = 1; size <= kMaxCluster; ++size) {
       const auto at = static_cast<size_t>(size);
       num_clusters[at] = std::min(gpu.active_clusters[at], num_sms / size);
+      k_tiles_of[at] = static_cast<double>(ceil_div(k_tiles_count, size));
+      // Every CTA takes in its share of the tile from each of the others.
+      reduce_us_per_byte[at] = us_per_clock / gpu.dsmem_bytes_per_clock * (size - 1) / size;
     }
   }
 
@@ -149,22 +160,20 @@ struct KernelTerms {
   int64_t tiles_n;
   double tensor_clocks;
   double load_clocks;
+  double k_tile_us;  // of an SM, for all but the latency
 
   KernelTerms(const Terms& terms, const GemmKernel& of)
       : kernel(of),
         tiles_m(ceil_div(terms.problem.m, of.config.block_m)),
         tiles_n(ceil_div(terms.problem.n, of.config.block_n)),
         tensor_clocks(std::max(of.macs * terms.clocks_per_mac, of.shared_clocks)),
-        load_clocks(of.load_bytes * terms.clocks_per_load_byte) {}
+        load_clocks(of.load_bytes * terms.clocks_per_load_byte),
+        k_tile_us(std::max({tensor_clocks + of.gap_clocks, of.issue_clocks, load_clocks}) *
+                  terms.us_per_clock) {}
 
-  /// Least clocks of an SM for a k tile.
-  double k_tile_clocks() const {
-    return std::max({tensor_clocks + kernel.gap_clocks, kernel.issue_clocks, load_clocks});
-  }
   /// No schedule takes less: all SMs busy all the time.
   double least_us(const Terms& terms) const {
-    return static_cast<double>(tiles_m * tiles_n) * terms.k_tiles * k_tile_clocks() *
-           terms.us_per_clock / terms.gpu.num_sms;
+    return static_cast<double>(tiles_m * tiles_n) * terms.k_tiles * k_tile_us * terms.per_sm;
   }
 };
 
@@ -177,28 +186,25 @@ class CandidateTerms {
     num_n_ = ceil_shift(on_.tiles_n, schedule.cluster_n);
     num_tiles_ = num_m_ * num_n_;
     num_clusters_ = terms.num_clusters[schedule.cluster()];
-    k_tiles_ = schedule.split_k == 1 ? terms.k_tiles : std::ceil(terms.k_tiles / schedule.split_k);
+    k_tiles_ = terms.k_tiles_of[schedule.split_k];
     count_bytes();
-    const double tiles = static_cast<double>(std::max<int64_t>(num_tiles_, 1));
-    hbm_us_ = hbm_bytes_ * terms.us_per_hbm_byte / tiles;
-    l2_us_ = l2_bytes_ * terms.us_per_l2_byte / tiles;
+    const double per_tile = 1 / static_cast<double>(std::max<int64_t>(num_tiles_, 1));
+    hbm_us_ = hbm_bytes_ * terms.us_per_hbm_byte * per_tile;
+    l2_us_ = l2_bytes_ * terms.us_per_l2_byte * per_tile;
     const GpuModel& gpu = terms.gpu;
     const double from_hbm = hbm_bytes_ < l2_bytes_ ? hbm_bytes_ / l2_bytes_ : 1;
     const double latency_us =
         gpu.l2_latency_us + from_hbm * (gpu.hbm_latency_us - gpu.l2_latency_us);
-    latency_clocks_ = latency_us / (terms.us_per_clock * on_.kernel.num_stages);
-    epilogue_clocks_ = gpu.epilogue_clocks + on_.kernel.epilogue_clocks;
+    latency_us_ = latency_us * on_.kernel.per_stage;
+    epilogue_us_ = (gpu.epilogue_clocks + on_.kernel.epilogue_clocks) * terms.us_per_clock;
     if (schedule.split_k > 1) {
-      // Every CTA takes in its share of the tile from each of the others.
-      const double bytes = on_.kernel.partial_bytes * (schedule.split_k - 1) / schedule.split_k;
-      reduce_us_ = gpu.cluster_barrier_us + bytes / gpu.dsmem_bytes_per_clock * terms.us_per_clock;
+      reduce_us_ = gpu.cluster_barrier_us +
+                   on_.kernel.partial_bytes * terms.reduce_us_per_byte[schedule.split_k];
     }
-    sm_us_ = (k_tiles_ * std::max(on_.k_tile_clocks(), latency_clocks_) + epilogue_clocks_) *
-                 terms.us_per_clock +
-             reduce_us_;
+    sm_us_ = k_tiles_ * std::max(on_.k_tile_us, latency_us_) + epilogue_us_ + reduce_us_;
     launch_us_ = gpu.launch_us + (schedule.cluster() > 1 ? gpu.cluster_start_us : 0);
     fill_us_ = gpu.hbm_latency_us + gpu.l2_latency_us;
-    num_full_waves_ = num_tiles_ / num_clusters_;
+    num_full_waves_ = num_tiles_ >= num_clusters_ ? num_tiles_ / num_clusters_ : 0;
     num_rest_ = num_tiles_ - num_full_waves_ * num_clusters_;
   }
 
@@ -223,12 +229,12 @@ class CandidateTerms {
     cost.hbm_us = hbm_bytes_ * terms_.us_per_hbm_byte;
     cost.l2_us = l2_bytes_ * terms_.us_per_l2_byte;
     const auto waves = static_cast<double>(cost.num_waves);
-    const double k_tiles_us = waves * k_tiles_ * terms_.us_per_clock;
+    const double k_tiles_us = waves * k_tiles_ * terms_.us_per_clock;  // at one clock each
     cost.tensor_us = k_tiles_us * on_.tensor_clocks;
     cost.issue_us = k_tiles_us * on_.kernel.issue_clocks;
     cost.load_us = k_tiles_us * on_.load_clocks;
-    cost.latency_us = k_tiles_us * latency_clocks_;
-    cost.epilogue_us = waves * epilogue_clocks_ * terms_.us_per_clock;
+    cost.latency_us = waves * k_tiles_ * latency_us_;
+    cost.epilogue_us = waves * epilogue_us_;
     cost.reduce_us = waves * reduce_us_;
     cost.waves_us = work_us() - static_cast<double>(num_tiles_) /
                                     static_cast<double>(num_clusters_) * wave_us(num_clusters_);
@@ -245,9 +251,11 @@ class CandidateTerms {
     const auto num_n = static_cast<double>(num_n_);
     const double cta_tiles = num_m * num_n * schedule_.cluster_m * schedule_.cluster_n;
     l2_bytes_ = terms_.a_bytes * num_n + terms_.b_bytes * num_m +
-                cta_tiles * terms_.k_tiles * kernel.scale_bytes + terms_.d_bytes;
+                cta_tiles * terms_.scale_k_tiles * kernel.scale_bytes + terms_.d_bytes;
     hbm_bytes_ = terms_.once_bytes;
-    if (num_tiles_ <= num_clusters_) return;  // all tiles at one time: nothing is read again
+    // All tiles at one time, or all operands in L2: nothing is read again.
+    if (num_tiles_ <= num_clusters_) return;
+    if (terms_.a_bytes + terms_.b_bytes <= terms_.l2_keep_bytes) return;
     const auto k = static_cast<double>(terms_.problem.k);
     const double group = raster_group(kernel.config, schedule_, num_clusters_, num_m_);
     const double rows = group * schedule_.cluster_m * kernel.config.block_m;
@@ -289,8 +297,8 @@ class CandidateTerms {
   double hbm_us_ = 0;  // a cluster tile
   double l2_us_ = 0;
   double sm_us_ = 0;
-  double latency_clocks_ = 0;
-  double epilogue_clocks_ = 0;
+  double latency_us_ = 0;
+  double epilogue_us_ = 0;
   double reduce_us_ = 0;
   double launch_us_ = 0;
   double fill_us_ = 0;
@@ -381,16 +389,18 @@ GemmCandidate choose_config(const GemmProblem& problem, const GpuModel& gpu,
   const GemmKernel* best = nullptr;
   GemmSchedule best_schedule;
   double best_us = std::numeric_limits<double>::infinity();
-  for (const GemmKernel& kernel : family) {
-    const KernelTerms kernel_terms(terms, kernel);
-    if (kernel_terms.least_us(terms) >= best_us) continue;
-    for (const GemmSchedule& schedule : kernel.schedules()) {
+  // From the last name on: few rows run best on the swapped kernels, which then rule out others.
+  // Of equals the first name and schedule is taken, as rank_configs sorts them.
+  for (auto kernel = family.rbegin(); kernel != family.rend(); ++kernel) {
+    const KernelTerms kernel_terms(terms, *kernel);
+    if (kernel_terms.least_us(terms) > best_us) continue;
+    for (const GemmSchedule& schedule : kernel->schedules()) {
       if (!can_run(terms, schedule)) continue;
       const CandidateTerms candidate(terms, kernel_terms, schedule);
-      if (candidate.least_us() >= best_us) continue;
+      if (candidate.least_us() > best_us) continue;
       const double us = candidate.total_us();
-      if (us >= best_us) continue;
-      best = &kernel;
+      if (us > best_us || (us == best_us && best == &*kernel)) continue;
+      best = &*kernel;
       best_schedule = schedule;
       best_us = us;
     }

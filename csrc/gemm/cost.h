@@ -21,6 +21,8 @@ struct GemmProblem {
   uint32_t d_bytes = 2;          // an element of the output
   int num_sms = 0;               // that the launch may take
   bool batch_invariant = false;  // the bits of a row may not depend on m: no split-k
+
+  friend bool operator==(const GemmProblem&, const GemmProblem&) = default;
 };
 
 /// The modelled time of one candidate, microseconds, and its parts: a model to rank kernels by, not
@@ -67,8 +69,8 @@ struct GemmKernel {
   double epilogue_clocks = 0;  // instructions of an epilogue, of each scheduler
   double scale_bytes = 0;      // that a CTA's loads of scale factors take from L2, a k tile
   double load_bytes = 0;       // that TMA writes into the SM, a k tile
-  double num_stages = 0;
-  double partial_bytes = 0;  // FP32 totals of an output tile
+  double per_stage = 0;        // 1 / stages of the ring
+  double partial_bytes = 0;    // FP32 totals of an output tile
 
   std::span<const GemmSchedule> schedules() const { return {schedule_list.data(), num_schedules}; }
 };

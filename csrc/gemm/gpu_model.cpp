@@ -1,26 +1,16 @@
-// The table of GPUs, and which line of it a device gets.
+// The table of GPUs.
 #include "gemm/gpu_model.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cctype>
 #include <cstdlib>
-#include <deque>
 #include <initializer_list>
-#include <mutex>
-#include <set>
-#include <shared_mutex>
 #include <vector>
-
-#include "core/check.h"
-#include "core/registry.h"
-#include "gemm/cost.h"
 
 namespace pykernels::gemm {
 namespace {
 
-constexpr std::string_view kEmulatorName = "emulator";  // emulated_device.cpp
-constexpr std::string_view kEmulatedGpu = "H200";       // that it stands for
+constexpr std::string_view kEmulatedGpu = "H200";  // that it stands for
 
 /// What a GPU of the family differs in; the rest is the GH100 die's.
 struct Variant {
@@ -101,50 +91,6 @@ std::vector<std::string> words(std::string_view text) {
   return found;
 }
 
-const GpuModel& nearest_gpu_model(int num_sms) {
-  const auto models = gpu_models();
-  return *std::min_element(models.begin(), models.end(), [&](const auto& a, const auto& b) {
-    return std::abs(a.num_sms - num_sms) < std::abs(b.num_sms - num_sms);
-  });
-}
-
-std::atomic<bool> has_warning{false};
-std::mutex warning_mutex;           // of the two below
-std::vector<std::string> warnings;  // not taken yet
-std::set<std::string> warned_names;
-
-void warn_of(const DeviceProperties& properties, const GpuModel& taken) {
-  const std::lock_guard lock(warning_mutex);
-  if (!warned_names.insert(properties.name).second) return;
-  warnings.push_back(concat("no constants are known for the GPU ", properties.name, " with ",
-                            properties.num_sms, " SMs; kernels are chosen with those of ",
-                            taken.name, ", which `python -m pykernels calibrate` can improve"));
-  has_warning.store(true, std::memory_order_release);
-}
-
-/// The driver's counts of clusters, asked with one kernel of the family for each size.
-void ask_active_clusters(Device& device, GpuModel& gpu) {
-  for (uint32_t size = 2; size <= kMaxCluster; ++size) {
-    for (const GemmKernel& kernel : registered_family()) {
-      const auto schedules = kernel.schedules();
-      const bool can = std::any_of(schedules.begin(), schedules.end(),
-                                   [&](const auto& each) { return each.cluster() == size; });
-      if (!can) continue;
-      gpu.active_clusters[size] = device.max_active_clusters(*kernel.info, {size, 1, 1});
-      break;
-    }
-  }
-}
-
-/// What has been made, one entry a device; never removed, so that references stay valid.
-struct DeviceEntry {
-  const void* device;  // the GPU's properties, which live as long as its context; null: emulated
-  std::string name;
-  int num_sms;
-  const GemmFamily* family;  // that its clusters were asked with
-  GpuModel gpu;
-};
-
 }  // namespace
 
 std::span<const GpuConstant> gpu_constants() {
@@ -205,47 +151,11 @@ GpuModel with_num_sms(const GpuModel& gpu, int num_sms) {
   return part;
 }
 
-const GpuModel& gpu_model_of(Device& device) {
-  static std::shared_mutex mutex;
-  static std::deque<DeviceEntry> entries;
-  const DeviceProperties& properties = device.properties();
-  const bool emulated = properties.name == kEmulatorName;
-  const void* key = emulated ? nullptr : &properties;
-  const GemmFamily* family = &registered_family();
-  const auto find = [&]() -> const GpuModel* {
-    for (const DeviceEntry& entry : entries) {
-      if (entry.device == key && entry.family == family && entry.num_sms == properties.num_sms &&
-          entry.name == properties.name) {
-        return &entry.gpu;
-      }
-    }
-    return nullptr;
-  };
-  {
-    const std::shared_lock lock(mutex);
-    if (const GpuModel* found = find()) return *found;
-  }
-  const GpuModel* known = find_gpu_model(properties.name);
-  const GpuModel& base = known != nullptr ? *known : nearest_gpu_model(properties.num_sms);
-  if (known == nullptr) warn_of(properties, base);
-  GpuModel gpu = with_num_sms(base, properties.num_sms);
-  if (!emulated) ask_active_clusters(device, gpu);
-  const std::unique_lock lock(mutex);
-  if (const GpuModel* found = find()) return *found;
-  return entries.emplace_back(DeviceEntry{key, properties.name, properties.num_sms, family, gpu})
-      .gpu;
-}
-
-bool has_gpu_warning() { return has_warning.load(std::memory_order_acquire); }
-
-std::optional<std::string> take_gpu_warning() {
-  if (!has_gpu_warning()) return std::nullopt;
-  const std::lock_guard lock(warning_mutex);
-  if (warnings.empty()) return std::nullopt;
-  std::string message = std::move(warnings.back());
-  warnings.pop_back();
-  has_warning.store(!warnings.empty(), std::memory_order_release);
-  return message;
+const GpuModel& nearest_gpu_model(int num_sms) {
+  const auto models = gpu_models();
+  return *std::min_element(models.begin(), models.end(), [&](const auto& a, const auto& b) {
+    return std::abs(a.num_sms - num_sms) < std::abs(b.num_sms - num_sms);
+  });
 }
 
 }  // namespace pykernels::gemm

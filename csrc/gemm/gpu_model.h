@@ -3,16 +3,14 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
-#include "core/device.h"
-
 namespace pykernels::gemm {
 
-inline constexpr int kMaxCluster = 8;  // CTAs of a cluster (CUDA C++ Programming Guide: portable)
+/// What an emulated device is called, which stands for an H200 (emulated_device.cpp).
+inline constexpr std::string_view kEmulatorName = "emulator";
 
 /// One GPU. gpu_model.cpp has the table, a line a constant where it comes from; what is labelled an
 /// estimate there is for `python -m pykernels calibrate` to replace.
@@ -55,15 +53,8 @@ std::span<const GpuModel> gpu_models();
 /// pcie"), the emulated device's among them.
 const GpuModel* find_gpu_model(std::string_view name);
 
-/// The constants for a device: by its name, else those of the GPU with the nearest number of SMs,
-/// which take_gpu_warning then tells; with the device's own number of SMs, and on a GPU what the
-/// driver says of its clusters. Made at the first call for a GPU and kept; from any thread.
-const GpuModel& gpu_model_of(Device& device);
-
-/// Whether there is something to warn of, at the cost of one load; and that: each unknown GPU once
-/// in the process.
-bool has_gpu_warning();
-std::optional<std::string> take_gpu_warning();
+/// The constants of the GPU with the nearest number of SMs, for one that the table lacks.
+const GpuModel& nearest_gpu_model(int num_sms);
 
 /// The same constants for a part of the GPU: clusters in proportion, at least one that fits.
 GpuModel with_num_sms(const GpuModel& gpu, int num_sms);
