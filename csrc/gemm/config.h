@@ -9,9 +9,12 @@
 
 namespace pykernels::gemm {
 
-inline constexpr uint32_t kBlockK = 128;        // columns of one scale block; a k tile
-inline constexpr uint32_t kScaleRows = 128;     // rows of B that share a scale factor
-inline constexpr uint32_t kWarpgroupRows = 64;  // rows of a consumer warpgroup, WGMMA's m
+inline constexpr uint32_t kBlockK = 128;               // columns of one scale block; a k tile
+inline constexpr uint32_t kScaleRows = 128;            // rows of B that share a scale factor
+inline constexpr uint32_t kWarpgroupRows = 64;         // rows of a consumer warpgroup, WGMMA's m
+inline constexpr int kMaxCluster = 8;                  // CTAs: what every GPU of sm_90 can run
+inline constexpr uint32_t kUnitBytes = 16 * 8 * 4;     // FP32 totals of a unit
+inline constexpr uint32_t kSwapStagingBytes = 8 * 80;  // a warp's, of one unit: rows padded to 80
 inline constexpr uint32_t kSharedBytesPerBlock =
     232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
 
@@ -59,6 +62,7 @@ struct GemmConfig {
 
   // Shared memory, in bytes.
 
+  /// The operands of a k tile: what TMA brings.
   PK_HOST_DEVICE constexpr uint32_t stage_bytes() const { return (block_m + block_n) * kBlockK; }
   /// Of a row of the boxes that are stored: as many columns of BF16 as divide both the tile and
   /// 128 bytes, the widest swizzle; half as many of FP32.
@@ -70,13 +74,29 @@ struct GemmConfig {
   /// Chunks of a warpgroup that take turns, where that leaves the ring four stages.
   PK_HOST_DEVICE constexpr uint32_t num_chunks() const { return block_n <= 128 ? 2 : 1; }
   PK_HOST_DEVICE constexpr uint32_t staging_bytes() const {
-    return num_consumer_warpgroups() * num_chunks() * chunk_bytes();
+    return swap_ab ? num_consumer_warps() * kSwapStagingBytes
+                   : num_consumer_warpgroups() * num_chunks() * chunk_bytes();
   }
-  /// As many stages as fit beside staging and barriers (16 bytes a stage, one alignment unit), at
-  /// most 8: more bytes in flight than latency times bandwidth of an SM's share need.
+  /// Parts of a tile that the CTAs of a split divide among them: 16 rows of B, a warp's, x 8 of A.
+  PK_HOST_DEVICE constexpr uint32_t num_units() const { return num_consumer_warps() * block_m / 8; }
+  /// Units that a CTA receives from the others of its split, at most.
+  PK_HOST_DEVICE constexpr uint32_t num_received_units() const {
+    uint32_t most = 0;
+    for (uint32_t split = 2; split <= kMaxCluster; ++split) {
+      const uint32_t units = (split - 1) * ((num_units() + split - 1) / split);
+      most = units > most ? units : most;
+    }
+    return most;
+  }
+  /// As many stages as fit beside the rest, with two barriers and, with swap_ab, the products of
+  /// scale factors each; at most 8, with swap_ab 16: a CTA of few rows then has as many bytes in
+  /// flight as latency times bandwidth of an SM's share need.
   PK_HOST_DEVICE constexpr uint32_t num_stages() const {
-    const uint32_t fit = (kSharedBytesPerBlock - staging_bytes() - 1024) / stage_bytes();
-    return fit < 8 ? fit : 8;
+    const uint32_t received = swap_ab ? num_received_units() * kUnitBytes : 0;
+    const uint32_t stage = stage_bytes() + 16 + (swap_ab ? block_m * 4 : 0);
+    const uint32_t fit = (kSharedBytesPerBlock - staging_bytes() - received - 1024) / stage;
+    const uint32_t most = swap_ab ? 16 : 8;
+    return fit < most ? fit : most;
   }
 };
 
@@ -95,7 +115,8 @@ struct GemmSchedule {
 struct alignas(64) GemmParams {
   TensorMap map_a;       // [m, k] e4m3
   TensorMap map_b;       // [n, k] e4m3
-  TensorMap map_d;       // [m, n] BF16 or FP32, box 64 x slab_row_bytes, swizzled over those
+  TensorMap map_d;       // [m, n] BF16 or FP32, box 64 x slab_row_bytes, swizzled over those; not
+                         // with swap_ab
   const float* sfa;      // [m, ceil(k / 128)]
   const float* sfb;      // [ceil(n / 128), ceil(k / 128)]
   int64_t sfa_stride_m;  // in elements
@@ -111,6 +132,8 @@ struct alignas(64) GemmParams {
   uint32_t raster_group;  // cluster tiles along m that are walked before the next one along n
   uint32_t group_tiles;   // cluster tiles of such a group over all of n
   uint32_t d_is_fp32;     // else BF16
+  void* d;                // with swap_ab
+  int64_t d_stride_m;     // in bytes
   GemmSchedule schedule;
 };
 

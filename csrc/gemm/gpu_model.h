@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "gemm/config.h"
+
 namespace pykernels::gemm {
 
 /// What an emulated device is called, which stands for an H200 (emulated_device.cpp).

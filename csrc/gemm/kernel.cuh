@@ -7,6 +7,7 @@
 #include "gemm/mainloop.cuh"
 #include "gemm/scheduler.cuh"
 #include "gemm/storage.cuh"
+#include "gemm/swap.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/control.cuh"
 #include "ptx/fence.cuh"
@@ -25,12 +26,17 @@ constexpr uint32_t fp8_gemm_body_shared_bytes() {
 /// Initialises the barriers and makes them visible to the CTA, to the cluster and to TMA. The fence
 /// orders the initialisation, so the cluster's barrier may be a relaxed one.
 template <GemmConfig kConfig>
-__device__ __forceinline__ void set_up_barriers(SharedStorage<kConfig>& smem) {
+__device__ __forceinline__ void set_up_barriers(const GemmParams& params,
+                                                SharedStorage<kConfig>& smem) {
   if (threadIdx.x == 0) {
-    GemmPipeline<kConfig>::initialise(smem.barriers, 1, kConfig.num_consumer_warps());
+    if constexpr (kConfig.swap_ab) {
+      initialise_swapped<kConfig>(params, smem);
+    } else {
+      GemmPipeline<kConfig>::initialise(smem.barriers, 1, kConfig.num_consumer_warps());
+    }
     ptx::fence_mbarrier_init_release_cluster();
   }
-  if constexpr (kConfig.cluster > 1) {
+  if constexpr (kConfig.cluster > 1 || kConfig.swap_ab) {
     ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait_acquire();
   } else {
@@ -81,9 +87,11 @@ template <GemmConfig kConfig>
 __device__ __forceinline__ void fp8_gemm_body(const GemmParams& params) {
   extern __shared__ __align__(1024) uint8_t smem_bytes[];
   auto& smem = *reinterpret_cast<SharedStorage<kConfig>*>(smem_bytes);
-  set_up_barriers<kConfig>(smem);
+  set_up_barriers<kConfig>(params, smem);
   ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
-  if (threadIdx.x >= kConfig.num_consumer_threads()) {
+  if constexpr (kConfig.swap_ab) {
+    run_swapped<kConfig>(params, smem);
+  } else if (threadIdx.x >= kConfig.num_consumer_threads()) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
     if (threadIdx.x == kConfig.num_consumer_threads()) produce<kConfig>(params, smem);
   } else {

@@ -96,9 +96,14 @@ GemmParams make_params(Device& device, const GemmArguments& arguments, const Gem
                    kBlockK, TensorMapL2Promotion::k256B);
   }
   params.d_is_fp32 = arguments.d.dtype == DataType::kFloat32;
-  params.map_d = encode_map(device, arguments.d,
-                            params.d_is_fp32 ? TensorMapType::kFloat32 : TensorMapType::kBfloat16,
-                            kWarpgroupRows, config.slab_row_bytes(), TensorMapL2Promotion::kNone);
+  if (config.swap_ab) {
+    params.d = reinterpret_cast<void*>(arguments.d.address);
+    params.d_stride_m = arguments.d.strides[0] * element_bytes(arguments.d.dtype);
+  } else {
+    params.map_d = encode_map(device, arguments.d,
+                              params.d_is_fp32 ? TensorMapType::kFloat32 : TensorMapType::kBfloat16,
+                              kWarpgroupRows, config.slab_row_bytes(), TensorMapL2Promotion::kNone);
+  }
   params.sfa = reinterpret_cast<const float*>(arguments.sfa.address);
   params.sfb = reinterpret_cast<const float*>(arguments.sfb.address);
   params.sfa_stride_m = arguments.sfa.strides[0];

@@ -66,6 +66,14 @@ __device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorag
   }
 }
 
+/// The scale factor of a k tile in a row of them.
+__device__ __forceinline__ float load_scale(const float* row, uint32_t k_tile,
+                                            uint32_t stride_bytes) {
+  const auto* first = reinterpret_cast<const uint8_t*>(row);
+  const uint64_t offset = static_cast<uint64_t>(k_tile) * stride_bytes;
+  return ptx::ld_global_f32(reinterpret_cast<const float*>(first + offset));
+}
+
 /// Scale factors of the k tiles of one output tile, for a consumer thread's two rows and the one or
 /// two blocks of B that the tile's columns belong to.
 ///
@@ -111,11 +119,11 @@ class ScaleLoader {
   /// Loads the factors of the group after the current one; behind the last k tile its own again.
   __device__ __forceinline__ void load_group() {
     const uint32_t k_tile = min(k_tile_, last_k_tile_);
-    a_[0] = load(row_a_[0], k_tile, stride_a_);
-    a_[1] = load(row_a_[1], k_tile, stride_a_);
+    a_[0] = load_scale(row_a_[0], k_tile, stride_a_);
+    a_[1] = load_scale(row_a_[1], k_tile, stride_a_);
 #pragma unroll
     for (uint32_t block = 0; block < kNumBlocks; ++block) {
-      b_[block] = load(row_b_[block], k_tile, stride_b_);
+      b_[block] = load_scale(row_b_[block], k_tile, stride_b_);
     }
     k_tile_ += kGroup;
   }
@@ -133,13 +141,6 @@ class ScaleLoader {
   }
 
  private:
-  __device__ __forceinline__ static float load(const float* row, uint32_t k_tile,
-                                               uint32_t stride_bytes) {
-    const auto* first = reinterpret_cast<const uint8_t*>(row);
-    const uint64_t offset = static_cast<uint64_t>(k_tile) * stride_bytes;
-    return ptx::ld_global_f32(reinterpret_cast<const float*>(first + offset));
-  }
-
   uint32_t stride_a_;
   uint32_t stride_b_;
   uint32_t last_k_tile_;
@@ -152,10 +153,10 @@ class ScaleLoader {
   uint32_t first_of_second_block_;
 };
 
-/// FP32 registers of a consumer thread for its share of a 64 x block_n tile, in WGMMA's order:
+/// FP32 registers of a consumer thread for its share of a 64 x columns tile, in WGMMA's order:
 /// element 4j + 2h + i is row lane / 4 + 8h of the warp's 16, column 8j + lane % 4 * 2 + i.
 template <GemmConfig kConfig>
-using Accumulator = float[kConfig.block_n / 2];
+using Accumulator = float[kConfig.columns() / 2];
 
 /// One WGMMA of the k tile: 32 of its columns, `kStep` of 4; the first one starts from zero.
 /// `zero`: 0, if only one accumulator is there, in a way that the compiler does not know.

@@ -15,7 +15,23 @@ struct alignas(1024) SharedStorage {
   PipelineBarriers<kConfig.num_stages()> barriers;
 };
 
+/// With A and B swapped: D leaves through the warps' own staging, and partial totals of the other
+/// CTAs of a split arrive in `received`, the units that this CTA completes, by source.
 template <GemmConfig kConfig>
-using GemmPipeline = Pipeline<kConfig.num_stages(), kConfig.cluster>;
+  requires(kConfig.swap_ab)
+struct alignas(1024) SharedStorage<kConfig> {
+  uint8_t a[kConfig.num_stages()][kConfig.block_m * kBlockK];
+  uint8_t b[kConfig.num_stages()][kConfig.block_n * kBlockK];
+  float received[kConfig.num_received_units()][kUnitBytes / 4];
+  uint8_t staging[kConfig.num_consumer_warps()][kSwapStagingBytes];
+  float scales[kConfig.num_stages()][kConfig.block_m];  // sfa * sfb of a stage's k tile
+  PipelineBarriers<kConfig.num_stages()> barriers;
+  uint64_t received_full;   // completes when all units of a tile have arrived
+  uint64_t received_empty;  // completes when the other CTAs have read what this one sent
+};
+
+template <GemmConfig kConfig>
+using GemmPipeline =
+    Pipeline<kConfig.num_stages(), kConfig.swap_ab ? kMaxCluster : kConfig.cluster>;
 
 }  // namespace pykernels::gemm
