@@ -111,6 +111,23 @@ Type type_from_name(std::string_view name) {
 
 std::string_view type_name(Type type) { return kTypes[static_cast<size_t>(type)].name; }
 
+Type untyped(int bits) {
+  switch (bits) {
+    case 8:
+      return Type::kB8;
+    case 16:
+      return Type::kB16;
+    case 32:
+      return Type::kB32;
+    case 64:
+      return Type::kB64;
+    case 128:
+      return Type::kB128;
+    default:
+      return Type::kNone;
+  }
+}
+
 std::string to_string(const Function& function, const Statement& statement) {
   std::string text;
   if (statement.guard >= 0) {

@@ -59,6 +59,8 @@ int type_bits(Type type);
 /// The type spelled by a modifier such as "u32"; kNone if it spells none.
 Type type_from_name(std::string_view name);
 std::string_view type_name(Type type);
+/// The untyped type (.b8 to .b128) of this width; kNone if there is none.
+Type untyped(int bits);
 
 enum class Space : uint8_t { kGeneric, kParam, kGlobal, kConst, kShared, kLocal, kRegister };
 

@@ -7,23 +7,10 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr InstructionClass kClass = InstructionClass::kAddress;
-constexpr uint64_t kWindowMask = 15ull << 60;
+constexpr uint64_t kWindowMask = 15ull << kWindowShift;
 
 constexpr int rank_of(uint64_t shared_address) {
   return static_cast<int>(static_cast<uint32_t>(shared_address) >> kClusterRankShift);
-}
-
-constexpr uint64_t window_of(Space space) {
-  switch (space) {
-    case Space::kShared:
-      return kSharedWindow;
-    case Space::kLocal:
-      return kLocalWindow;
-    case Space::kParam:
-      return kParamWindow;
-    default:
-      return 0;
-  }
 }
 
 template <uint64_t kWindow>

@@ -44,7 +44,7 @@ void write_lane(Warp& warp, Slot slot, int lane, uint32_t bytes, uint64_t value)
 bool in_shared(const Instruction& inst, uint64_t address) {
   const Space space = access_space(inst);
   return space == Space::kShared ||
-         (space == Space::kGeneric && address >> 60 == kSharedWindow >> 60);
+         (space == Space::kGeneric && address >> kWindowShift == kSharedWindow >> kWindowShift);
 }
 
 /// One lane's read-modify-write. Lanes take their turns in ascending order.

@@ -225,26 +225,11 @@ void read_modifiers(const Builder& builder, Conversion& c) {
   if (c.from == Type::kNone) builder.fail("cvt takes two types");
 }
 
-Type bits_type(int bits) {
-  switch (bits) {
-    case 8:
-      return Type::kB8;
-    case 16:
-      return Type::kB16;
-    case 32:
-      return Type::kB32;
-    case 64:
-      return Type::kB64;
-    default:
-      return Type::kNone;
-  }
-}
-
 /// Integers may stand in registers wider than their type; all else has its own width.
 Type operand_type(Builder& builder, const Operand& operand, Type type) {
   const int bits = builder.register_bits(operand);
   if (!is_integer(type) || bits <= type_bits(type) || bits > 64) return type;
-  return bits_type(bits);
+  return untyped(bits);
 }
 
 /// What the ISA asks of rounding: needed where precision may be lost, forbidden where it cannot be.

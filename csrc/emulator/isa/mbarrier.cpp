@@ -52,7 +52,7 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
     }
     barrier = std::make_unique<Mbarrier>(count);
     if (!location.cta->shared_initialised.empty()) {
-      std::fill_n(location.cta->shared_initialised.begin() + location.offset, kMbarrierBytes, 1);
+      std::fill_n(location.cta->shared_initialised.begin() + location.offset, Mbarrier::kBytes, 1);
     }
     notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInit, location, 0);
   }
@@ -69,7 +69,7 @@ Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
     if (barrier == nullptr) continue;
     barrier->wake_all();  // those that wait find none any more, which is reported there
     location.cta->mbarriers.erase(location.offset);
-    location.cta->poison(location.offset, kMbarrierBytes);
+    location.cta->poison(location.offset, Mbarrier::kBytes);
     notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInvalidate, location, 0);
   }
   return Step::kNext;

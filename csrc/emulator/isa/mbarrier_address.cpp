@@ -15,7 +15,7 @@ MbarrierLocation MbarrierAddresses::location(int lane) const {
   const uint64_t address = lanes_[lane];
   MbarrierLocation location{&warp_.cta(), 0};
   const bool generic = access_space(inst_) == Space::kGeneric;
-  if (generic && address >> 60 != kSharedWindow >> 60) {
+  if (generic && address >> kWindowShift != kSharedWindow >> kWindowShift) {
     machine.fail("memory",
                  concat("generic address ", hexadecimal(address), " is not in shared memory"),
                  warp_, inst_, lane);
@@ -27,18 +27,19 @@ MbarrierLocation MbarrierAddresses::location(int lane) const {
   } else if (rank != 0 && rank != location.cta->rank) {
     machine.fail("memory", foreign_rank_message(shared, location.cta->rank), warp_, inst_, lane);
   } else {
-    location.offset = (shared & ((1u << kClusterRankShift) - 1)) - kSharedBase;
+    location.offset = shared_offset(shared);
   }
-  if (location.offset % kMbarrierBytes != 0) {
+  if (location.offset % Mbarrier::kBytes != 0) {
     machine.fail("memory",
-                 alignment_message(Space::kShared, shared, kMbarrierBytes, AccessKind::kAtomic),
+                 alignment_message(Space::kShared, shared, Mbarrier::kBytes, AccessKind::kAtomic),
                  warp_, inst_, lane);
   }
   const uint64_t size = location.cta->shared.size();
-  if (location.offset > size || size - location.offset < kMbarrierBytes) {
-    machine.fail("memory",
-                 shared_bounds_message(*location.cta, shared, kMbarrierBytes, AccessKind::kAtomic),
-                 warp_, inst_, lane);
+  if (location.offset > size || size - location.offset < Mbarrier::kBytes) {
+    machine.fail(
+        "memory",
+        shared_bounds_message(*location.cta, shared, Mbarrier::kBytes, AccessKind::kAtomic), warp_,
+        inst_, lane);
   }
   return location;
 }

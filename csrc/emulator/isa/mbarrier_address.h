@@ -11,7 +11,6 @@ namespace pykernels::emulator {
 inline constexpr int kMbarrierResultSlot = 0;  // state or predicate
 inline constexpr int kMbarrierAddressSlot = 1;
 inline constexpr int kMbarrierValueSlot = 2;  // count, transaction bytes, parity or state
-inline constexpr uint32_t kMbarrierBytes = 8;
 
 struct MbarrierLocation {
   Cta* cta = nullptr;

@@ -215,18 +215,7 @@ Type register_type(const Builder& builder, const Operand& operand, Type type) {
     builder.fail("register of " + std::to_string(bits) + " bits for a value of ." +
                  std::string(type_name(type)));
   }
-  switch (bits) {
-    case 8:
-      return Type::kB8;
-    case 16:
-      return Type::kB16;
-    case 32:
-      return Type::kB32;
-    case 64:
-      return Type::kB64;
-    default:
-      return Type::kB128;
-  }
+  return untyped(bits);
 }
 
 }  // namespace

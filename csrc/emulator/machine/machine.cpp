@@ -275,7 +275,7 @@ void Machine::note(const std::string& text) {
 Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address,
                           uint32_t* offset) {
   const uint32_t rank = shared_address >> kClusterRankShift;
-  *offset = (shared_address & ((1u << kClusterRankShift) - 1)) - kSharedBase;
+  *offset = shared_offset(shared_address);
   Cluster& cluster = *warp.cta().cluster;
   if (rank >= cluster.ctas.size()) {
     fail("memory",

@@ -11,6 +11,7 @@ namespace pykernels::emulator {
 
 class Mbarrier : public Waitable {
  public:
+  static constexpr uint32_t kBytes = 8;  // in shared memory, and their alignment
   static constexpr uint32_t kMaxCount =
       (1u << 20) - 1;  // PTX ISA: range of the expected and pending counts
 

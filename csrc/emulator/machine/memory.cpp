@@ -12,9 +12,6 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr int kWindowShift = 60;
-constexpr uint32_t kOffsetMask = (1u << kClusterRankShift) - 1;
-
 /// A place that an access may touch: `base` + offset for offsets up to `bytes` - width.
 struct Window {
   uint8_t* base = nullptr;
@@ -126,26 +123,13 @@ Space space_of(uint64_t address) {
   }
 }
 
-uint64_t window_of(Space space) {
-  switch (space) {
-    case Space::kShared:
-      return kSharedWindow;
-    case Space::kLocal:
-      return kLocalWindow;
-    case Space::kParam:
-      return kParamWindow;
-    default:
-      return 0;
-  }
-}
-
 uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_t bytes,
                              AccessKind kind, int lane) {
   const Instruction& inst = warp.instruction();
   Machine& machine = warp.machine();
   Cta* cta = &warp.cta();
   const uint64_t rank = address >> kClusterRankShift;
-  uint32_t offset = static_cast<uint32_t>(address & kOffsetMask) - kSharedBase;
+  uint32_t offset = shared_offset(address);
   if (generic) {
     cta = &machine.cluster_cta(warp, inst, static_cast<uint32_t>(address), &offset);
   } else if (rank != 0 && rank != cta->rank) {

@@ -20,11 +20,31 @@ class Warp;
 // above. A shared::cluster address holds the CTA's rank in its cluster at bit 24, in 32-bit form
 // too. The 32-bit shared window of a CTA starts at kSharedBase | rank << kClusterRankShift, so that
 // address 0 is never valid and a CTA's own addresses carry its rank, as on hardware.
-inline constexpr uint64_t kSharedWindow = 1ull << 60;  // + 32-bit shared address
-inline constexpr uint64_t kLocalWindow = 2ull << 60;   // + offset in the thread's local memory
-inline constexpr uint64_t kParamWindow = 3ull << 60;   // + offset in the parameter block
-inline constexpr uint32_t kSharedBase = 0x400;         // 1024: keeps 1024-byte alignment of offsets
+inline constexpr int kWindowShift = 60;
+inline constexpr uint64_t kSharedWindow = 1ull << kWindowShift;  // + 32-bit shared address
+inline constexpr uint64_t kLocalWindow = 2ull << kWindowShift;   // + offset in the thread's memory
+inline constexpr uint64_t kParamWindow = 3ull << kWindowShift;   // + offset in the parameter block
+inline constexpr uint32_t kSharedBase = 0x400;  // 1024: keeps 1024-byte alignment of offsets
 inline constexpr uint32_t kClusterRankShift = 24;
+
+/// What is added to an address in the space for its generic address.
+constexpr uint64_t window_of(Space space) {
+  switch (space) {
+    case Space::kShared:
+      return kSharedWindow;
+    case Space::kLocal:
+      return kLocalWindow;
+    case Space::kParam:
+      return kParamWindow;
+    default:
+      return 0;
+  }
+}
+
+/// Where a shared address, of any form, lies in the shared memory of its CTA.
+constexpr uint32_t shared_offset(uint64_t address) {
+  return (static_cast<uint32_t>(address) & ((1u << kClusterRankShift) - 1)) - kSharedBase;
+}
 
 struct Allocation {
   uint64_t address = 0;
