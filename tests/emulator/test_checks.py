@@ -302,6 +302,91 @@ def test_a_cta_that_has_ended_cannot_be_reached() -> None:
         run(body, grid=(2,), cluster=(2,))
 
 
+OVERWRITE = """
+    .shared .align 16 .b8 tile[64];
+    mov.u32 r10, tile;
+    cvt.u64.u32 rd10, r10;
+    cvta.shared.u64 rd10, rd10;
+    setp.eq.u32 p0, tid, 0;
+    mov.u32 r1, 0;
+    mov.u32 r12, 16;
+    @p0 mbarrier.init.shared::cta.b64 [r10+24], 1;
+    @p0 mbarrier.init.shared::cta.b64 [r10+40], 1;
+    bar.sync 0;
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "place"),
+    [
+        ("st.shared.b32 [r10+24], r1;", "'tile' + 24"),
+        ("st.shared.b8 [r10+31], r1;", "'tile' + 24"),
+        ("st.shared.b64 [r10+40], 0;", "'tile' + 40"),
+        ("st.shared.v4.b32 [r10+16], {r1, r1, r1, r1};", "'tile' + 24"),
+        ("st.shared::cluster.b32 [r10+28], r1;", "'tile' + 24"),
+        ("st.b16 [rd10+46], 0;", "'tile' + 40"),
+        ("atom.shared.add.u32 r2, [r10+40], 1;", "'tile' + 40"),
+        ("red.shared.add.u32 [r10+24], 1;", "'tile' + 24"),
+        ("cp.async.ca.shared.global [r10+40], [data], 8; cp.async.wait_all;", "'tile' + 40"),
+        ("st.shared.v4.b32 [r10], {r1, r1, r1, r1};", None),
+        ("st.shared.b64 [r10+16], 0;", None),
+        ("st.shared.b64 [r10+32], 0;", None),
+        ("st.shared.v4.b32 [r10+48], {r1, r1, r1, r1};", None),
+        ("mbarrier.inval.shared.b64 [r10+24]; st.shared.b64 [r10+24], 0;", None),
+        ("ld.shared.b32 r2, [r10+24];", None),
+    ],
+)
+def test_a_write_over_an_mbarrier_is_a_finding(statement: str, place: str | None) -> None:
+    """On a GPU the bytes replace the barrier's state."""
+    body = OVERWRITE + "@!p0 exit;\n" + statement
+    report = run(body, {"data": zeros()})
+    if place is None:
+        report.raise_if_findings()
+        return
+    finding = only_finding(report)
+    assert finding.kind == "sync"
+    assert f"overwrites the mbarrier at {place} of the CTA of rank 0" in finding.message
+    assert finding.first is not None
+    assert finding.first.ptx.strip() == statement.split(";")[0]
+    assert finding.first.thread == 0
+    emulator = Emulator(checks={"memory", "init"})
+    run(body, {"data": zeros()}, emulator=emulator).raise_if_findings()
+
+
+def test_one_lane_of_a_warp_writes_over_an_mbarrier() -> None:
+    """Lane 6 is the only one that does; matrices are stored by the rows' lanes."""
+    for statement in (
+        "mad.lo.u32 r11, tid, 4, r10; setp.lt.u32 p1, tid, 8; @p1 st.shared.b32 [r11], r1;",
+        "mul.lo.u32 r11, tid, 16; and.b32 r11, r11, 31; add.u32 r11, r11, r10;"
+        "stmatrix.sync.aligned.m8n8.x1.shared.b16 [r11], {r1};",
+    ):
+        finding = only_finding(run(OVERWRITE + statement, {"data": zeros()}))
+        assert "overwrites the mbarrier at 'tile' + 24" in finding.message
+        assert finding.first is not None
+        assert finding.first.thread in (1, 6)
+
+
+def test_a_write_over_the_mbarrier_of_a_peer() -> None:
+    body = (
+        OVERWRITE
+        + """
+    mov.u32 r3, %cluster_ctarank;
+    barrier.cluster.arrive;
+    barrier.cluster.wait;
+    setp.ne.u32 p2, r3, 1;
+    mapa.shared::cluster.u32 r11, r10, 0;
+    @p2 bra DONE;
+    @p0 st.shared::cluster.b64 [r11+40], 0;
+DONE:
+    barrier.cluster.arrive;
+    barrier.cluster.wait;"""
+    )
+    finding = only_finding(run(body, {"data": zeros()}, grid=(2,), cluster=(2,)))
+    assert "overwrites the mbarrier at 'tile' + 40 of the CTA of rank 0" in finding.message
+    assert finding.first is not None
+    assert finding.first.ctaid == (1, 0, 0)
+
+
 # ---- which checks run ----
 
 

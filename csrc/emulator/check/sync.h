@@ -13,6 +13,10 @@ namespace pykernels::emulator {
 void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane,
                              const Allocation& allocation);
 
+/// Bytes written over an mbarrier that was not invalidated: a GPU would lose its state with them.
+void check_overwritten_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, const Warp& warp,
+                                const Instruction& inst, int lane);
+
 /// Operations in flight that touch the shared memory of a CTA whose last thread has ended.
 void report_unfinished_operations(Machine& machine, Cta& cta);
 

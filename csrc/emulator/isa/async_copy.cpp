@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/sync.h"
 #include "emulator/isa/memory_access.h"
 #include "emulator/machine/bulk_operation.h"
 
@@ -121,6 +122,7 @@ Step copy(Warp& warp, const Instruction& inst, LaneMask active) {
   Counters& counters = warp.machine().counters();
   for_lanes(active, [&](int lane) {
     CopyOperation::Piece piece = make_piece({warp, inst, lane}, form);
+    check_overwritten_mbarrier(*piece.to.cta, piece.to.offset, piece.to.bytes, warp, inst, lane);
     piece.to.cta->poison(piece.to.offset, piece.to.bytes);
     counters.global_bytes_read += piece.from_bytes;
     counters.shared_bytes_written += form.bytes;

@@ -4,6 +4,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "emulator/check/sync.h"
 #include "emulator/machine/cta.h"
 
 namespace pykernels::emulator {
@@ -125,19 +126,35 @@ uint32_t phase_conflicts(const uint32_t* words, int count) {
   return most - 1;
 }
 
-void count_bytes(Warp& warp, Space space, uint32_t bytes, AccessKind kind, LaneMask active,
-                 const uint64_t* addresses) {
-  Counters& counters = warp.machine().counters();
-  const uint64_t total = static_cast<uint64_t>(__builtin_popcount(active)) * bytes;
-  const uint64_t first = addresses[__builtin_ctz(active)];
-  const bool generic_shared = space == Space::kGeneric && first >> 60 == kSharedWindow >> 60;
-  if (space == Space::kShared || generic_shared) {
-    if (kind != AccessKind::kWrite) counters.shared_bytes_read += total;
-    if (kind != AccessKind::kRead) counters.shared_bytes_written += total;
-    counters.shared_bank_conflicts += bank_conflicts(addresses, bytes, active);
-  } else if (space == Space::kGlobal || (space == Space::kGeneric && first >> 60 == 0)) {
-    if (kind != AccessKind::kWrite) counters.global_bytes_read += total;
-    if (kind != AccessKind::kRead) counters.global_bytes_written += total;
+/// Of the active lanes, those whose addresses lie in `wanted`, which generic ones tell themselves.
+LaneMask lanes_in(Space wanted, Space space, const uint64_t* addresses, LaneMask active) {
+  if (space != Space::kGeneric) return space == wanted ? active : 0;
+  LaneMask lanes = 0;
+  for_lanes(active, [&](int lane) {
+    const bool holds = addresses[lane] >> kWindowShift == window_of(wanted) >> kWindowShift;
+    lanes |= static_cast<LaneMask>(holds) << lane;
+  });
+  return lanes;
+}
+
+void count_shared(Machine& machine, uint32_t bytes, AccessKind kind, LaneMask lanes,
+                  const uint64_t* addresses) {
+  Counters& counters = machine.counters();
+  const uint64_t total = static_cast<uint64_t>(__builtin_popcount(lanes)) * bytes;
+  if (kind != AccessKind::kWrite) counters.shared_bytes_read += total;
+  if (kind != AccessKind::kRead) counters.shared_bytes_written += total;
+  counters.shared_bank_conflicts += bank_conflicts(addresses, bytes, lanes);
+}
+
+/// The sync check of lanes that write to shared memory.
+void check_mbarriers(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
+                     LaneMask lanes) {
+  const bool generic = access_space(inst) == Space::kGeneric;
+  for (LaneMask rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    const uint32_t rank = static_cast<uint32_t>(addresses[lane]) >> kClusterRankShift;
+    Cta& cta = generic ? *warp.cta().cluster->ctas[rank] : warp.cta();
+    check_overwritten_mbarrier(cta, shared_offset(addresses[lane]), bytes, warp, inst, lane);
   }
 }
 
@@ -256,7 +273,17 @@ void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint
       pointers[lane] = resolve(warp, space, addresses[lane], bytes, kind, lane);
     }
   }
-  count_bytes(warp, space, bytes, kind, active, addresses);
+  Machine& machine = warp.machine();
+  const LaneMask global = lanes_in(Space::kGlobal, space, addresses, active);
+  const uint64_t total = static_cast<uint64_t>(__builtin_popcount(global)) * bytes;
+  if (kind != AccessKind::kWrite) machine.counters().global_bytes_read += total;
+  if (kind != AccessKind::kRead) machine.counters().global_bytes_written += total;
+  const LaneMask shared = lanes_in(Space::kShared, space, addresses, active);
+  if (shared == 0) return;
+  count_shared(machine, bytes, kind, shared, addresses);
+  if (kind != AccessKind::kRead && machine.options().check_sync) {
+    check_mbarriers(warp, inst, addresses, bytes, shared);
+  }
 }
 
 bool contiguous(uint8_t* const* pointers, uint32_t bytes) {

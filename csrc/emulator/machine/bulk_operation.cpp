@@ -21,26 +21,6 @@ std::string place(const GlobalRange& range) {
   return concat("global memory at ", hexadecimal(range.address));
 }
 
-/// Mbarriers are kept beside the shared memory: a GPU would lose the state of those overwritten.
-void check_overwritten_mbarriers(const Issuer& issuer, const SharedRange& range) {
-  constexpr uint64_t kMbarrierBytes = 8;
-  constexpr uint32_t kNone = UINT32_MAX;
-  Machine& machine = issuer.warp.machine();
-  if (!machine.options().check_sync) return;
-  uint32_t first = kNone;
-  for (const auto& [offset, mbarrier] : range.cta->mbarriers) {
-    const bool overlaps =
-        offset + kMbarrierBytes > range.offset && offset < uint64_t{range.offset} + range.bytes;
-    if (overlaps) first = std::min(first, offset);
-  }
-  if (first == kNone) return;
-  machine.report(
-      "sync",
-      concat("the copy overwrites the mbarrier at ", shared_place(issuer.warp.program(), first),
-             " of the CTA of rank ", range.cta->rank, "; mbarrier.inval frees its memory"),
-      issuer.warp, issuer.instruction, issuer.lane);
-}
-
 void count_issue(Machine& machine, const BulkOperation& operation) {
   Counters& counters = machine.counters();
   const uint64_t bytes = operation.bytes;
@@ -178,7 +158,10 @@ bool BulkOperation::touches(const Cta& cta) const {
 void issue_bulk(const Issuer& issuer, std::shared_ptr<BulkOperation> operation) {
   Machine& machine = issuer.warp.machine();
   count_issue(machine, *operation);
-  for (const SharedRange& range : operation->to_shared) check_overwritten_mbarriers(issuer, range);
+  for (const SharedRange& range : operation->to_shared) {
+    check_overwritten_mbarrier(*range.cta, range.offset, range.bytes, issuer.warp,
+                               issuer.instruction, issuer.lane);
+  }
   if (!operation->reduction) {
     for (const SharedRange& range : operation->to_shared) poison_box(range, operation->swizzle);
   }

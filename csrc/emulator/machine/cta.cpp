@@ -30,6 +30,13 @@ Mbarrier* Cta::find_mbarrier(uint32_t offset) {
   return found == mbarriers.end() ? nullptr : found->second.get();
 }
 
+std::optional<uint32_t> Cta::mbarrier_within(uint32_t offset, uint32_t bytes) const {
+  constexpr uint32_t kLast = Mbarrier::kBytes - 1;
+  const auto first = mbarriers.lower_bound(offset < kLast ? 0 : offset - kLast);
+  if (first == mbarriers.end() || first->first >= uint64_t{offset} + bytes) return std::nullopt;
+  return first->first;
+}
+
 bool Cta::change_registers(int warp, uint32_t registers) {
   uint32_t& held = warp_registers[static_cast<size_t>(warp)];
   if (registers > held) {

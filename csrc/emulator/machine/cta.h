@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <unordered_map>
+#include <optional>
 #include <vector>
 
 #include "emulator/machine/async.h"
@@ -46,7 +46,7 @@ class Cta {
 
   std::vector<uint8_t> shared;              // static, then dynamic; poisoned with 0xff
   std::vector<uint8_t> shared_initialised;  // a byte per byte; empty if the init check is off
-  std::unordered_map<uint32_t, std::unique_ptr<Mbarrier>> mbarriers;  // by offset in `shared`
+  std::map<uint32_t, std::unique_ptr<Mbarrier>> mbarriers;  // by offset in `shared`
   std::array<NamedBarrier, 16> barriers;
   std::vector<std::unique_ptr<Warp>> warps;
   std::vector<std::unique_ptr<WarpgroupState>> warpgroups;  // made on first use
@@ -63,6 +63,8 @@ class Cta {
 
   /// The mbarrier at this offset, or nullptr if none was initialised there.
   Mbarrier* find_mbarrier(uint32_t offset);
+  /// The offset of the first mbarrier that lies in these bytes with any of its own.
+  std::optional<uint32_t> mbarrier_within(uint32_t offset, uint32_t bytes) const;
   /// setmaxnreg: gives the warp `registers` a thread. False if the pool has not enough of them now.
   bool change_registers(int warp, uint32_t registers);
   /// Marks bytes as holding no value: 0xff, and uninitialised for the init check.
