@@ -131,6 +131,8 @@ py::dict to_dict(const emulator::Counters& counters) {
   result["tensor_multiply_adds"] = counters.tensor_multiply_adds;
   result["global_bytes_read"] = counters.global_bytes_read;
   result["global_bytes_written"] = counters.global_bytes_written;
+  result["global_footprint_bytes_read"] = counters.global_footprint_bytes_read;
+  result["global_footprint_bytes_written"] = counters.global_footprint_bytes_written;
   result["shared_bytes_read"] = counters.shared_bytes_read;
   result["shared_bytes_written"] = counters.shared_bytes_written;
   result["tma_bytes_loaded"] = counters.tma_bytes_loaded;

@@ -35,11 +35,13 @@ struct Counters {
   uint64_t thread_instructions = 0;
   uint64_t wgmma = 0;  // warpgroup instructions
   uint64_t tensor_multiply_adds = 0;
-  uint64_t global_bytes_read = 0;  // by threads, bulk copies and TMA
+  uint64_t global_bytes_read = 0;  // by threads, bulk copies and TMA (elements in bounds)
   uint64_t global_bytes_written = 0;
+  uint64_t global_footprint_bytes_read = 0;     // 32 times the distinct 32-byte sectors of these
+  uint64_t global_footprint_bytes_written = 0;  // two; set when the machine stops
   uint64_t shared_bytes_read = 0;
   uint64_t shared_bytes_written = 0;
-  uint64_t tma_bytes_loaded = 0;  // global -> shared, counted once per multicast
+  uint64_t tma_bytes_loaded = 0;  // global -> shared, whole boxes, once per multicast
   uint64_t tma_bytes_stored = 0;
   uint64_t shared_bank_conflicts = 0;  // extra wavefronts of ld/st/ldmatrix/stmatrix
 };

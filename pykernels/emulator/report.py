@@ -80,18 +80,26 @@ class Finding:
 class Counters:
     """What was executed.
 
+    A sum adds everything: a launch's footprint and the next one's count what both touch twice.
+
     Attributes:
         warp_instructions: Warp instructions by class.
         thread_instructions: The same times active lanes.
         wgmma: Warpgroup matrix instructions.
         tensor_multiply_adds: Multiply-adds of all matrix instructions.
-        global_bytes_read: By threads, bulk copies and TMA.
+        global_bytes_read: By threads, bulk copies and TMA, as often as they ask for them; of a box
+            only the elements in bounds, once per multicast. Atomics and reductions read and write.
         global_bytes_written: The same, written.
+        global_footprint_bytes_read: 32 times the distinct sectors (32 bytes at a multiple of 32)
+            that ``global_bytes_read`` lies in, over all grids that ran together: what a GPU has to
+            fetch from memory at least if its caches are cold. Parameters, tensor maps and
+            constants do not count.
+        global_footprint_bytes_written: The same, written.
         shared_bytes_read: By threads, bulk copies and TMA.
         shared_bytes_written: The same, written.
-        tma_bytes_loaded: Global to shared, once per multicast.
-        tma_bytes_stored: Shared to global.
-        shared_bank_conflicts: Wavefronts beyond the least possible.
+        tma_bytes_loaded: Whole boxes from global to shared, filled parts too, once per multicast.
+        tma_bytes_stored: Whole boxes from shared to global.
+        shared_bank_conflicts: Wavefronts of threads beyond the least possible.
     """
 
     warp_instructions: Mapping[str, int] = field(default_factory=dict)
@@ -100,6 +108,8 @@ class Counters:
     tensor_multiply_adds: int = 0
     global_bytes_read: int = 0
     global_bytes_written: int = 0
+    global_footprint_bytes_read: int = 0
+    global_footprint_bytes_written: int = 0
     shared_bytes_read: int = 0
     shared_bytes_written: int = 0
     tma_bytes_loaded: int = 0

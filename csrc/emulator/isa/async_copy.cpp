@@ -124,7 +124,7 @@ Step copy(Warp& warp, const Instruction& inst, LaneMask active) {
     CopyOperation::Piece piece = make_piece({warp, inst, lane}, form);
     check_overwritten_mbarrier(*piece.to.cta, piece.to.offset, piece.to.bytes, warp, inst, lane);
     piece.to.cta->poison(piece.to.offset, piece.to.bytes);
-    counters.global_bytes_read += piece.from_bytes;
+    warp.machine().count_global(piece.from, piece.from_bytes, AccessKind::kRead);
     counters.shared_bytes_written += form.bytes;
     operation->pieces.push_back(piece);
     thread_groups(warp, lane).open.push_back(operation);

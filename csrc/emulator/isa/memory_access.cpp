@@ -274,10 +274,10 @@ void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint
     }
   }
   Machine& machine = warp.machine();
-  const LaneMask global = lanes_in(Space::kGlobal, space, addresses, active);
-  const uint64_t total = static_cast<uint64_t>(__builtin_popcount(global)) * bytes;
-  if (kind != AccessKind::kWrite) machine.counters().global_bytes_read += total;
-  if (kind != AccessKind::kRead) machine.counters().global_bytes_written += total;
+  for (LaneMask rest = lanes_in(Space::kGlobal, space, addresses, active); rest != 0;
+       rest &= rest - 1) {
+    machine.count_global(addresses[__builtin_ctz(rest)], bytes, kind);
+  }
   const LaneMask shared = lanes_in(Space::kShared, space, addresses, active);
   if (shared == 0) return;
   count_shared(machine, bytes, kind, shared, addresses);

@@ -21,15 +21,21 @@ std::string place(const GlobalRange& range) {
   return concat("global memory at ", hexadecimal(range.address));
 }
 
+/// Boxes of tensors count their bytes in global memory when they move: those in bounds.
 void count_issue(Machine& machine, const BulkOperation& operation) {
   Counters& counters = machine.counters();
   const uint64_t bytes = operation.bytes;
   if (operation.from_tensor) counters.tma_bytes_loaded += bytes;
-  if (operation.from_tensor || operation.from_global) counters.global_bytes_read += bytes;
-  if (operation.from_shared) counters.shared_bytes_read += bytes;
   if (operation.to_tensor) counters.tma_bytes_stored += bytes;
-  if (operation.to_tensor || operation.to_global) counters.global_bytes_written += bytes;
+  if (operation.from_global) {
+    machine.count_global(operation.from_global->address, bytes, AccessKind::kRead);
+  }
+  if (operation.to_global) {
+    machine.count_global(operation.to_global->address, bytes, operation.destination_access());
+  }
+  if (operation.from_shared) counters.shared_bytes_read += bytes;
   counters.shared_bytes_written += bytes * operation.to_shared.size();
+  if (operation.reduction) counters.shared_bytes_read += bytes * operation.to_shared.size();
 }
 
 }  // namespace
@@ -104,9 +110,8 @@ void BulkOperation::deliver_shared(Machine& machine, const SharedRange& range) {
 }
 
 void BulkOperation::deliver_global(Machine& machine) {
-  uint8_t* destination =
-      resolve_global(machine, to_global->address, to_global->bytes,
-                     reduction ? AccessKind::kAtomic : AccessKind::kWrite, instruction, issuer);
+  uint8_t* destination = resolve_global(machine, to_global->address, to_global->bytes,
+                                        destination_access(), instruction, issuer);
   if (reduction) {
     reduce_bytes(*reduction, destination, data.data(), data.size());
   } else {

@@ -77,6 +77,10 @@ class BulkOperation : public AsyncOperation {
   std::vector<CompletionBarrier> barriers;  // signalled with `bytes` each
   uint32_t bytes = 0;
 
+  AccessKind destination_access() const {
+    return reduction ? AccessKind::kAtomic : AccessKind::kWrite;
+  }
+
   void read_source(Machine& machine) override;
   void finish(Machine& machine) override;
   bool signals() const override { return !barriers.empty(); }

@@ -252,7 +252,24 @@ void Machine::fail(const std::string& kind, const std::string& message) {
   end_with(Finding{kind, message, {}, 1});
 }
 
+void Machine::count_global(uint64_t address, uint64_t bytes, AccessKind kind) {
+  if (kind != AccessKind::kWrite) {
+    report_.counters.global_bytes_read += bytes;
+    read_.add(address, bytes);
+  }
+  if (kind != AccessKind::kRead) {
+    report_.counters.global_bytes_written += bytes;
+    written_.add(address, bytes);
+  }
+}
+
+void Machine::count_footprint() {
+  report_.counters.global_footprint_bytes_read = read_.bytes();
+  report_.counters.global_footprint_bytes_written = written_.bytes();
+}
+
 void Machine::end_with(Finding finding) {
+  count_footprint();
   std::string text = concat(finding.kind, ": ", finding.message);
   if (!finding.sites.empty() && finding.kind != "deadlock") {  // whose message has them all
     const Site& site = finding.sites.front();

@@ -13,6 +13,7 @@
 #include "emulator/check/observer.h"
 #include "emulator/machine/async.h"
 #include "emulator/machine/cta.h"
+#include "emulator/machine/footprint.h"
 #include "emulator/machine/memory.h"
 #include "emulator/machine/pool.h"
 #include "emulator/program.h"
@@ -94,6 +95,8 @@ class Machine {
   Random& random() { return random_; }
   AsyncQueue& async() { return current_->async; }  // of the running cluster
   Counters& counters() { return report_.counters; }
+  /// Counts an access to global memory: its bytes, and the sectors that they lie in.
+  void count_global(uint64_t address, uint64_t bytes, AccessKind kind);
   const Allocations& allocations() const { return allocations_; }
   uint64_t clock() {
     return instructions_ + clock_reads_++;
@@ -134,6 +137,7 @@ class Machine {
   bool select_cluster();
   bool rotate();
   void run_turn();
+  void count_footprint();
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
   [[noreturn]] void fail_hung(const std::string& reason);
@@ -144,6 +148,8 @@ class Machine {
   PagePool pool_;  // outlives the warps of grids_
   Allocations allocations_;
   Report report_;
+  Footprint read_;  // of all grids
+  Footprint written_;
   std::vector<std::unique_ptr<Grid>> grids_;
   std::vector<std::unique_ptr<Observer>> observers_;
   std::vector<Cluster*> active_;  // started and not ended, in the order of their turns

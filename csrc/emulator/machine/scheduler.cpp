@@ -168,6 +168,7 @@ Report Machine::run() {
     check_liveness();
   }
   for (const auto& observer : observers_) observer->on_end();
+  count_footprint();
   return report_;
 }
 

@@ -88,7 +88,9 @@ class RowMemory {
     all_known_ = allocation != nullptr && (kind == AccessKind::kRead || allocation->writable);
   }
 
+  /// Called once for each row that is moved: it is counted here.
   uint8_t* at(const Run& run) const {
+    machine_.count_global(run.address, run.bytes, kind_);
     if (all_known_) return reinterpret_cast<uint8_t*>(run.address);
     return resolve_global(machine_, run.address, run.bytes, kind_, instruction_, issuer_);
   }

@@ -1,0 +1,39 @@
+// Which parts of global memory a launch touches, by the unit in which a GPU moves them.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+namespace pykernels::emulator {
+
+/// A set of 32-byte sectors of global memory: a bit each, in pages that are made when first
+/// touched. Sectors lie on multiples of 32 of the address, so no allocation has to be known.
+class Footprint {
+ public:
+  /// Adds the sectors of [address, address + bytes).
+  void add(uint64_t address, uint64_t bytes);
+  /// 32 times the sectors.
+  uint64_t bytes() const;
+
+ private:
+  static constexpr uint32_t kSectorBytes = 32;
+  static constexpr uint32_t kWordSectors = 64;
+  static constexpr uint32_t kPageWords = 1024;  // 2 MiB of memory in 8 KiB of bits
+  static constexpr uint64_t kPageSectors = uint64_t{kPageWords} * kWordSectors;
+  static constexpr uint64_t kRecent = 16;  // pages found without a search
+
+  using Page = std::array<uint64_t, kPageWords>;
+  struct Recent {
+    uint64_t number = UINT64_MAX;  // of the page
+    Page* page = nullptr;
+  };
+
+  Page& page(uint64_t number);
+
+  std::map<uint64_t, std::unique_ptr<Page>> pages_;  // by number: the first sector / kPageSectors
+  std::array<Recent, kRecent> recent_;               // by the low bits of the number
+};
+
+}  // namespace pykernels::emulator
