@@ -1,9 +1,29 @@
 """The ``--device`` option for the benches."""
 
-from tests.device_option import (
-    pytest_addoption,
-    pytest_collection_modifyitems,
-    pytest_configure,
-)
+from __future__ import annotations
 
-__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=("none", "cuda"),
+        default="none",
+        help="with cuda, kernels are measured too; else only what runs before them on the host",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a Hopper GPU; runs with `--device cuda` only")
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda needs a GPU that torch can use; it finds none")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cuda":
+        return
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu") is not None]
+    config.hook.pytest_deselected(items=needs_gpu)
+    items[:] = [item for item in items if item not in needs_gpu]

@@ -135,6 +135,12 @@ def find_nvdisasm() -> Path:
 
 def disassemble(cubin: Path) -> dict[str, Function]:
     """The functions of a cubin by name."""
+    return _disassemble(cubin, cubin.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _disassemble(cubin: Path, _changed: int) -> dict[str, Function]:
+    """Kept, because nvdisasm takes most of a second for each file."""
     command = [str(find_nvdisasm()), "-c", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return parse(text)

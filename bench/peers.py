@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 _FILE = Path(__file__).with_name("peers.json")
 SAME_OPERATION = "fp8 1x128 by 128x128"  # the scales of fp8_gemm_nt
 _MIN_BOUNDED_BLOCK_N = 64
+_ONE_SHAPE = re.compile(r"(\d+) MMA (\d+)x(\d+)")
+_FP8_MACS_PER_CLOCK = 4096  # of an SM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,15 @@ class Peer:
     block_m: int | None = None
     block_n: int | None = None
     cluster: int | None = None
+
+    @property
+    def exact_issue_share(self) -> float:
+        """The share that ``issue_share`` rounds, for a peer of the same operation."""
+        shape = _ONE_SHAPE.fullmatch(self.matrix)
+        if shape is None:
+            raise ValueError(f"{self.name} has no single shape: {self.matrix}")
+        count, m, n = map(int, shape.groups())
+        return self.main_loop * _FP8_MACS_PER_CLOCK / (count * m * n * 32)
 
 
 @functools.cache
@@ -70,4 +82,4 @@ def bound(config: Mapping[str, int]) -> Peer | None:
         for peer in same_tile
         if peer.block_m == config["block_m"] and peer.cluster == config["cluster"]
     ]
-    return min(exact or same_tile, key=lambda peer: peer.issue_share)
+    return min(exact or same_tile, key=lambda peer: peer.exact_issue_share)

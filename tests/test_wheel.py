@@ -13,14 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "pykernels" / "kernels"
-SOURCES = ("csrc", "cmake", "ptx", "pykernels")
+SOURCES = ("bench", "csrc", "cmake", "ptx", "pykernels")  # pykernels/bench is a link to bench
 FILES = ("CMakeLists.txt", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 
 
 def copy_sources(folder: Path) -> None:
     ignore = shutil.ignore_patterns("_C*.so", "kernels", "include", "__pycache__")
     for name in SOURCES:
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore, symlinks=True)
     for name in FILES:
         shutil.copy(ROOT / name, folder / name)
 
@@ -51,6 +51,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel_names: set[str]) -> 
     expected |= {f"pykernels/include/pykernels/ptx/{p.name}" for p in (ROOT / "ptx").glob("*.cuh")}
     sources = [path for path in (ROOT / "pykernels").rglob("*") if path.suffix in {".py", ".pyi"}]
     expected |= {str(path.relative_to(ROOT)) for path in sources}
+    bench = [path for path in (ROOT / "bench").rglob("*") if path.suffix in {".py", ".cu"}]
+    expected |= {f"pykernels/{path.relative_to(ROOT)}" for path in bench}
+    expected.add("pykernels/bench/peers.json")
     expected.add("pykernels/py.typed")
     extension = {name for name in wheel_names if name.startswith("pykernels/_C.") and ".so" in name}
     assert len(extension) == 1

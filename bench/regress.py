@@ -1,0 +1,138 @@
+"""Machine code and emulator counts of every GEMM kernel against the committed figures.
+
+``python -m bench.regress`` prints what differs and returns 1 if anything does; ``--update`` writes
+``results/static.json``. Worse figures are regressions; better ones beyond a tolerance make the
+file stale, so that it stays true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pykernels.config import Candidate
+from pykernels.native import kernel_metadata
+
+from . import bits, counts, static_answer
+from .candidates import Options, Shape
+
+FILE = Path(__file__).with_name("results") / "static.json"
+COMMAND = "python -m bench.regress --update"
+# Ragged in all sizes for every tile, ten k tiles: more than any ring has stages or k has splits.
+_SHAPE = Shape(200, 264, 1168)
+_LISTING = ("registers", "local_accesses", "main_loop", "ffma", "issue_share")
+_COUNTS = (
+    "wgmma",
+    "tma_bytes_loaded",
+    "tma_bytes_stored",
+    "global_bytes_read",
+    "global_bytes_written",
+    "global_footprint_bytes_read",
+    "shared_bank_conflicts",
+    "warp_instructions",
+)
+_LOOSE = {"warp_instructions": 0.02}  # how often a wait is tried depends on the emulator too
+_STALE = 0.02  # better by more than this share: the file no longer says what is
+_OTHER_RELEASE = 0.05  # another ptxas schedules otherwise
+
+Figures = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """The figures of all kernels, and what assembled them."""
+
+    ptxas: str
+    listing: Mapping[str, Figures]  # by kernel
+    counts: Mapping[str, Figures]  # by kernel, schedule and shape
+
+    @classmethod
+    def read(cls, path: Path = FILE) -> Static:
+        return cls(**json.loads(path.read_text()))
+
+    @classmethod
+    def measure(cls) -> Static:
+        """Of the kernels as built."""
+        metadata = [k for k in kernel_metadata() if k["family"] == "fp8_gemm_nt"]
+        (ptxas,) = {str(kernel["ptxas"]) for kernel in metadata}
+        names = [str(kernel["name"]) for kernel in metadata]
+        widest = {candidate.kernel: candidate for candidate in bits.candidates()}
+        counted = [_counts(widest[name]) for name in names]
+        return cls(ptxas, {name: _listing(name) for name in names}, dict(counted))
+
+    def write(self, path: Path = FILE) -> None:
+        """One line a kernel, so that a change shows as a line."""
+        parts = [f' "ptxas": {json.dumps(self.ptxas)}']
+        for name in ("listing", "counts"):
+            rows = getattr(self, name).items()
+            lines = [f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(rows)]
+            parts.append(f' "{name}": {{\n' + ",\n".join(lines) + "\n }")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _listing(kernel: str) -> dict[str, float]:
+    row = static_answer.listing_row(kernel)
+    return {name: row[name] for name in _LISTING}
+
+
+def _counts(candidate: Candidate) -> tuple[str, dict[str, float]]:
+    """Of the kernel's widest schedule: the last in the order of cluster sizes and split."""
+    row = counts.count(_SHAPE, candidate, Options()).row()
+    schedule = "x".join(map(str, candidate.schedule.values()))
+    found = {name: row["counts"][name] for name in _COUNTS}
+    return f"{candidate.kernel} {schedule} {_SHAPE}", found
+
+
+def differences(found: Static, recorded: Static) -> list[str]:
+    """What is worse than recorded, or so much better that the record is stale; empty if neither."""
+    same_release = found.ptxas == recorded.ptxas
+    slack = {} if same_release else dict.fromkeys(_LISTING, _OTHER_RELEASE)
+    problems = _compare(found.listing, recorded.listing, slack, check_stale=same_release)
+    return problems + _compare(found.counts, recorded.counts, _LOOSE, check_stale=True)
+
+
+def _compare(
+    found: Mapping[str, Figures],
+    recorded: Mapping[str, Figures],
+    slack: Mapping[str, float],
+    *,
+    check_stale: bool,
+) -> list[str]:
+    problems = [
+        f"{key}: {'not recorded' if key in found else 'recorded, but not built'}; run `{COMMAND}`"
+        for key in sorted(found.keys() ^ recorded.keys())
+    ]
+    for key in sorted(found.keys() & recorded.keys()):
+        for name, before in recorded[key].items():
+            now = found[key][name]
+            if now > before * (1 + slack.get(name, 0.0)):
+                problems.append(f"{key}: {name} {now} is more than the recorded {before}")
+            elif check_stale and now < before * (1 - _STALE):
+                problems.append(
+                    f"{key}: {name} {now} is better than the recorded {before}; run `{COMMAND}`"
+                )
+    return problems
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare or update."""
+    parser = argparse.ArgumentParser(prog="bench.regress", description=__doc__)
+    parser.add_argument("--update", action="store_true", help=f"write {FILE.name}")
+    update: bool = parser.parse_args(arguments).update
+    found = Static.measure()
+    if update:
+        found.write()
+        print(f"written: {FILE}")
+        return 0
+    problems = differences(found, Static.read())
+    print(*problems, sep="\n", end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
