@@ -74,10 +74,14 @@ def prepare_candidate(candidate: Candidate, options: Options, operands: Operands
     _, sfa, _, sfb, out = operands
 
     def call() -> None:
-        stream = torch.cuda.current_stream(out.device).cuda_stream
-        launch(native().CudaDevice(out.get_device(), stream), candidate, options, operands)
+        launch(_current_device(out), candidate, options, operands)
 
     return Prepared(call, out, sfa, sfb)
+
+
+def _current_device(tensor: torch.Tensor) -> Any:
+    stream = torch.cuda.current_stream(tensor.device).cuda_stream
+    return native().CudaDevice(tensor.get_device(), stream)
 
 
 def measure(
@@ -133,6 +137,8 @@ def _contenders(
             refused[baseline.name] = {"unavailable": str(reason)}
         except AssertionError as error:  # a wrong baseline is shown, not timed
             refused[baseline.name] = {"unavailable": f"wrong result: {error}"}
+        except Exception as error:  # others' code: what fails there must not end the bench
+            refused[baseline.name] = {"unavailable": f"{type(error).__name__}: {error}"}
         else:
             calls[baseline.name] = [first.call, *(prepared.call for prepared in rest)]
     return calls, refused

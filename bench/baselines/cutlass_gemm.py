@@ -22,7 +22,7 @@ _BLOCKWISE, _GROUPWISE = 0, 1
 _TMA_SCALES = 4  # rows of scales start at multiples of 16 bytes
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     """``Problem`` of cutlass_gemm.cu."""
 
     _fields_ = (
@@ -47,10 +47,10 @@ def baselines() -> list[Baseline]:
 def load(path: Path) -> ctypes.CDLL:
     """The library with its functions declared."""
     library = ctypes.CDLL(str(path))
-    library.baseline_workspace_bytes.argtypes = (ctypes.POINTER(_Problem),)
+    library.baseline_workspace_bytes.argtypes = (ctypes.POINTER(Problem),)
     library.baseline_workspace_bytes.restype = ctypes.c_int64
     for function in (library.baseline_prepare, library.baseline_run):
-        function.argtypes = (ctypes.POINTER(_Problem), ctypes.c_void_p)
+        function.argtypes = (ctypes.POINTER(Problem), ctypes.c_void_p)
         function.restype = ctypes.c_char_p
     return library
 
@@ -67,11 +67,11 @@ def _prepare(variant: Variant, operands: Operands) -> Prepared:
     m, k = a.shape
     if variant.variant == _BLOCKWISE:
         sfa = sfa[:: variant.block_m]  # of each block's first row
-    columns = _m_major(sfa)
+    columns = m_major(sfa)
     blocks = sfb.contiguous() if variant.variant == _GROUPWISE else sfb.t().contiguous()
     result = torch.empty_like(out)
     addresses = [tensor.data_ptr() for tensor in (a, columns, b, blocks, result)]
-    problem = _Problem(*addresses, None, m, b.size(0), k, columns.size(1))
+    problem = Problem(*addresses, None, m, b.size(0), k, columns.size(1))
     num_bytes = library.baseline_workspace_bytes(problem)
     workspace = torch.empty(num_bytes, dtype=torch.uint8, device=a.device)
     problem.workspace = workspace.data_ptr()
@@ -89,7 +89,7 @@ def _prepare(variant: Variant, operands: Operands) -> Prepared:
     return Prepared(functools.partial(launch, "baseline_run"), result, sfa, sfb)
 
 
-def _m_major(sfa: Tensor) -> Tensor:
+def m_major(sfa: Tensor) -> Tensor:
     """``[k blocks, rows]``, rows padded to what TMA takes."""
     rows = -(-sfa.size(0) // _TMA_SCALES) * _TMA_SCALES
     columns = torch.ones(sfa.size(1), rows, device=sfa.device)

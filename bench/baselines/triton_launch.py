@@ -76,8 +76,8 @@ def _prepare(operands: Operands) -> Prepared:
     return Prepared(call, result, sfa, sfb)
 
 
-def compile_cubin(folder: Path, tile: Tile) -> Path:
-    """The kernel for sm_90a, assembled by Triton's own ptxas; needs no GPU.
+def compile_kernel(tile: Tile) -> Any:
+    """The kernel for sm_90a as Triton's compiler leaves it; needs no GPU.
 
     Raises:
         RuntimeError: there is no Triton.
@@ -88,7 +88,8 @@ def compile_cubin(folder: Path, tile: Tile) -> Path:
         from triton.compiler import ASTSource
     except ImportError as error:
         raise RuntimeError(
-            "the Triton baseline needs triton, which torch brings on Linux with CUDA"
+            "the Triton baseline needs triton, which torch for CUDA brings; else "
+            "`pip install triton`"
         ) from error
     from .triton_gemm import fp8_gemm_nt
 
@@ -107,14 +108,16 @@ def compile_cubin(folder: Path, tile: Tile) -> Path:
     }
     # As the launcher finds for torch's tensors: pointers are multiples of 16 bytes.
     aligned: dict[tuple[int, ...], Any] = {(i,): [["tt.divisibility", 16]] for i in (3, 4)}
-    source = ASTSource(fp8_gemm_nt, signature, constexprs=tile.constants, attrs=aligned)
-    compiled = triton_compile(
-        source,
+    return triton_compile(
+        ASTSource(fp8_gemm_nt, signature, constexprs=tile.constants, attrs=aligned),
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
     )
+
+
+def write_cubin(folder: Path, tile: Tile) -> Path:
+    """The machine code, assembled by Triton's own ptxas, for its listing."""
     folder.mkdir(parents=True, exist_ok=True)
-    cubin = folder / f"triton_{KERNEL}_m{tile.block_m}n{tile.block_n}.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    (cubin.with_suffix(".ptx")).write_text(compiled.asm["ptx"])
+    cubin = folder / f"triton_m{tile.block_m}n{tile.block_n}.cubin"
+    cubin.write_bytes(compile_kernel(tile).asm["cubin"])
     return cubin

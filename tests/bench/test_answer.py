@@ -1,0 +1,127 @@
+"""``python -m pykernels bench gemm`` without a GPU."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pykernels import cli
+from pykernels.bench import answer, counts, listing
+from pykernels.bench.candidates import Shape
+
+SIZES = ["--n", "264", "--k", "400"]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is one. The host path has tests of its own, and takes seconds."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(answer, "_host_path", lambda console: None)
+
+
+def run(*arguments: str) -> int:
+    return cli.main(["bench", "gemm", *arguments])
+
+
+def test_everything_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, drawn = tmp_path / "row.json", tmp_path / "row.png"
+    assert run("--m", "65", *SIZES, "--json", str(written), "--plot", str(drawn)) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "no GPU here, nothing below is a measurement",
+        "Machine code: ours assembled by ptxas",
+        "DeepGEMM FP8 1d2d 128x128",
+        "Counted in the emulator on 65x264x400: no times",
+        "Model, not a measurement",
+    ):
+        assert text in printed
+    result = json.loads(written.read_text())
+    assert not result["measured"]
+    (row,) = result["rows"]
+    assert row["listing"]["name"] == row["kernel"] == row["model"][0]["kernel"]
+    assert row["listing"]["local_accesses"] == 0
+    ratios = row["emulator"]["ratios"]
+    assert ratios["global_bytes_written"] == 1.0
+    assert 1.0 <= ratios["global_footprint_bytes_read"] <= 1.05  # whole sectors of 32 bytes
+    assert ratios["global_bytes_read"] >= ratios["global_footprint_bytes_read"]
+    assert ratios["tensor_multiply_adds"] >= 1.0
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_sweep_over_m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, drawn = tmp_path / "rows.json", tmp_path / "rows.png"
+    options = ["--num-sms", "100", "--batch-invariant", "--device", "H20"]
+    outputs = ["--json", str(written), "--plot", str(drawn)]
+    assert run("--m", "1,16,256", *SIZES, *options, *outputs) == 0
+    assert "Over m: model, not a measurement" in capsys.readouterr().out
+    rows = json.loads(written.read_text())["rows"]
+    assert [row["m"] for row in rows] == [1, 16, 256]
+    for row in rows:
+        assert (row["num_sms"], row["batch_invariant"], row["device"]) == (100, True, "H20")
+        assert row["schedule"][2] == 1
+    assert drawn.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--m", "64", "--n", "7", "--k", "128"], "must be a multiple of 8, got 7"),
+        (["--m", "64", "--n", "8", "--k", "128", "--device", "GTX"], "known GPUs are"),
+        (["--m", "64", "--n", "8", "--k", "128", "--num-sms", "0"], "num_sms"),
+    ],
+)
+def test_what_the_op_does_not_take(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("m", ["0", "-1,4", "many", ""])
+def test_wrong_rows(m: str) -> None:
+    with pytest.raises(SystemExit):
+        run("--m", m, *SIZES)
+
+
+@pytest.mark.parametrize("package", ["rich", "matplotlib"])
+def test_a_missing_package_names_the_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = builtins.__import__
+
+    def importing(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ImportError(f"No module named {name!r}")
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    assert run("--m", "8", *SIZES, "--plot", "x.png") == 1
+    error = capsys.readouterr().err
+    assert package in error
+    assert "pip install pykernels[bench]" in error
+
+
+def test_missing_nvdisasm_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    monkeypatch.setattr(listing.shutil, "which", lambda name: None)
+    listing._disassemble.cache_clear()
+    assert run("--m", "8", *SIZES) == 1
+    error = capsys.readouterr().err
+    assert "nvidia-cuda-nvdisasm" in error
+    assert "pip install pykernels[bench]" in error
+
+
+def test_large_shapes_are_counted_on_smaller_ones() -> None:
+    assert counts.emulated_shape(Shape(64, 7168, 2048)) == Shape(64, 7168, 2048)
+    for shape in (Shape(8192, 32768, 512), Shape(8192, 7168, 16384), Shape(1, 2**20, 2**17)):
+        smaller = counts.emulated_shape(shape)
+        assert smaller.flops / 2 <= 2**34
+        assert smaller.k % 128 == smaller.n % 128 == 0
+        assert smaller.flops / 2 > 2**31
