@@ -22,6 +22,14 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t mbar) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(mbar) : "memory");
 }
 
+/// mbarrier.arrive.release.cta.shared::cta.b64 _, [mbar], count;      PTX 8.0, sm_90
+///
+/// As mbarrier_arrive, `count` arrivals at one time.
+__device__ __forceinline__ void mbarrier_arrive_count(uint32_t mbar, uint32_t count) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(mbar), "r"(count)
+               : "memory");
+}
+
 /// mbarrier.arrive.release.cta.shared::cluster.b64 _, [mbar];      PTX 8.0, sm_90
 ///
 /// One arrival at a barrier of any CTA of the cluster; `mbar` is a shared::cluster address
@@ -40,6 +48,16 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t mbar) {
 /// ptxas puts a GPU-wide fence before it. Any thread; the target CTA must not have exited.
 __device__ __forceinline__ void mbarrier_arrive_release_cluster(uint32_t mbar) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(mbar)
+               : "memory");
+}
+
+/// mbarrier.arrive.release.cluster.shared::cluster.b64 _, [mbar], count;      PTX 8.0, sm_90
+///
+/// As mbarrier_arrive_release_cluster, `count` arrivals at one time.
+__device__ __forceinline__ void mbarrier_arrive_count_release_cluster(uint32_t mbar,
+                                                                      uint32_t count) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(mbar),
+               "r"(count)
                : "memory");
 }
 

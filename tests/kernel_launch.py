@@ -16,6 +16,8 @@ from pykernels.testing import gemm_operands
 if TYPE_CHECKING:
     from pykernels import _C
 
+Schedule = tuple[int, int, int]  # cluster_m, cluster_n, split_k
+
 
 @dataclass
 class GemmLaunch:
@@ -26,6 +28,7 @@ class GemmLaunch:
     b: tuple[Tensor, Tensor]
     out: Tensor
     num_sms: int
+    schedule: Schedule | None = None
 
     @classmethod
     def make(
@@ -34,10 +37,11 @@ class GemmLaunch:
         sizes: tuple[int, int, int],
         num_sms: int = 132,
         dtype: torch.dtype = torch.bfloat16,
+        schedule: Schedule | None = None,
     ) -> GemmLaunch:
         m, n, k = sizes
         a, b = gemm_operands(m, n, k)
-        return cls(kernel, a, b, torch.empty(m, n, dtype=dtype), num_sms)
+        return cls(kernel, a, b, torch.empty(m, n, dtype=dtype), num_sms, schedule)
 
     def ptx(self) -> str:
         return Path(self._info().ptx_path).read_text()
@@ -52,7 +56,9 @@ class GemmLaunch:
         device = native().EmulatedDevice(num_sms=self.num_sms)
         tensors = [*self.a, *self.b, self.out]
         views = [tensor_view(tensor) for tensor in tensors]
-        launch = native().make_fp8_gemm_nt_launch(device, *views, self.num_sms, self.kernel)
+        launch = native().make_fp8_gemm_nt_launch(
+            device, *views, self.num_sms, self.kernel, self.schedule
+        )
         emulator = Emulator(num_sms=self.num_sms, **options)  # type: ignore[arg-type]
         for tensor in tensors:
             emulator.register(tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor)

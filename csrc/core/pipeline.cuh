@@ -75,8 +75,23 @@ class Pipeline {
     }
   }
 
-  /// Producer: hands the stage over as it is.
+  /// One of several producing threads: its part of the stage is there.
   __device__ __forceinline__ void arrive_full() const { ptx::mbarrier_arrive(full_barrier()); }
+
+  /// Lone producer: leaves out a stage that it has waited for, as the consumers do. It arrives in
+  /// their place, in all CTAs: a peer that sees the stage empty may at once announce bytes for its
+  /// next round here, so this CTA's barrier must have left the round.
+  __device__ __forceinline__ void skip(uint32_t num_consumer_warps) const {
+    arrive_full();
+    if constexpr (kMaxPeers > 1) {
+      for (uint32_t rank = 0; rank < kMaxPeers; ++rank) {
+        ptx::mbarrier_arrive_count_release_cluster(
+            ptx::mapa_shared_cluster(empty_ + stage_ * 8, rank), num_consumer_warps);
+      }
+    } else {
+      ptx::mbarrier_arrive_count(empty_ + stage_ * 8, num_consumer_warps);
+    }
+  }
 
   /// Producer: announces the bytes that will land in this CTA's stage.
   __device__ __forceinline__ void expect_bytes(uint32_t num_bytes) const {

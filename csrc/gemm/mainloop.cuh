@@ -61,7 +61,7 @@ __device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorag
   if constexpr (kRingOfGroups<kConfig>) {
     for (; pipeline.stage() % kGroup != 0; pipeline.advance()) {
       pipeline.wait_empty();
-      pipeline.arrive_full();
+      pipeline.skip(kConfig.num_consumer_warps());
     }
   }
 }
@@ -291,15 +291,11 @@ class TileMultiplier {
     if constexpr (kRingOfGroups<kConfig>) pipeline_.advance();
   }
 
-  /// Leaves out the stages up to the next group.
+  /// Leaves out the stages up to the next group, as the producer does.
   __device__ __forceinline__ void skip_to_group() {
     if constexpr (kRingOfGroups<kConfig>) {
 #pragma unroll 1
-      while (pipeline_.stage() % kGroup != 0) {
-        pipeline_.wait_full();
-        pipeline_.release(pipeline_.stage());
-        pipeline_.advance();
-      }
+      while (pipeline_.stage() % kGroup != 0) pipeline_.advance();
     }
   }
 

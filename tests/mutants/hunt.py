@@ -18,8 +18,10 @@ SEEDS = range(20)
 # m and n ragged; k takes the main loop and its remainder, with more k tiles than stages. Few SMs:
 # each CTA has several tiles, so that staging and stages are used again.
 SHAPES = {
-    "fp8_gemm_nt_m64n64c1": ((200, 136, 1296), 2),
-    "fp8_gemm_nt_m128n128c2": ((400, 264, 1136), 4),
+    "fp8_gemm_nt_m64n64c1": ((200, 136, 1136), 2, (1, 1, 1)),
+    "fp8_gemm_nt_m128n128c2": ((400, 264, 1136), 4, (2, 1, 1)),
+    "fp8_gemm_nt_m128n192c2": ((264, 600, 624), 4, (1, 2, 1)),
+    "fp8_gemm_nt_swap_m16n64": ((40, 264, 7 * 1024 + 16), 6, (1, 2, 3)),
 }
 
 
@@ -34,9 +36,10 @@ class Outcome:
 
 def hunt(kernel: str) -> Iterator[Outcome]:
     """Yields the outcome of every mutant of the kernel, in the order of its text."""
-    sizes, num_sms = SHAPES[kernel]
+    sizes, num_sms, schedule = SHAPES[kernel]
     launches = [
-        GemmLaunch.make(kernel, sizes, num_sms, dtype) for dtype in (torch.bfloat16, torch.float32)
+        GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule)
+        for dtype in (torch.bfloat16, torch.float32)
     ]
     ptx = launches[0].ptx()
     expected = []
