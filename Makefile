@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?= -n 2
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES = $(shell find csrc ptx tests -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
+CXX_FILES = $(shell find bench csrc ptx tests -name '*.cpp' -o -name '*.h' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: demo test test-all build lint format clean
 

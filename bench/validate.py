@@ -170,13 +170,34 @@ def run_bench(out: Path, budget_s: float) -> int:
         except AssertionError as error:  # a wrong result must not keep the others from being seen
             print(f"{name}: {error}", flush=True)
             return {"case": name, "error": str(error)}
-        print(f"{name}: {measured['us']:.1f} us, {measured['tflops']:.0f} TFLOPS", flush=True)
+        print(_bench_line(name, measured), flush=True)
         return {"case": name} | measured
 
     rows = _resume_rows(out / "bench.jsonl", list(shapes), row, budget_s)
     left = sorted(shapes.keys() - {result["case"] for result in rows})
-    _write(out, "bench", {"copy_gbps": copy_gbps, "rows": rows, "not_measured": left})
+    result = {"copy_gbps": copy_gbps, "rows": rows, "not_measured": left}
+    _write(out, "bench", result | {"host_path": _host_path()})
     return EXIT_FAILURE if any("error" in result for result in rows) else 0
+
+
+def _bench_line(name: str, measured: dict[str, Any]) -> str:
+    """Our time, and the baselines' over it."""
+    ratios = [
+        f"{baseline} x{found['ratio']:.2f}"
+        for baseline, found in measured["baselines"].items()
+        if "ratio" in found
+    ]
+    rates = f"{measured['us']:.1f} us, {measured['tflops']:.0f} TFLOPS"
+    return f"{name}: {'; '.join([rates, *ratios])}"
+
+
+def _host_path() -> dict[str, Any]:
+    """Microseconds of a call before its kernel runs, by part."""
+    try:
+        from . import host_path
+    except ImportError as error:  # its table needs rich
+        return {"error": str(error)}
+    return host_path.measure()
 
 
 def _resume_rows(

@@ -8,10 +8,12 @@ set -uo pipefail
 
 usage() {
   cat <<'END'
-usage: bench/validate_gpu.sh --wheels DIR --kernels DIR --out DIR [--python PYTHON] [--budget SECONDS]
+usage: bench/validate_gpu.sh --wheels DIR --kernels DIR --out DIR [--baselines DIR] [--python PYTHON]
+                             [--budget SECONDS]
   --wheels DIR      wheels of the requirements that the machine lacks (never torch: the one found is used)
   --kernels DIR     prebuilt kernels: NAME.ptx, NAME.cubin, NAME.json of each
   --out DIR         results, log and stamps of finished stages
+  --baselines DIR   what bench/baselines/build.py made (default: CUTLASS's rows say "not built")
   --python PYTHON   a Python from 3.10 that has torch 2.6 or newer (default: python3)
   --budget SECONDS  time for the bench stage (default: 1200)
 END
@@ -22,10 +24,10 @@ fail() {
   exit 2
 }
 
-wheels= kernels= out= python=python3 budget=1200
+wheels= kernels= out= baselines= python=python3 budget=1200
 while [ $# -gt 0 ]; do
   case "$1" in
-    --wheels | --kernels | --out | --python | --budget)
+    --wheels | --kernels | --out | --baselines | --python | --budget)
       [ $# -ge 2 ] || fail "$1 needs a value"
       printf -v "${1#--}" '%s' "$2"
       shift 2
@@ -37,11 +39,13 @@ done
 [ -n "$wheels" ] && [ -n "$kernels" ] && [ -n "$out" ] || { usage >&2; exit 2; }
 [ -d "$wheels" ] || fail "--wheels $wheels is no folder"
 [ -d "$kernels" ] || fail "--kernels $kernels is no folder"
+[ -z "$baselines" ] || [ -d "$baselines" ] || fail "--baselines $baselines is no folder"
 python=$(command -v "$python") || fail "--python names no program"
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 wheels=$(cd "$wheels" && pwd)
 kernels=$(cd "$kernels" && pwd)
+[ -z "$baselines" ] || PYKERNELS_BASELINES_DIR=$(cd "$baselines" && pwd)
 mkdir -p "$out/stamps" || exit 2
 out=$(cd "$out" && pwd)
 cd "$repository" || exit 2
@@ -106,6 +110,7 @@ build() {
 }
 
 export PYKERNELS_KERNELS_DIR=$kernels
+[ -z "$baselines" ] || export PYKERNELS_BASELINES_DIR
 stage environment fatal make_environment
 stage requirements fatal install_requirements
 stage build fatal build

@@ -72,7 +72,7 @@ def test_dry_run_of_a_fresh_checkout(folders: list[object], tmp_path: Path) -> N
     files = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
     for name in filter(None, files.split("\0")):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, checkout / name)
+        shutil.copy2(ROOT / name, checkout / name, follow_symlinks=False)
     result = run_script(*folders, script=checkout / "bench" / "validate_gpu.sh")
     assert result.returncode == validate.EXIT_NO_GPU, result.stdout + result.stderr
     assert "quantize_1x128 runs in the emulator" in result.stdout
@@ -85,6 +85,7 @@ def test_dry_run_of_a_fresh_checkout(folders: list[object], tmp_path: Path) -> N
     [
         (["--wheels", "/nonexistent"], "--wheels /nonexistent is no folder"),
         (["--kernels", "/nonexistent"], "--kernels /nonexistent is no folder"),
+        (["--baselines", "/nonexistent"], "--baselines /nonexistent is no folder"),
         (["--python", "/nonexistent"], "--python names no program"),
         (["--speed", "1"], "unknown argument --speed"),
         (["--budget"], "--budget needs a value"),
@@ -172,12 +173,12 @@ def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
 
 
 def test_a_wrong_shape_does_not_end_the_bench(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def measure(shape: Shape, *_: object, **__: object) -> dict[str, float]:
         if wrong and str(shape) == wrong[0]:
             raise AssertionError("row 3 is off")
-        return {"us": 1.0, "tflops": 2.0}
+        return {"us": 1.0, "tflops": 2.0, "baselines": {"other": {"ratio": 1.25}}}
 
     names = [str(shape) for shape in gemm_bench.shapes()][:3]
     wrong = [names[1]]
@@ -185,10 +186,12 @@ def test_a_wrong_shape_does_not_end_the_bench(
     monkeypatch.setattr(gemm_bench, "shapes", lambda: iter(shapes))
     monkeypatch.setattr(gemm_bench, "measure", measure)
     monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
+    monkeypatch.setattr(validate, "_host_path", dict)
     assert validate.run_bench(tmp_path, 60.0) == validate.EXIT_FAILURE
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert [row["case"] for row in rows] == names
     assert rows[1] == {"case": names[1], "error": "row 3 is off"}
+    assert f"{names[0]}: 1.0 us, 2 TFLOPS; other x1.25" in capfd.readouterr().out
     wrong.clear()
     assert validate.run_bench(tmp_path, 60.0) == 0
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
