@@ -62,6 +62,10 @@ class TensorView:
     @property
     def spanned_bytes(self) -> int: ...
 
+# A function that takes a TensorView takes its parts too: address, rows, columns, row stride, column
+# stride, dtype.
+_Matrix = TensorView | tuple[int, int, int, int, int, str]
+
 class Launch:
     @property
     def kernel(self) -> str: ...
@@ -225,11 +229,11 @@ def choose_fp8_gemm_nt(
 ) -> GemmCandidate: ...
 def make_fp8_gemm_nt_launch(
     device: Device,
-    a: TensorView,
-    sfa: TensorView,
-    b: TensorView,
-    sfb: TensorView,
-    out: TensorView,
+    a: _Matrix,
+    sfa: _Matrix,
+    b: _Matrix,
+    sfb: _Matrix,
+    out: _Matrix,
     num_sms: int | None = None,
     kernel: str | None = None,
     schedule: tuple[int, int, int] | None = None,
@@ -237,21 +241,21 @@ def make_fp8_gemm_nt_launch(
 ) -> Launch: ...
 def fp8_gemm_nt(
     device: Device,
-    a: TensorView,
-    sfa: TensorView,
-    b: TensorView,
-    sfb: TensorView,
-    out: TensorView,
+    a: _Matrix,
+    sfa: _Matrix,
+    b: _Matrix,
+    sfb: _Matrix,
+    out: _Matrix,
     num_sms: int | None = None,
     kernel: str | None = None,
     schedule: tuple[int, int, int] | None = None,
     batch_invariant: bool = False,
 ) -> None: ...
 def make_quantize_launch(
-    x: TensorView, q: TensorView, scales: TensorView, block_m: int, ue8m0: bool
+    x: _Matrix, q: _Matrix, scales: _Matrix, block_m: int, ue8m0: bool
 ) -> Launch: ...
 def quantize(
-    device: Device, x: TensorView, q: TensorView, scales: TensorView, block_m: int, ue8m0: bool
+    device: Device, x: _Matrix, q: _Matrix, scales: _Matrix, block_m: int, ue8m0: bool
 ) -> None: ...
 
 class emulator:  # noqa: N801 - a submodule

@@ -6,7 +6,7 @@ drive the CUDA path with a recording driver on a machine with no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,15 @@ _emulated_device: ContextVar[_C.EmulatedDevice | None] = ContextVar(
 )
 
 
+def _find_current_stream() -> Callable[[int], int]:
+    """What returns a device's current stream, without making a Stream object where torch can."""
+    raw: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return raw or (lambda index: torch.cuda.current_stream(index).cuda_stream)
+
+
+_current_stream = _find_current_stream()
+
+
 def cuda_stream(tensor: Tensor) -> tuple[int, int] | None:
     """The (device index, stream handle) of a call on this tensor; None if it is no CUDA tensor.
 
@@ -34,7 +43,7 @@ def cuda_stream(tensor: Tensor) -> tuple[int, int] | None:
     if not tensor.is_cuda:
         return None
     index = tensor.get_device()
-    return index, torch.cuda.current_stream(index).cuda_stream
+    return index, _current_stream(index)
 
 
 def launch_device(tensor: Tensor) -> _C.Device | None:

@@ -8,7 +8,10 @@ from torch import Tensor
 from pykernels import checks
 from pykernels._ops import define
 from pykernels.device import launch_device
-from pykernels.native import native, tensor_view
+from pykernels.native import DTYPE_NAMES, Matrix, native, tensor_view
+from pykernels.usual_calls import is_usual_gemm_call, usual_gemm_operands, usual_gemm_output
+
+_OUT_DTYPES = (torch.bfloat16, torch.float32)
 
 
 def fp8_gemm_nt(
@@ -55,11 +58,14 @@ def fp8_gemm_nt(
 
     Reference: :func:`pykernels.reference.fp8_gemm_nt` (DeepSeek-V3 report, section 3.3.2).
     """
-    operands = _operands(a, b, out, out_dtype, num_sms, batch_invariant)
+    if not is_usual_gemm_call(a, b, out, out_dtype, num_sms, batch_invariant):
+        _check_arguments(a, b, out, out_dtype, num_sms, batch_invariant)
+    a_values, sfa = a
+    b_values, sfb = b
     if out is None:
-        result: Tensor = _OP(*operands, out_dtype, num_sms, batch_invariant)
+        result: Tensor = _OP(a_values, sfa, b_values, sfb, out_dtype, num_sms, batch_invariant)
         return result
-    _OP_OUT(*operands, num_sms, batch_invariant, out=out)
+    _OP_OUT(a_values, sfa, b_values, sfb, num_sms, batch_invariant, out=out)
     return out
 
 
@@ -73,20 +79,20 @@ def _check_call(
     num_sms: int | None = None,
     batch_invariant: bool = False,
 ) -> Tensor:
-    operands = _operands(a, b, out, out_dtype, num_sms, batch_invariant)
-    checks.check_fp8_gemm_nt(*operands, out, out_dtype, num_sms)
-    return operands[0]
+    _check_arguments(a, b, out, out_dtype, num_sms, batch_invariant)
+    checks.check_fp8_gemm_nt(*a, *b, out, out_dtype, num_sms)
+    return a[0]
 
 
-def _operands(
+def _check_arguments(
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
     out: Tensor | None,
     out_dtype: torch.dtype,
     num_sms: int | None,
     batch_invariant: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op's tensors, after the checks of what the op itself does not see."""
+) -> None:
+    """The checks of what the op itself does not see."""
     a_values, sfa = checks.check_pair("a", a)
     b_values, sfb = checks.check_pair("b", b)
     tensors = {"a[0]": a_values, "a[1]": sfa, "b[0]": b_values, "b[1]": sfb}
@@ -103,7 +109,6 @@ def _operands(
             f"out_dtype is {out_dtype} but out is {out.dtype}; "
             "pass one of the two, or let them agree"
         )
-    return a_values, sfa, b_values, sfb
 
 
 def _allocate(
@@ -115,9 +120,16 @@ def _allocate(
     num_sms: int | None,
     batch_invariant: bool = False,
 ) -> Tensor:
-    checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms)
-    out = torch.empty((a.size(0), b.size(0)), dtype=out_dtype, device=a.device)
-    _compute(a, sfa, b, sfb, num_sms, batch_invariant, out)
+    operands = usual_gemm_operands(a, sfa, b, sfb, num_sms)
+    if operands is None or out_dtype not in _OUT_DTYPES:
+        checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms)
+        out = torch.empty(a.size(0), b.size(0), dtype=out_dtype, device=a.device)
+        _compute(a, sfa, b, sfb, num_sms, batch_invariant, out)
+        return out
+    m, n = operands[0][1], operands[2][1]
+    out = torch.empty(m, n, dtype=out_dtype, device=a.device)
+    output = out.data_ptr(), m, n, n, 1, DTYPE_NAMES[out_dtype]
+    _compute(a, sfa, b, sfb, num_sms, batch_invariant, out, (*operands, output))
     return out
 
 
@@ -131,8 +143,13 @@ def _write(
     *,
     out: Tensor,
 ) -> None:
-    checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms)
-    _compute(a, sfa, b, sfb, num_sms, batch_invariant, out)
+    operands = usual_gemm_operands(a, sfa, b, sfb, num_sms)
+    output = None if operands is None else usual_gemm_output(out, a, operands)
+    if operands is None or output is None:
+        checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms)
+        _compute(a, sfa, b, sfb, num_sms, batch_invariant, out)
+    else:
+        _compute(a, sfa, b, sfb, num_sms, batch_invariant, out, (*operands, output))
 
 
 def _compute(
@@ -143,28 +160,24 @@ def _compute(
     num_sms: int | None,
     batch_invariant: bool,
     out: Tensor,
+    views: tuple[Matrix, ...] | None = None,
 ) -> None:
-    """Runs on whatever computes for these tensors; the arguments have been checked."""
+    """Runs on whatever computes for these tensors; the arguments have been checked.
+
+    ``views`` are all five as the extension takes them; given where they are usual, so no size is 0.
+    """
     device = launch_device(a)
-    if out.numel() == 0:
-        return
-    if a.size(1) == 0:
-        out.zero_()
-    elif device is None:
+    if views is None:
+        if out.numel() == 0:
+            return
+        if a.size(1) == 0:
+            out.zero_()
+            return
+        views = tensor_view(a), tensor_view(sfa), tensor_view(b), tensor_view(sfb), tensor_view(out)
+    if device is None:
         compute_in_torch(a, sfa, b, sfb, out, batch_invariant=batch_invariant)
     else:
-        native().fp8_gemm_nt(
-            device,
-            tensor_view(a),
-            tensor_view(sfa),
-            tensor_view(b),
-            tensor_view(sfb),
-            tensor_view(out),
-            num_sms,
-            None,
-            None,
-            batch_invariant,
-        )
+        native().fp8_gemm_nt(device, *views, num_sms, None, None, batch_invariant)
 
 
 def compute_in_torch(

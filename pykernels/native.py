@@ -9,13 +9,10 @@ import json
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from pykernels import _C
 
 KERNELS_DIR = Path(__file__).resolve().parent / "kernels"
 _KERNEL_FIELDS = (
@@ -29,10 +26,14 @@ _KERNEL_FIELDS = (
     "ptxas",
 )
 _ROW_ELEMENTS = 16  # of any element type these fill a multiple of 16 bytes
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     dtype: str(dtype).removeprefix("torch.")
     for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
 }
+
+# Address, rows, columns, row stride, column stride (in elements), dtype: functions of the extension
+# that take a TensorView take this too, and sooner than a TensorView is made.
+Matrix: TypeAlias = tuple[int, int, int, int, int, str]
 
 _lock = threading.Lock()
 _loaded: ModuleType | None = None
@@ -85,8 +86,8 @@ def kernel_metadata() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def tensor_view(tensor: Tensor) -> _C.TensorView:
-    """The tensor as the host path in C++ takes it.
+def tensor_view(tensor: Tensor) -> Matrix:
+    """The matrix as the host path in C++ takes it.
 
     The stride of a dimension of size 1 says nothing; it becomes one that every kernel accepts.
     """
@@ -96,10 +97,5 @@ def tensor_view(tensor: Tensor) -> _C.TensorView:
         row_stride = -(-columns // _ROW_ELEMENTS) * _ROW_ELEMENTS
     if columns == 1:
         column_stride = 1
-    view: _C.TensorView = native().TensorView(
-        tensor.data_ptr(),
-        (rows, columns),
-        (row_stride, column_stride),
-        _DTYPE_NAMES[tensor.dtype],
-    )
-    return view
+    dtype = DTYPE_NAMES[tensor.dtype]
+    return tensor.data_ptr(), rows, columns, row_stride, column_stride, dtype

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import pykernels
+from bench import host_path
 from pykernels.testing import gemm_operands
 
 
@@ -33,3 +34,22 @@ def test_emulated_gemm_takes_under_a_second() -> None:
             seconds.append(time.perf_counter() - start)
     assert report.counters.tensor_multiply_adds >= 128 * 7168 * 2048
     assert statistics.median(seconds) < 2 * 1.0, seconds
+
+
+@pytest.mark.usefixtures("one_core")
+def test_host_path_takes_microseconds() -> None:
+    """An op call under 25 us, config and launch in C++ under 5 us: the best of many rounds."""
+    figures = host_path.measure()
+    best = {name: values["best_us"] for name, values in figures.items()}
+    assert best["op"] < 2 * 25, figures
+    assert best["op, out="] < 2 * 25, figures
+    assert best["C++"] < 2 * 5, figures
+    assert best["C++, new shape"] < 2 * 5, figures
+
+
+def test_parts_of_the_host_path_add_up() -> None:
+    figures = host_path.measure(num_rounds=2)
+    for statistic in ("median_us", "best_us"):
+        parts = sum(figures[part][statistic] for part in host_path.PARTS)
+        assert parts == pytest.approx(figures["op"][statistic])
+    assert figures.keys() == host_path.PARTS.keys() | host_path.TOTALS.keys()

@@ -4,6 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/tensor_view_caster.h"
+
 namespace pykernels::bindings {
 
 void bind_core(pybind11::module_& module);

@@ -38,10 +38,8 @@ TensorView make_tensor_view(uint64_t address, const py::sequence& sizes,
   for (size_t i = 0; i < rank; ++i) {
     view.sizes[i] = sizes[i].cast<int64_t>();
     view.strides[i] = strides[i].cast<int64_t>();
-    PK_CHECK(view.sizes[i] >= 0 && view.strides[i] >= 0,
-             "sizes and strides must not be negative, got size ", view.sizes[i], " and stride ",
-             view.strides[i], " in dimension ", i);
   }
+  check_not_negative(view);
   return view;
 }
 
