@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
+from pykernels.checks import (
+    MAX_SIZE,
+    check_batch_invariant,
+    check_gemm_sizes,
+    check_integer,
+)
 from pykernels.device import planning_device
 from pykernels.gemm import fp8_gemm_nt
 from pykernels.native import native
@@ -67,6 +72,7 @@ def explain_config(
     if op is fp8_gemm_nt:
         _check_sizes(sizes, required=("m", "n", "k"), optional=("num_sms",))
         check_gemm_sizes(sizes["m"], sizes["n"], sizes["k"])
+        check_batch_invariant(batch_invariant)
         ranked = native().explain_fp8_gemm_nt(
             sizes["m"],
             sizes["n"],
@@ -74,7 +80,7 @@ def explain_config(
             _BFLOAT16_BYTES,
             gpu_model(device),
             sizes.get("num_sms"),
-            bool(batch_invariant),
+            batch_invariant,
         )
         return [
             Candidate(

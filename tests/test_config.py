@@ -1,31 +1,245 @@
-"""The choice of a kernel: explain_config, and the GPUs that the cost model knows."""
+"""The choice of a kernel: explain_config, the choice itself, and the GPUs that are known."""
 
 from __future__ import annotations
+
+import itertools
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import pykernels
-from pykernels.native import kernel_metadata
+from pykernels.native import kernel_metadata, native, tensor_view
+from pykernels.testing import gemm_operands
+from tests.gemm_family import FAMILY, WEIGHTS, choose, config, explain, gpu
 
-KERNELS = [kernel for kernel in kernel_metadata() if kernel["family"] == "fp8_gemm_nt"]
+KERNELS = {
+    kernel["name"]: kernel["config"]
+    for kernel in kernel_metadata()
+    if kernel["family"] == "fp8_gemm_nt"
+}
+ROWS = (1, 7, 16, 64, 100, 128, 300, 1024, 4096, 8192)
+GPUS = ("H20", "H100", "H200")
+
+
+def key(candidate: Any) -> tuple[str, tuple[int, ...]]:
+    return candidate.kernel, tuple(candidate.schedule)
+
+
+def schedules(fields: dict[str, int]) -> set[tuple[int, int, int]]:
+    """What a kernel of this config can run: (cluster_m, cluster_n, split_k)."""
+    if not fields["swap_ab"]:
+        return {(1, 1, 1)} if fields["cluster"] == 1 else {(2, 1, 1), (1, 2, 1)}
+    return {
+        (1, shared, split)
+        for shared, split in itertools.product((1, 2, 4), range(1, 9))
+        if shared * split <= 8 and fields["block_m"] // shared >= 8
+    }
 
 
 def test_explain_config() -> None:
     candidates = pykernels.explain_config(pykernels.fp8_gemm_nt, m=4096, n=7168, k=2048)
-    assert {candidate.kernel for candidate in candidates} == {kernel["name"] for kernel in KERNELS}
+    listed = [(c.kernel, tuple(c.schedule.values())) for c in candidates]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {
+        (name, schedule) for name, fields in KERNELS.items() for schedule in schedules(fields)
+    }
     costs = [candidate.cost["total_us"] for candidate in candidates]
     assert costs == sorted(costs)
     few = pykernels.explain_config(pykernels.fp8_gemm_nt, m=64, n=64, k=64, num_sms=1)
+    assert few
     assert all(set(candidate.schedule.values()) == {1} for candidate in few)
     (only,) = pykernels.explain_config(pykernels.quantize_1x128, m=5, k=5)
     assert only.kernel == "quantize_1x128"
+
+
+def test_explain_config_refuses() -> None:
+    op = pykernels.fp8_gemm_nt
     for sizes in ({"m": 1, "n": 8}, {"m": 1, "n": 8, "k": 16, "batch": 2}):
         with pytest.raises(ValueError, match="sizes must be m, n, k and may be num_sms, got m, n"):
-            pykernels.explain_config(pykernels.fp8_gemm_nt, **sizes)
+            pykernels.explain_config(op, **sizes)
     with pytest.raises(ValueError, match="m must be at least 0, got -1"):
-        pykernels.explain_config(pykernels.fp8_gemm_nt, m=-1, n=8, k=16)
+        pykernels.explain_config(op, m=-1, n=8, k=16)
     with pytest.raises(ValueError, match=r"op must be fp8_gemm_nt, .* got relu"):
         pykernels.explain_config(torch.relu, m=1)
     with pytest.raises(ValueError, match=r"device must be a CUDA device or None, got cpu; .*H20"):
-        pykernels.explain_config(pykernels.fp8_gemm_nt, device="cpu", m=1, n=8, k=16)
+        pykernels.explain_config(op, device="cpu", m=1, n=8, k=16)
+    with pytest.raises(ValueError, match=r"batch_invariant must be True or False, got 1"):
+        pykernels.explain_config(op, m=1, n=8, k=16, batch_invariant=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sizes", [(0, 8, 16), (8, 0, 16), (8, 8, 0), (0, 0, 0)], ids=str)
+def test_empty_sizes_have_finite_costs(sizes: tuple[int, int, int]) -> None:
+    for candidate in explain(sizes, gpu()):
+        assert all(0 <= figure < 1e4 for figure in candidate.cost.values()), candidate.cost
+
+
+@pytest.mark.parametrize("name", GPUS)
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("num_sms", [None, 1, 20])
+def test_choice_is_the_least_of_all(name: str, batch_invariant: bool, num_sms: int | None) -> None:
+    """Against each kernel ranked on its own: nothing is left out by a bound."""
+    on, options = gpu(name), {"batch_invariant": batch_invariant, "num_sms": num_sms}
+    for family in (FAMILY, KERNELS):
+        for m, (n, k) in itertools.product((1, 64, 300, 4096), WEIGHTS[:4]):
+            every = [
+                candidate
+                for kernel, fields in family.items()
+                for candidate in explain((m, n, k), on, configs={kernel: fields}, **options)
+            ]
+            least = min(candidate.cost["total_us"] for candidate in every)
+            chosen = choose((m, n, k), on, configs=family, **options)
+            assert chosen.cost["total_us"] == least
+            assert key(chosen) == key(explain((m, n, k), on, configs=family, **options)[0])
+
+
+def test_every_schedule_is_ranked() -> None:
+    listed = [key(candidate) for candidate in explain((64, 4096, 7168), gpu())]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {
+        (name, schedule) for name, fields in FAMILY.items() for schedule in schedules(fields)
+    }
+    invariant = explain((64, 4096, 7168), gpu(), batch_invariant=True)
+    assert {key(candidate) for candidate in invariant} == {
+        (name, schedule) for name, schedule in listed if schedule[2] == 1
+    }
+
+
+def test_op_takes_the_first_candidate() -> None:
+    a, b = gemm_operands(40, 136, 272)
+    for options in ({}, {"num_sms": 3}, {"batch_invariant": True}):
+        best = pykernels.explain_config(pykernels.fp8_gemm_nt, m=40, n=136, k=272, **options)[0]
+        for _ in range(2):  # the second choice is a remembered one
+            with pykernels.emulate(checks=()) as report:
+                pykernels.fp8_gemm_nt(a, b, **options)
+            assert [name for name, _ in report.launches] == [best.kernel]
+
+
+def test_gpus_choose_apart_by_their_constants() -> None:
+    shapes = [(m, n, k) for m in ROWS for n, k in WEIGHTS]
+    chosen = {name: [key(choose(shape, gpu(name))) for shape in shapes] for name in GPUS}
+    for first, second in itertools.combinations(GPUS, 2):
+        differ = sum(a != b for a, b in zip(chosen[first], chosen[second], strict=True))
+        assert 0 < differ < len(shapes), (first, second)
+    as_h200 = gpu("H100", **gpu("H200").constants)
+    assert [key(choose(shape, as_h200)) for shape in shapes] == chosen["H200"]
+
+
+def test_explain_config_of_a_named_gpu() -> None:
+    sizes = {"m": 4096, "n": 7168, "k": 2048}
+    times = {
+        name: pykernels.explain_config(pykernels.fp8_gemm_nt, device=name, **sizes)[0].cost
+        for name in (*GPUS, "NVIDIA H100 PCIe")
+    }
+    # 296 TFLOPS against 1979, and no faster memory in the way.
+    assert times["H20"]["tensor_us"] > 5 * times["H200"]["tensor_us"]
+    assert times["H100"]["hbm_us"] > 1.4 * times["H200"]["hbm_us"]
+    assert times["NVIDIA H100 PCIe"]["total_us"] > times["H100"]["total_us"]
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("h100-nvl", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA H800", "H800"),
+        ("NVIDIA H20", "H20"),
+        ("emulator", "H200"),
+        ("NVIDIA A100-SXM4-80GB", None),
+        ("", None),
+    ],
+)
+def test_gpus_by_name(given: str, known: str | None) -> None:
+    found = native().find_gpu_model(given)
+    assert (found and found.name) == known
+
+
+def test_constants_of_gpus() -> None:
+    for model in native().gpu_models():
+        constants = model.constants
+        assert all(value > 0 for value in constants.values()), model.name
+        assert model.active_clusters[1] == model.num_sms
+        for size in range(2, 9):  # clusters stay inside a GPC
+            assert 0 < model.active_clusters[size] <= model.num_sms // size
+        part = model.with_num_sms(2)
+        assert part.num_sms == 2
+        assert part.active_clusters[:4] == [0, 2, 1, 0]
+    peak = {
+        m.name: 2e-3 * m.num_sms * m.constants["macs_per_clock"] * m.constants["clock_ghz"]
+        for m in native().gpu_models()
+    }
+    assert peak["H200"] == pytest.approx(1979)
+    assert peak["H20"] == pytest.approx(296)
+    # Twice 15 clusters of 4 fit where 15 of 8 do; all 132 SMs have a place in pairs.
+    assert gpu("H100").active_clusters[8] == 15
+    assert gpu("H100").active_clusters[2] == 66
+    with pytest.raises(ValueError, match="a GPU has no constant named hbm"):
+        gpu(hbm=1.0)
+    with pytest.raises(ValueError, match="hbm_gbps must not be negative, got -1"):
+        gpu(hbm_gbps=-1.0)
+
+
+@pytest.fixture
+def recording() -> Iterator[Any]:
+    drivers: list[Any] = []
+
+    def install(name: str, num_sms: int) -> Any:
+        target = native().EmulatedDevice(checks=(), num_sms=num_sms)
+        drivers.append(native().RecordingDriver(target, name=name, num_sms=num_sms))
+        return native().CudaDevice(0, 0)
+
+    yield install
+    for driver in drivers:
+        driver.close()
+
+
+def launch(device: Any) -> None:
+    a, b = gemm_operands(8, 8, 16)
+    out = torch.empty(8, 8, dtype=torch.bfloat16)
+    native().fp8_gemm_nt(device, *(tensor_view(tensor) for tensor in (*a, *b, out)))
+
+
+def test_unknown_gpu_gets_the_nearest_constants_and_one_warning(recording: Any) -> None:
+    device = recording("NVIDIA Something New", 80)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        launch(device)
+        launch(device)
+        model = native().device_gpu_model(device)
+    assert len(caught) == 1
+    assert caught[0].category is RuntimeWarning
+    message = str(caught[0].message)
+    assert re.search("NVIDIA Something New with 80 SMs; .*those of H20,", message)
+    assert model.name == "H20"
+    assert model.num_sms == model.active_clusters[1] == 80
+
+
+def test_warning_as_an_error_leaves_the_launch_out(recording: Any) -> None:
+    device = recording("NVIDIA Something Newer", 130)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="Something Newer"):
+            launch(device)
+        launch(device)
+
+
+def test_known_gpu_gets_its_constants_and_the_driver_counts_clusters(recording: Any) -> None:
+    device = recording("NVIDIA H20", 78)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        launch(device)
+        model = native().device_gpu_model(device)
+    assert model.name == "H20"
+    assert model.constants == gpu("H20").constants
+    assert model.active_clusters[2] == 39  # the recording driver knows no GPCs
+
+
+def test_no_kernel_fits() -> None:
+    with pytest.raises(RuntimeError, match="no kernel of family fp8_gemm_nt for 1 SMs"):
+        choose((64, 64, 64), gpu(), num_sms=1, configs=config(128, 128, cluster=2))

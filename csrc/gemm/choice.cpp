@@ -1,3 +1,4 @@
+// The constants of devices, and what each thread remembers of its choices.
 #include "gemm/choice.h"
 
 #include <algorithm>
@@ -29,17 +30,17 @@ void warn_of(const DeviceProperties& properties, const GpuModel& taken) {
   has_warning.store(true, std::memory_order_release);
 }
 
-/// The driver's counts of clusters, asked with one kernel of the family for each size.
+/// The driver's counts of clusters, asked with the kernel of the family that has most sizes: every
+/// kernel fills an SM, and asking loads it.
 void ask_active_clusters(Device& device, const GemmFamily& family, GpuModel& gpu) {
-  for (uint32_t size = 2; size <= kMaxCluster; ++size) {
-    for (const GemmKernel& kernel : family) {
-      const auto schedules = kernel.schedules();
-      const bool can = std::any_of(schedules.begin(), schedules.end(),
-                                   [&](const auto& each) { return each.cluster() == size; });
-      if (!can) continue;
-      gpu.active_clusters[size] = device.max_active_clusters(*kernel.info, {size, 1, 1});
-      break;
-    }
+  const auto most = std::max_element(
+      family.begin(), family.end(),
+      [](const auto& a, const auto& b) { return a.num_schedules < b.num_schedules; });
+  if (most == family.end()) return;
+  for (const GemmSchedule& schedule : most->schedules()) {
+    const uint32_t size = schedule.cluster();
+    const int count = device.max_active_clusters(*most->info, {size, 1, 1});
+    gpu.active_clusters[size] = std::min(count, gpu.num_sms / static_cast<int>(size));
   }
 }
 

@@ -2,39 +2,14 @@
 #include "gemm/cost.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
-#include <deque>
 #include <limits>
-#include <mutex>
 
 #include "core/check.h"
 
 namespace pykernels::gemm {
 namespace {
-
-/// Bytes a clock that shared memory delivers (CUDA C++ Programming Guide: 32 banks of 4 bytes).
-constexpr double kSharedBytesPerClock = 128;
-/// k of one WGMMA on e4m3, PTX ISA.
-constexpr double kWgmmaK = 32;
-/// Instructions of a consumer warp's main loop in each k tile beside its FFMA: bench/listing.py,
-/// see README.md, "Budgets".
-constexpr double kLoopInstructions = 34;
-/// More of them where a tile's columns belong to two blocks of B: shuffles for the second block's
-/// factors, and selects of two factors for each unit of columns between the outer ones.
-constexpr double kSecondBlockShuffles = 2;
-constexpr double kUnitSelects = 2;
-/// With swap_ab: one 64-bit load of scale products for every four accumulators (estimate).
-constexpr double kAccumulatorsPerScaleLoad = 4;
-/// k tiles between two exchanges of scale factors, after which a lone consumer warpgroup promotes
-/// with nothing in flight (mainloop.cuh).
-constexpr int64_t kKTilesPerGroup = 4;
-/// Clocks of such a gap beyond one FFMA a clock, from wait_group to the next WGMMA: estimate.
-constexpr double kGapClocks = 100;
-/// Instructions of a warp's epilogue for each accumulator: conversion, stmatrix, addresses
-/// (estimate from listings of 150 to 250 instructions).
-constexpr double kEpilogueInstructions = 2;
 
 int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
@@ -44,50 +19,6 @@ int64_t ceil_shift(int64_t value, uint32_t divisor) {
 }
 
 double round_to_sectors(double bytes) { return std::ceil(bytes / 32) * 32; }
-
-uint32_t config_field(const KernelInfo& kernel, const char* field) {
-  const auto found = kernel.config.find(field);
-  if (found == kernel.config.end()) {
-    throw EnvironmentError(
-        concat("the metadata of kernel ", kernel.name, " has no config.", field));
-  }
-  return static_cast<uint32_t>(found->second);
-}
-
-GemmKernel make_kernel(const KernelInfo& info) {
-  GemmKernel kernel;
-  kernel.info = &info;
-  const GemmConfig config = kernel.config = config_of(info);
-  for (const GemmSchedule& schedule : schedules_of(config)) {
-    kernel.schedule_list[kernel.num_schedules++] = schedule;
-  }
-  const uint32_t warpgroups = config.num_consumer_warpgroups();
-  const double accumulators = config.columns() / 2;  // of a thread
-  kernel.macs = static_cast<double>(config.block_m) * config.block_n * kBlockK;
-  kernel.shared_clocks =
-      warpgroups * kBlockK * (kWarpgroupRows + config.columns()) / kSharedBytesPerClock;
-  double instructions = accumulators + kLoopInstructions;
-  if (config.swap_ab) {
-    instructions += accumulators / kAccumulatorsPerScaleLoad;
-  } else if (config.num_scale_blocks() > 1) {
-    const uint32_t units = config.block_n / config.column_unit();
-    instructions += kSecondBlockShuffles;
-    if (!config.has_two_loops()) instructions += kUnitSelects * (units - 2);
-  }
-  kernel.issue_clocks = warpgroups * instructions;
-  if (warpgroups == 1) {
-    kernel.gap_clocks = (accumulators + kGapClocks) /
-                        (config.has_two_accumulators() ? static_cast<double>(kKTilesPerGroup) : 1);
-  }
-  kernel.epilogue_clocks = warpgroups * kEpilogueInstructions * accumulators;
-  // Each quad loads a factor of each of its rows and blocks once in a k tile.
-  const uint32_t quads = config.num_consumer_threads() / 4;
-  kernel.scale_bytes = 4.0 * (config.block_m + quads * config.num_scale_blocks());
-  kernel.load_bytes = config.stage_bytes();
-  kernel.per_stage = 1.0 / config.num_stages();
-  kernel.partial_bytes = 4.0 * config.block_m * config.block_n;
-  return kernel;
-}
 
 /// The largest of three times that overlap, more where another comes near it: (a^4 + b^4 +
 /// c^4)^1/4.
@@ -111,8 +42,10 @@ struct Terms {
   double us_per_l2_byte;
   double clocks_per_mac;
   double clocks_per_load_byte;
-  double per_sm;         // 1 / SMs
-  double scale_k_tiles;  // whose factors a tile loads: a group ahead, also behind the last one
+  double per_sm;  // 1 / SMs
+  // Whose factors a tile loads: a group ahead, also behind the last one; with swap_ab by split k.
+  double scale_k_tiles;
+  std::array<double, kMaxCluster + 1> swap_scale_k_tiles;
   std::array<int64_t, kMaxCluster + 1> num_clusters;  // that run at one time, by size; 0: none
   std::array<double, kMaxCluster + 1> k_tiles_of;     // of the CTA with most of them, by split k
   std::array<double, kMaxCluster + 1> reduce_us_per_byte;  // of an output tile, by split k
@@ -123,7 +56,10 @@ struct Terms {
     const auto k = static_cast<double>(problem.k);
     const int64_t k_tiles_count = ceil_div(problem.k, kBlockK);
     k_tiles = static_cast<double>(k_tiles_count);
-    scale_k_tiles = static_cast<double>((k_tiles_count / kKTilesPerGroup + 1) * kKTilesPerGroup);
+    scale_k_tiles =
+        k_tiles_count > 0
+            ? static_cast<double>((k_tiles_count / kKTilesPerGroup + 1) * kKTilesPerGroup)
+            : 0;
     a_bytes = m * k;
     b_bytes = n * k;
     d_bytes = m * n * problem.d_bytes;
@@ -141,10 +77,20 @@ struct Terms {
     for (int size = 1; size <= kMaxCluster; ++size) {
       const auto at = static_cast<size_t>(size);
       num_clusters[at] = std::min(gpu.active_clusters[at], num_sms / size);
-      k_tiles_of[at] = static_cast<double>(ceil_div(k_tiles_count, size));
+      const int64_t least = k_tiles_count / size;  // of one CTA; `longer` of them have one more
+      const int64_t longer = k_tiles_count - least * size;
+      k_tiles_of[at] = static_cast<double>(least + (longer > 0 ? 1 : 0));
+      swap_scale_k_tiles[at] = static_cast<double>(longer * loaded_scales(least + 1) +
+                                                   (size - longer) * loaded_scales(least));
       // Every CTA takes in its share of the tile from each of the others.
       reduce_us_per_byte[at] = us_per_clock / gpu.dsmem_bytes_per_clock * (size - 1) / size;
     }
+  }
+
+  /// K tiles whose factors the scale warp loads for so many of its own.
+  static int64_t loaded_scales(int64_t k_tiles_of_cta) {
+    if (k_tiles_of_cta == 0) return 0;
+    return (ceil_div(k_tiles_of_cta, kKTilesPerGroup) + 1) * kKTilesPerGroup;
   }
 
   /// The share of what is read again after `distance` other bytes that L2 has lost by then.
@@ -168,7 +114,8 @@ struct KernelTerms {
         tiles_n(ceil_div(terms.problem.n, of.config.block_n)),
         tensor_clocks(std::max(of.macs * terms.clocks_per_mac, of.shared_clocks)),
         load_clocks(of.load_bytes * terms.clocks_per_load_byte),
-        k_tile_us(std::max({tensor_clocks + of.gap_clocks, of.issue_clocks, load_clocks}) *
+        k_tile_us(std::max({tensor_clocks, of.issue_clocks, load_clocks,
+                            tensor_clocks * of.per_warpgroup + of.gap_clocks}) *
                   terms.us_per_clock) {}
 
   /// No schedule takes less: all SMs busy all the time.
@@ -198,8 +145,8 @@ class CandidateTerms {
     latency_us_ = latency_us * on_.kernel.per_stage;
     epilogue_us_ = (gpu.epilogue_clocks + on_.kernel.epilogue_clocks) * terms.us_per_clock;
     if (schedule.split_k > 1) {
-      reduce_us_ = gpu.cluster_barrier_us +
-                   on_.kernel.partial_bytes * terms.reduce_us_per_byte[schedule.split_k];
+      reduce_us_ =
+          gpu.split_wait_us + on_.kernel.partial_bytes * terms.reduce_us_per_byte[schedule.split_k];
     }
     sm_us_ = k_tiles_ * std::max(on_.k_tile_us, latency_us_) + epilogue_us_ + reduce_us_;
     launch_us_ = gpu.launch_us + (schedule.cluster() > 1 ? gpu.cluster_start_us : 0);
@@ -250,8 +197,10 @@ class CandidateTerms {
     const auto num_m = static_cast<double>(num_m_);
     const auto num_n = static_cast<double>(num_n_);
     const double cta_tiles = num_m * num_n * schedule_.cluster_m * schedule_.cluster_n;
+    const double scale_k_tiles =
+        kernel.config.swap_ab ? terms_.swap_scale_k_tiles[schedule_.split_k] : terms_.scale_k_tiles;
     l2_bytes_ = terms_.a_bytes * num_n + terms_.b_bytes * num_m +
-                cta_tiles * terms_.scale_k_tiles * kernel.scale_bytes + terms_.d_bytes;
+                cta_tiles * scale_k_tiles * kernel.scale_bytes + terms_.d_bytes;
     hbm_bytes_ = terms_.once_bytes;
     // All tiles at one time, or all operands in L2: nothing is read again.
     if (num_tiles_ <= num_clusters_) return;
@@ -310,52 +259,6 @@ bool can_run(const Terms& terms, const GemmSchedule& schedule) {
 }
 
 }  // namespace
-
-GemmConfig config_of(const KernelInfo& kernel) {
-  return {.block_m = config_field(kernel, "block_m"),
-          .block_n = config_field(kernel, "block_n"),
-          .cluster = config_field(kernel, "cluster"),
-          .swap_ab = config_field(kernel, "swap_ab") != 0};
-}
-
-std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
-  std::vector<GemmSchedule> schedules;
-  if (!config.swap_ab) {
-    if (config.cluster == 1) return {{}};
-    return {{.cluster_m = config.cluster}, {.cluster_n = config.cluster}};
-  }
-  constexpr uint32_t kMinBoxRows = 8;  // of A that each CTA of the cluster loads
-  for (uint32_t cluster_n = 1; cluster_n <= 4; cluster_n *= 2) {
-    if (config.block_m / cluster_n < kMinBoxRows) break;
-    for (uint32_t split_k = 1; split_k * cluster_n <= kMaxCluster; ++split_k) {
-      schedules.push_back({.cluster_n = cluster_n, .split_k = split_k});
-    }
-  }
-  return schedules;
-}
-
-GemmFamily make_family(std::span<const KernelInfo* const> kernels) {
-  GemmFamily family;
-  family.reserve(kernels.size());
-  for (const KernelInfo* info : kernels) family.push_back(make_kernel(*info));
-  return family;
-}
-
-const GemmFamily& registered_family() {
-  static std::mutex mutex;
-  static std::deque<GemmFamily> families;  // one for each state; never shrinks
-  static std::atomic<const GemmFamily*> latest{nullptr};
-  static std::atomic<uint64_t> latest_generation{std::numeric_limits<uint64_t>::max()};
-  const uint64_t generation = Registry::instance().generation();
-  if (latest_generation.load(std::memory_order_acquire) == generation) {
-    return *latest.load(std::memory_order_acquire);
-  }
-  const std::lock_guard lock(mutex);
-  families.push_back(make_family(Registry::instance().family("fp8_gemm_nt")));
-  latest.store(&families.back(), std::memory_order_release);
-  latest_generation.store(generation, std::memory_order_release);
-  return families.back();
-}
 
 uint32_t raster_group(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
                       int64_t num_m) {

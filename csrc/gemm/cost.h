@@ -2,13 +2,12 @@
 // stand in README.md, "Cost model".
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "core/registry.h"
 #include "gemm/config.h"
+#include "gemm/family.h"
 #include "gemm/gpu_model.h"
 
 namespace pykernels::gemm {
@@ -52,43 +51,6 @@ struct GemmCandidate {
   GemmSchedule schedule;
   GemmCost cost;
 };
-
-/// A kernel of the family and what the model derives from its config, once.
-struct GemmKernel {
-  static constexpr size_t kMaxSchedules = 16;
-
-  const KernelInfo* info = nullptr;
-  GemmConfig config;
-  std::array<GemmSchedule, kMaxSchedules> schedule_list{};
-  size_t num_schedules = 0;
-
-  double macs = 0;             // multiply-adds of a k tile
-  double shared_clocks = 0;    // that the tensor cores need to read a k tile from shared memory
-  double gap_clocks = 0;       // a k tile, in which nothing feeds the tensor cores
-  double issue_clocks = 0;     // a k tile, of each scheduler
-  double epilogue_clocks = 0;  // instructions of an epilogue, of each scheduler
-  double scale_bytes = 0;      // that a CTA's loads of scale factors take from L2, a k tile
-  double load_bytes = 0;       // that TMA writes into the SM, a k tile
-  double per_stage = 0;        // 1 / stages of the ring
-  double partial_bytes = 0;    // FP32 totals of an output tile
-
-  std::span<const GemmSchedule> schedules() const { return {schedule_list.data(), num_schedules}; }
-};
-
-using GemmFamily = std::vector<GemmKernel>;
-
-/// The config that a kernel was compiled for, from its metadata.
-GemmConfig config_of(const KernelInfo& kernel);
-
-/// The schedules that a kernel can run.
-std::vector<GemmSchedule> schedules_of(const GemmConfig& config);
-
-/// What the model needs to know of these kernels.
-GemmFamily make_family(std::span<const KernelInfo* const> kernels);
-
-/// The registered kernels of family fp8_gemm_nt; made anew only when the registry has changed. The
-/// reference stays valid.
-const GemmFamily& registered_family();
 
 /// Cluster tiles along m that are walked before the next one along n: as many as make the operands
 /// of the tiles that run at one time, a group's rows and the columns beside them, fewest bytes.

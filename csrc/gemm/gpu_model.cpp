@@ -71,10 +71,10 @@ GpuModel make_gpu_model(const Variant& variant) {
   gpu.tensor_share = 0.9;  // estimate: clocks fall under a full load of the tensor cores
   // Estimate: the SM-to-SM network of H800 moves about 3.3 TB/s in clusters of 2 (arXiv 2402.13499)
   gpu.dsmem_bytes_per_clock = 14;
-  gpu.cluster_barrier_us = 1.0;  // estimate: two trips of about 0.2 us and the skew of the CTAs
-  gpu.cluster_start_us = 0.2;    // estimate: one cluster barrier at the start, a drain at the end
-  gpu.epilogue_clocks = 300;     // estimate: last wait, barrier, issue of the stores
-  gpu.launch_us = 0.8;           // estimate: programmatic dependent launch inside a graph
+  gpu.split_wait_us = 1.0;     // estimate: a trip of about 0.3 us and the skew of the CTAs
+  gpu.cluster_start_us = 0.2;  // estimate: one cluster barrier at the start, a drain at the end
+  gpu.epilogue_clocks = 300;   // estimate: last wait, barrier, issue of the stores
+  gpu.launch_us = 0.8;         // estimate: programmatic dependent launch inside a graph
   return gpu;
 }
 
@@ -107,7 +107,7 @@ std::span<const GpuConstant> gpu_constants() {
       {"macs_per_clock", &GpuModel::macs_per_clock},
       {"tensor_share", &GpuModel::tensor_share},
       {"dsmem_bytes_per_clock", &GpuModel::dsmem_bytes_per_clock},
-      {"cluster_barrier_us", &GpuModel::cluster_barrier_us},
+      {"split_wait_us", &GpuModel::split_wait_us},
       {"cluster_start_us", &GpuModel::cluster_start_us},
       {"epilogue_clocks", &GpuModel::epilogue_clocks},
       {"launch_us", &GpuModel::launch_us},

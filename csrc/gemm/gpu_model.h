@@ -35,7 +35,7 @@ struct GpuModel {
   double macs_per_clock = 0;         // FP8 multiply-adds a clock and SM, peak
   double tensor_share = 0;           // of that peak that a main loop reaches (power, clocks)
   double dsmem_bytes_per_clock = 0;  // from the other CTAs of a cluster into one SM
-  double cluster_barrier_us = 0;     // a cluster barrier, with the wait for the slowest CTA
+  double split_wait_us = 0;          // until the partial totals of a tile's other CTAs are there
   double cluster_start_us = 0;       // what a cluster's start and end cost beyond a CTA's
   double epilogue_clocks = 0;        // of a tile's epilogue beyond its instructions
   double launch_us = 0;              // from one kernel's end to the next one's first instruction
