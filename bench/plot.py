@@ -61,6 +61,8 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], *, measured: bool) -> None:
     for row in sorted(rows, key=lambda row: int(row["m"])):
         values = _measured_bars(row) if measured else _modelled_bars(row)
         for name, value in values.items():
+            if value <= 0:  # a part that this candidate does not have
+                continue
             lines.setdefault(name, []).append((row["m"], value))
     for name, points in lines.items():
         first = name in ("pykernels", "total_us")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -83,16 +86,22 @@ def _matrix(loop: listing.MainLoop) -> str:
 
 
 def compiled_baselines() -> list[dict[str, Any]]:
-    """Listings of the baselines whose cubins are at hand."""
-    from .baselines import build
+    """Listings of the baselines at hand: CUTLASS where built, Triton where installed."""
+    from .baselines import build, triton_launch
 
     found = [build.find(variant, ".cubin") for variant in build.VARIANTS]
-    return [foreign_row(cubin) for cubin in found if cubin is not None]
+    rows = [foreign_row(cubin) for cubin in found if cubin is not None]
+    if importlib.util.find_spec("triton") is not None:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows.append(foreign_row(triton_launch.write_cubin(Path(folder), triton_launch.LARGE)))
+    return rows
 
 
 def foreign_row(cubin: Path) -> dict[str, Any]:
     """The listing of a cubin that holds one kernel of any name, named as the file."""
-    return cubin_figures(listing.read_listing(cubin, any_name=True))
+    row = cubin_figures(listing.read_listing(cubin, any_name=True))
+    return row | {"name": row["name"].partition("-")[0]}
 
 
 def _model_row(candidate: Candidate) -> dict[str, Any]:

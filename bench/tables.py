@@ -38,6 +38,8 @@ def print_measured(row: dict[str, Any], console: Console) -> None:
         cells = [_number(found[figure]) for figure in figures]
         table.add_row(name, *cells, *_rates(found["us"], flops, num_bytes), found.get("note", ""))
     console.print(table)
+    if row.get("candidates"):
+        console.print(_candidates_table(row))
 
 
 def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
@@ -64,6 +66,17 @@ def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
             named = (str(row["m"]), row["kernel"], _by(row["schedule"]))
             table.add_row(*named, _number(best["total_us"]), *rates)
     console.print(table)
+
+
+def _candidates_table(row: dict[str, Any]) -> Table:
+    table = _table(
+        "Kernels by name, measured alone, and what the model gives them",
+        ("kernel", "schedule", "us", "model us"),
+    )
+    for candidate in sorted(row["candidates"], key=lambda candidate: float(candidate["us"])):
+        times = (_number(candidate["us"]), _number(candidate["model"]["total_us"]))
+        table.add_row(candidate["kernel"], _by(candidate["schedule"]), *times)
+    return table
 
 
 def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table:
@@ -99,7 +112,7 @@ def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table
             f"{peer.issue_share:.2f}",
         )
     for baseline in compiled:
-        _add_listing(table, baseline, "dim")
+        _add_listing(table, baseline | {"name": f"{baseline['name']}, compiled here"}, "dim")
     return table
 
 
@@ -150,8 +163,8 @@ def _model_table(row: dict[str, Any]) -> Table:
     candidates = row["model"]
     heads = (f"{c['kernel'].removeprefix('fp8_gemm_nt_')} {_by(c['schedule'])}" for c in candidates)
     table = _table(
-        f"Model, not a measurement ({row['device'] or 'this device'}; kernel and schedule: "
-        "clusters along m, n, split of k)",
+        f"Model of an {row['device'] or 'H200'}, not a measurement; kernel, cluster along m and n, "
+        "split of k",
         ("", *heads),
     )
     for name in (name for name in candidates[0] if name not in ("kernel", "schedule")):

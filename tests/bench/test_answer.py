@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pykernels import cli
-from pykernels.bench import answer, counts, listing
+from pykernels.bench import answer, counts, gemm_bench, harness, listing
 from pykernels.bench.candidates import Shape
 
 SIZES = ["--n", "264", "--k", "400"]
@@ -37,7 +37,8 @@ def test_everything_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "Machine code: ours assembled by ptxas",
         "DeepGEMM FP8 1d2d 128x128",
         "Counted in the emulator on 65x264x400: no times",
-        "Model, not a measurement",
+        "Model of an H200, not a measurement",
+        "triton_m128n128, compiled here",
     ):
         assert text in printed
     result = json.loads(written.read_text())
@@ -125,3 +126,44 @@ def test_large_shapes_are_counted_on_smaller_ones() -> None:
         assert smaller.flops / 2 <= 2**34
         assert smaller.k % 128 == smaller.n % 128 == 0
         assert smaller.flops / 2 > 2**31
+
+
+MEASURED = {
+    "m": 64, "n": 264, "k": 400, "num_sms": None, "batch_invariant": False,
+    "kernel": "fp8_gemm_nt_m64n64c1", "schedule": [1, 1, 1],
+    "us": 4.0, "us_p10": 3.9, "us_p90": 4.1, "warm_l2_us": 3.5, "tflops": 3.4, "gbps": 40.0,
+    "bound": "memory", "roofline_share": 0.5,
+    "baselines": {
+        "other": {
+            "us": 6.0, "us_p10": 5.9, "us_p90": 6.1, "ratio": 1.5,
+            "warm_l2_us": 5.0, "warm_l2_ratio": 1.43, "note": "less work",
+        },
+        "absent": {"unavailable": "not installed"},
+    },
+    "candidates": [
+        {
+            "kernel": "fp8_gemm_nt_m64n64c1", "schedule": [1, 1, 1], "us": 4.0,
+            "model": {"total_us": 3.0},
+        }
+    ],
+}  # fmt: skip
+
+
+def test_measured_rows_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU: the rows come from gemm_bench, whose own tests make one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
+    monkeypatch.setattr(harness, "environment", dict)
+    monkeypatch.setattr(gemm_bench, "measure", lambda shape, *_, **__: MEASURED | {"m": shape.m})
+    written, drawn = tmp_path / "rows.json", tmp_path / "rows.png"
+    assert run("--m", "64,128", *SIZES, "--json", str(written), "--plot", str(drawn)) == 0
+    printed = capsys.readouterr().out
+    for text in ("Measured in turns", "1.50", "less work", "not installed", "x other", "model us"):
+        assert text in printed
+    assert "not a measurement" not in printed
+    result = json.loads(written.read_text())
+    assert result["measured"]
+    assert result["copy_gbps"] == 4000.0
+    assert [row["m"] for row in result["rows"]] == [64, 128]
