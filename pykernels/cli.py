@@ -1,10 +1,11 @@
-"""The command line: ``python -m pykernels demo | doctor | bench``."""
+"""The command line: ``python -m pykernels demo | doctor | bench | calibrate``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pykernels.bench import answer
 
             return answer.run(options, console)
+        if options.command == "calibrate":
+            from pykernels import calibrate
+
+            return calibrate.run(options.results, options.gpu, console)
         if options.command == "demo":
             from pykernels import demo
 
@@ -72,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     from pykernels.bench import answer_options
 
     answer_options.add(bench)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="fit the cost model's constants to measured times",
+        description="Fits the constants of the GEMM's cost model to times of bench/validate_gpu.sh "
+        "and says where its choice loses against the best measured kernel.",
+    )
+    calibrate.add_argument("results", type=Path, help="validation.json, bench.json or bench.jsonl")
+    calibrate.add_argument("--gpu", help="the GPU's name, where the file does not tell it")
     return parser
 
 
