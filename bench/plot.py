@@ -57,18 +57,23 @@ def _bars(axes: Axes, values: dict[str, float]) -> None:
 
 
 def _lines(axes: Axes, rows: list[dict[str, Any]], *, measured: bool) -> None:
+    rows = sorted(rows, key=lambda row: int(row["m"]))
     lines: dict[str, list[tuple[int, float]]] = {}
-    for row in sorted(rows, key=lambda row: int(row["m"])):
-        values = _measured_bars(row) if measured else _modelled_bars(row)
+    for row in rows:
+        values = _measured_bars(row) if measured else _largest(_modelled_bars(row))
         for name, value in values.items():
-            if value <= 0:  # a part that this candidate does not have
-                continue
             lines.setdefault(name, []).append((row["m"], value))
     for name, points in lines.items():
         first = name in ("pykernels", "total_us")
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=2.5 if first else 1)
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=3 if first else 1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.set_xticks([row["m"] for row in rows], [str(row["m"]) for row in rows])
     axes.set_xlabel("m")
     axes.set_ylabel("microseconds")
-    axes.legend()
+    axes.figure.legend(loc="outside right upper")
+
+
+def _largest(parts: dict[str, float]) -> dict[str, float]:
+    """Without the parts of less than a tenth of the whole, which would only crowd the plot."""
+    return {name: value for name, value in parts.items() if value >= 0.1 * parts["total_us"]}
