@@ -44,6 +44,7 @@ PARTS = {
 }
 TOTALS = {
     "op": "fp8_gemm_nt(a, b)",
+    "op, options": "with out_dtype=float32, num_sms=100, batch_invariant=True",
     "op, out=": "fp8_gemm_nt(a, b, out=out)",
     "C++": "config and launch, in C++ with the binding",
     "C++, new shape": "the same where the choice is not remembered",
@@ -117,9 +118,12 @@ def _steps() -> dict[str, Step]:
     overload = torch.ops.pykernels.fp8_gemm_nt.default
     return {
         "op": lambda: gemm.fp8_gemm_nt(a, b),
+        "op, options": lambda: gemm.fp8_gemm_nt(
+            a, b, out_dtype=torch.float32, num_sms=100, batch_invariant=True
+        ),
         "op, out=": lambda: gemm.fp8_gemm_nt(a, b, out=out),
-        "overload": lambda: overload(*a, *b, dtype, None, False),
-        "implementation": lambda: gemm._allocate(*a, *b, dtype, None),
+        "overload": lambda: overload(*a, *b),
+        "implementation": lambda: gemm._allocate(*a, *b),
         "call checks": lambda: is_usual_gemm_call(a, b, None, dtype, None, False),
         "op checks": lambda: usual_gemm_operands(*a, *b, None),
         "allocation": lambda: torch.empty(m, n, dtype=dtype, device=out.device),

@@ -62,10 +62,19 @@ def fp8_gemm_nt(
         _check_arguments(a, b, out, out_dtype, num_sms, batch_invariant)
     a_values, sfa = a
     b_values, sfb = b
+    # torch takes 4 us to convert a dtype, so what the schemas have as defaults is not passed.
+    usual = num_sms is None and batch_invariant is False
     if out is None:
-        result: Tensor = _OP(a_values, sfa, b_values, sfb, out_dtype, num_sms, batch_invariant)
+        result: Tensor
+        if usual and out_dtype is torch.bfloat16:
+            result = _OP(a_values, sfa, b_values, sfb)
+        else:
+            result = _OP(a_values, sfa, b_values, sfb, out_dtype, num_sms, batch_invariant)
         return result
-    _OP_OUT(a_values, sfa, b_values, sfb, num_sms, batch_invariant, out=out)
+    if usual:
+        _OP_OUT(a_values, sfa, b_values, sfb, out=out)
+    else:
+        _OP_OUT(a_values, sfa, b_values, sfb, num_sms, batch_invariant, out=out)
     return out
 
 
@@ -116,8 +125,8 @@ def _allocate(
     sfa: Tensor,
     b: Tensor,
     sfb: Tensor,
-    out_dtype: torch.dtype,
-    num_sms: int | None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    num_sms: int | None = None,
     batch_invariant: bool = False,
 ) -> Tensor:
     operands = usual_gemm_operands(a, sfa, b, sfb, num_sms)
@@ -138,7 +147,7 @@ def _write(
     sfa: Tensor,
     b: Tensor,
     sfb: Tensor,
-    num_sms: int | None,
+    num_sms: int | None = None,
     batch_invariant: bool = False,
     *,
     out: Tensor,
@@ -205,8 +214,8 @@ def _fake_allocate(
     sfa: Tensor,
     b: Tensor,
     sfb: Tensor,
-    out_dtype: torch.dtype,
-    num_sms: int | None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    num_sms: int | None = None,
     batch_invariant: bool = False,
 ) -> Tensor:
     checks.check_fp8_gemm_nt(a, sfa, b, sfb, None, out_dtype, num_sms, real=False)
@@ -218,7 +227,7 @@ def _fake_write(
     sfa: Tensor,
     b: Tensor,
     sfb: Tensor,
-    num_sms: int | None,
+    num_sms: int | None = None,
     batch_invariant: bool = False,
     *,
     out: Tensor,
@@ -226,16 +235,15 @@ def _fake_write(
     checks.check_fp8_gemm_nt(a, sfa, b, sfb, out, out.dtype, num_sms, real=False)
 
 
-# A default in a schema keeps calls that were written before the argument; the public function's
-# own default is the one that counts.
+# torch hands over no argument that has its schema's default.
 _OP = define(
-    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, int? num_sms,"
-    " bool batch_invariant=False) -> Tensor",
+    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype=bfloat16,"
+    " int? num_sms=None, bool batch_invariant=False) -> Tensor",
     implementation=_allocate,
     fake=_fake_allocate,
 )
 _OP_OUT = define(
-    "fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms,"
+    "fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms=None,"
     " bool batch_invariant=False, *, Tensor(a!) out) -> ()",
     implementation=_write,
     fake=_fake_write,

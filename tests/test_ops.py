@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels
 from pykernels import reference
@@ -44,13 +46,65 @@ def test_gemm_opcheck(out_dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.out, (*arguments, 4, False), {"out": out}, test_utils=CHECKS)
 
 
-def test_calls_from_before_batch_invariant() -> None:
-    """Positional calls of the ops as they were first."""
+def test_calls_with_and_without_what_has_a_default() -> None:
+    """All of them are what an op was called with once, so they stay."""
     ops, arguments = torch.ops.pykernels.fp8_gemm_nt, gemm_arguments()
-    result = ops(*arguments, torch.float32, None)
+    expected = ops(*arguments)
+    assert expected.dtype == torch.bfloat16
+    for options in ((torch.bfloat16,), (torch.bfloat16, None), (torch.bfloat16, 4, False)):
+        assert_same_bits(ops(*arguments, *options), expected)
+    assert ops(*arguments, torch.float32, None).dtype == torch.float32
+    for options in ((), (None,), (None, False), (4, False)):
+        out = torch.zeros(65, 136, dtype=torch.bfloat16)
+        ops.out(*arguments, *options, out=out)
+        assert_same_bits(out, expected)
+    invariant = ops(*arguments, torch.float32, None, True)
     out = torch.zeros(65, 136)
-    ops.out(*arguments, None, out=out)
-    assert_same_bits(out, result)
+    ops.out(*arguments, None, True, out=out)
+    assert_same_bits(out, invariant)
+
+
+def test_the_public_function_passes_every_option() -> None:
+    """Of both overloads, on the way through the op: a mode sees the calls."""
+    (a, sfa), (b, sfb) = gemm_operands(8, 8, 16)
+    out = torch.zeros(8, 8)
+    options: dict[str, list[Any]] = {
+        "out_dtype": [torch.bfloat16, torch.float32],
+        "num_sms": [None, 3],
+        "batch_invariant": [False, True],
+    }
+    for values in itertools.product(*options.values()):
+        chosen: dict[str, Any] = dict(zip(options, values, strict=True))
+        for output in (None, out):
+            with Recorder() as recorder:
+                pykernels.fp8_gemm_nt((a, sfa), (b, sfb), out=output, **chosen)
+            (call,) = recorder.calls
+            expected = chosen | {"out": out} if output is not None else chosen
+            if output is not None:
+                del expected["out_dtype"]
+            assert call == expected
+
+
+class Recorder(TorchDispatchMode):
+    """The arguments of the ops of this package, with the schema's defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[dict[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "pykernels":
+            given = dict(zip((each.name for each in func._schema.arguments), args, strict=False))
+            defaults = {
+                each.name: each.default_value
+                for each in func._schema.arguments
+                if each.has_default_value()
+            }
+            call = defaults | given | (kwargs or {})
+            if call.get("out_dtype") == 15:  # as the schema has it
+                call["out_dtype"] = torch.bfloat16
+            self.calls.append({k: v for k, v in call.items() if k not in ("a", "sfa", "b", "sfb")})
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
@@ -79,12 +133,12 @@ def test_schemas() -> None:
     """Additive only: what these say, later versions accept."""
     ops = torch.ops.pykernels
     assert str(ops.fp8_gemm_nt.default._schema) == (
-        "pykernels::fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, "
-        "int? num_sms, bool batch_invariant=False) -> Tensor"
+        "pykernels::fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, "
+        "ScalarType out_dtype=15, int? num_sms=None, bool batch_invariant=False) -> Tensor"
     )
     assert str(ops.fp8_gemm_nt.out._schema) == (
-        "pykernels::fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, int? num_sms, "
-        "bool batch_invariant=False, *, Tensor(a!) out) -> ()"
+        "pykernels::fp8_gemm_nt.out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, "
+        "int? num_sms=None, bool batch_invariant=False, *, Tensor(a!) out) -> ()"
     )
     for name in ("quantize_1x128", "quantize_128x128"):
         overloads = getattr(ops, name)

@@ -42,6 +42,7 @@ def test_host_path_takes_microseconds() -> None:
     figures = host_path.measure()
     best = {name: values["best_us"] for name, values in figures.items()}
     assert best["op"] < 2 * 25, figures
+    assert best["op, options"] < 2 * 25, figures
     assert best["op, out="] < 2 * 25, figures
     assert best["C++"] < 2 * 5, figures
     assert best["C++, new shape"] < 2 * 5, figures
