@@ -240,3 +240,9 @@ def test_usual_calls_are_accepted(m: int, out_dtype: torch.dtype) -> None:
             assert operands is not None
             assert usual_gemm_output(out, a, operands) is not None
         assert is_usual_gemm_call((a[:m], scales), (b, sfb), None, out_dtype, None, False)
+
+
+def test_tensors_without_memory_are_left_to_the_checks() -> None:
+    call = make_call((2, 8, 16), BF16, [])
+    tensors = [call[name].to("meta") for name in TENSORS[:4]]
+    assert usual_gemm_operands(*tensors, None) is None
