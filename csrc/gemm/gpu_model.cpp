@@ -53,28 +53,26 @@ GpuModel make_gpu_model(const Variant& variant) {
   }
   gpu.clock_ghz = variant.clock_ghz;
   gpu.hbm_gbps = variant.hbm_gbps;
-  // Estimate: copies on H100 reach 90 to 93 % of the datasheet.
-  gpu.hbm_share = 0.92;
-  // Estimates: an unloaded load takes about 0.35 us from HBM and 0.15 us from L2
-  // (microbenchmarks of Hopper, arXiv 2501.12084), TMA adds about 0.1 us, load doubles it.
+  gpu.hbm_share = 0.92;  // estimate
+  // Estimates: unloaded, a load takes about 400 clocks from HBM and 200 from L2
+  // (doi.org/10.1016/j.ultsonch.2023.106546, table 3); TMA and the load of others come on top.
   gpu.hbm_latency_us = 0.8;
   gpu.l2_latency_us = 0.4;
   gpu.l2_mbytes = variant.l2_mbytes;
   // Estimate: L2 has two partitions, and what SMs of both read may lie in both.
   gpu.l2_keep_share = 0.6;
-  // Estimate: 0.9 of 5120, A100 whitepaper; Hopper's is the same (8986 GB/s at 1755 MHz,
-  // doi.org/10.1016/j.ultsonch.2023.106546, table 3). The 1550 TFLOPS that DeepGEMM states for H800
-  // need more than 4300 with its tiles of 128x160 and multicast.
+  // Estimate: 0.9 of 5120, A100 whitepaper; Hopper's is the same (the table above: 8986 GB/s at
+  // 1755 MHz). The 1550 TFLOPS that DeepGEMM states for H800 need more than 4300 with its tiles of
+  // 128x160 and multicast.
   gpu.l2_bytes_per_clock = 4600;
   gpu.sm_bytes_per_clock = 64;  // A100 whitepaper; Hopper's is not published lower
   gpu.macs_per_clock = variant.tflops * 1e3 / 2 / gpu.num_sms / variant.clock_ghz;
-  gpu.tensor_share = 0.9;  // estimate: clocks fall under a full load of the tensor cores
-  // Estimate: the SM-to-SM network of H800 moves about 3.3 TB/s in clusters of 2 (arXiv 2402.13499)
-  gpu.dsmem_bytes_per_clock = 14;
-  gpu.split_wait_us = 1.0;     // estimate: a trip of about 0.3 us and the skew of the CTAs
-  gpu.cluster_start_us = 0.2;  // estimate: one cluster barrier at the start, a drain at the end
-  gpu.epilogue_clocks = 300;   // estimate: last wait, barrier, issue of the stores
-  gpu.launch_us = 0.8;         // estimate: programmatic dependent launch inside a graph
+  gpu.tensor_share = 0.9;          // estimate: clocks fall under a full load of the tensor cores
+  gpu.dsmem_bytes_per_clock = 14;  // estimate: a quarter of what L2 gives an SM
+  gpu.split_wait_us = 1.0;         // estimate: a trip of about 0.3 us and the skew of the CTAs
+  gpu.cluster_start_us = 0.2;      // estimate: one cluster barrier at the start, a drain at the end
+  gpu.epilogue_clocks = 300;       // estimate: last wait, barrier, issue of the stores
+  gpu.launch_us = 0.8;             // estimate: programmatic dependent launch inside a graph
   return gpu;
 }
 
