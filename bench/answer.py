@@ -7,8 +7,7 @@ listing, the emulator's counts and the model, each named as what it is.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ from .candidates import Options, Shape
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_DEFAULT_DEVICE = "H200"  # modelled where there is no Hopper GPU
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -34,7 +35,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         plot.require()
     options = Options(arguments.num_sms, arguments.batch_invariant, arguments.device)
     shapes = [Shape(m, arguments.n, arguments.k) for m in arguments.m]
-    measured = torch.cuda.is_available()
+    measured = _has_hopper()
+    if not measured and options.device is None:
+        options = dataclasses.replace(options, device=_DEFAULT_DEVICE)
     compiled = [] if measured else _compiled()
     copy_gbps = harness.copy_bandwidth() if measured else 0.0
     rows = []
@@ -64,6 +67,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _has_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+
 def _measured_row(shape: Shape, options: Options, copy_gbps: float) -> dict[str, Any]:
     from . import gemm_bench
 
@@ -83,8 +90,7 @@ def _compiled() -> list[dict[str, Any]]:
 
 
 def _host_path(console: Console) -> Any:
-    """The parts of a call on the host, where that bench is present."""
-    name = f"{__package__}.host_path"
-    if importlib.util.find_spec(name) is None:
-        return None
-    return importlib.import_module(name).report(console)
+    """The parts of a call on the host."""
+    from . import host_path
+
+    return host_path.report(console)

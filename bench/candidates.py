@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 import pykernels
-from pykernels.config import Candidate
+from pykernels.config import Candidate, gpu_model
 from pykernels.native import native, tensor_view
 
 
@@ -64,6 +64,23 @@ def rank(shape: Shape, options: Options) -> list[Candidate]:
         batch_invariant=options.batch_invariant,
         **sizes,
     )
+
+
+def roofline(shape: Shape, options: Options) -> dict[str, Any]:
+    """The least time by the datasheet of the GPU that is modelled, and what bounds it."""
+    gpu = gpu_model(options.device)
+    memory_us = shape.num_bytes / gpu.constants["hbm_gbps"] / 1e3
+    compute_us = shape.flops / peak_tflops(options) / 1e6
+    bound = "memory" if memory_us > compute_us else "compute"
+    return {"gpu": gpu.name, "roofline_us": max(memory_us, compute_us), "bound": bound}
+
+
+def peak_tflops(options: Options) -> float:
+    """FP8, dense, by the datasheet."""
+    gpu = gpu_model(options.device)
+    constants = gpu.constants
+    per_clock = 2 * gpu.num_sms * constants["macs_per_clock"]
+    return float(per_clock * constants["clock_ghz"] / 1e3)
 
 
 def named(candidate: Candidate) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pykernels.testing import TENSOR_CORE_FLOOR, assert_rows_close
 
 from . import harness
 from .baselines import Baseline, Operands, Prepared, Unavailable, baselines
-from .candidates import Options, Shape, launch, named, rank
+from .candidates import Options, Shape, launch, named, peak_tflops, rank
 
 # n x k of DeepSeek-V3's linear layers.
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
@@ -100,7 +100,8 @@ def measure(
     contenders, refused = _contenders(sets, options, against)
     cold = harness.time_interleaved(contenders)
     warm = harness.time_interleaved({name: calls[:1] for name, calls in contenders.items()})
-    roofline = harness.Roofline(shape.flops, shape.num_bytes, copy_gbps)
+    peak = peak_tflops(Options())  # of the GPU at hand, whatever the model stands for
+    roofline = harness.Roofline(shape.flops, shape.num_bytes, copy_gbps, peak)
     row: dict[str, Any] = {"op": "fp8_gemm_nt", "m": shape.m, "n": shape.n, "k": shape.k}
     row |= {"num_sms": options.num_sms, "batch_invariant": options.batch_invariant}
     row |= roofline.row(cold[OURS].timing)

@@ -16,7 +16,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 L2_BYTES = 50 * 2**20  # H100 and H200
-FP8_TFLOPS = 1979.0  # dense, H100 SXM and H200 datasheets
 _ROTATED_BYTES = 4 * L2_BYTES  # inputs of one round: when a set comes round again it has left L2
 _MAX_SETS = 64
 _GRAPH_US = 2000.0  # length of one replay: its own start is below 1 % of that
@@ -180,10 +179,11 @@ class Roofline:
     flops: float
     num_bytes: float
     copy_gbps: float
+    peak_tflops: float
 
     @property
     def compute_us(self) -> float:
-        return self.flops / FP8_TFLOPS / 1e6
+        return self.flops / self.peak_tflops / 1e6
 
     @property
     def memory_us(self) -> float:

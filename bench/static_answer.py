@@ -14,7 +14,7 @@ from pykernels.config import Candidate
 from pykernels.native import KERNELS_DIR, kernel_metadata
 
 from . import counts, listing, peers
-from .candidates import Options, Shape, named, rank
+from .candidates import Options, Shape, named, rank, roofline
 
 _NUM_MODELLED = 5  # candidates of the ranking that are shown
 
@@ -30,8 +30,8 @@ def static_row(shape: Shape, options: Options) -> dict[str, Any]:
         **dataclasses.asdict(shape),
         "num_sms": options.num_sms,
         "batch_invariant": options.batch_invariant,
-        "device": options.device,
         **named(chosen),
+        **roofline(shape, options),
         "minimum_bytes": shape.num_bytes,
         "flops": shape.flops,
         "listing": listing_row(chosen.kernel),

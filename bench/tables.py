@@ -13,7 +13,11 @@ from . import peers
 
 def print_static(row: dict[str, Any], compiled: list[dict[str, Any]], console: Console) -> None:
     """One shape without a GPU."""
-    console.print(f"\n[bold]{_title(row)}[/bold]: no GPU here, nothing below is a measurement")
+    console.print(f"\n[bold]{_title(row)}[/bold]: no Hopper GPU here, nothing below is measured")
+    console.print(
+        f"By the datasheet of the {row['gpu']} at least {_number(row['roofline_us'])} us "
+        f"({row['bound']})"
+    )
     console.print(_listing_table(row, compiled))
     console.print(_counts_table(row))
     console.print(_model_table(row))
@@ -163,8 +167,7 @@ def _model_table(row: dict[str, Any]) -> Table:
     candidates = row["model"]
     heads = (f"{c['kernel'].removeprefix('fp8_gemm_nt_')} {_by(c['schedule'])}" for c in candidates)
     table = _table(
-        f"Model of an {row['device'] or 'H200'}, not a measurement; kernel, cluster along m and n, "
-        "split of k",
+        f"Model of the {row['gpu']}, not a measurement; kernel, cluster along m and n, split of k",
         ("", *heads),
     )
     for name in (name for name in candidates[0] if name not in ("kernel", "schedule")):

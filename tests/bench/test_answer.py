@@ -33,11 +33,12 @@ def test_everything_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run("--m", "65", *SIZES, "--json", str(written), "--plot", str(drawn)) == 0
     printed = capsys.readouterr().out
     for text in (
-        "no GPU here, nothing below is a measurement",
+        "no Hopper GPU here, nothing below is measured",
+        "By the datasheet of the H200 at least",
         "Machine code: ours assembled by ptxas",
         "DeepGEMM FP8 1d2d 128x128",
         "Counted in the emulator on 65x264x400: no times",
-        "Model of an H200, not a measurement",
+        "Model of the H200, not a measurement",
         "triton_m128n128, compiled here",
     ):
         assert text in printed
@@ -63,7 +64,7 @@ def test_sweep_over_m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     rows = json.loads(written.read_text())["rows"]
     assert [row["m"] for row in rows] == [1, 16, 256]
     for row in rows:
-        assert (row["num_sms"], row["batch_invariant"], row["device"]) == (100, True, "H20")
+        assert (row["num_sms"], row["batch_invariant"], row["gpu"]) == (100, True, "H20")
         assert row["schedule"][2] == 1
     assert drawn.exists()
 
@@ -153,7 +154,7 @@ def test_measured_rows_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on a GPU: the rows come from gemm_bench, whose own tests make one."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(answer, "_has_hopper", lambda: True)
     monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
     monkeypatch.setattr(harness, "environment", dict)
     monkeypatch.setattr(gemm_bench, "measure", lambda shape, *_, **__: MEASURED | {"m": shape.m})

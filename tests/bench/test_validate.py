@@ -314,7 +314,7 @@ def test_replays_last_by_the_time_of_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_roofline() -> None:
-    roofline = harness.Roofline(flops=1979e6, num_bytes=2e6, copy_gbps=1000.0)
+    roofline = harness.Roofline(flops=1979e6, num_bytes=2e6, copy_gbps=1000.0, peak_tflops=1979.0)
     assert roofline.bound == "memory"
     row = roofline.row(harness.Timing(4.0, 4.0, 4.0, 1))
     assert row["roofline_share"] == pytest.approx(0.5)
