@@ -12,32 +12,17 @@ import pytest
 import torch
 
 import pykernels
-from pykernels.native import kernel_metadata, native, tensor_view
+from pykernels.native import native, tensor_view
 from pykernels.testing import gemm_operands
 from tests.gemm_family import FAMILY, WEIGHTS, choose, config, explain, gpu
+from tests.gemm_kernels import KERNELS, schedules
 
-KERNELS = {
-    kernel["name"]: kernel["config"]
-    for kernel in kernel_metadata()
-    if kernel["family"] == "fp8_gemm_nt"
-}
 ROWS = (1, 7, 16, 64, 100, 128, 300, 1024, 4096, 8192)
 GPUS = ("H20", "H100", "H200")
 
 
 def key(candidate: Any) -> tuple[str, tuple[int, ...]]:
     return candidate.kernel, tuple(candidate.schedule)
-
-
-def schedules(fields: dict[str, int]) -> set[tuple[int, int, int]]:
-    """What a kernel of this config can run: (cluster_m, cluster_n, split_k)."""
-    if not fields["swap_ab"]:
-        return {(1, 1, 1)} if fields["cluster"] == 1 else {(2, 1, 1), (1, 2, 1)}
-    return {
-        (1, shared, split)
-        for shared, split in itertools.product((1, 2, 4), range(1, 9))
-        if shared * split <= 8 and fields["block_m"] // shared >= 8
-    }
 
 
 def test_explain_config() -> None:

@@ -13,9 +13,6 @@
 
 namespace pykernels::gemm {
 
-/// Named barriers of the kernel; 0 is the whole CTA.
-enum class NamedBarrier : uint32_t { kStaging = 1 };  // plus the consumer warpgroup's index
-
 /// Swizzles of shared memory rows of 32, 64 or 128 bytes (PTX ISA, "swizzling modes"): 16-byte unit
 /// u of row r stands at u ^ swizzle_of_row(r). With the row and the lowest unit bits in an address,
 /// further units are an exclusive or away.

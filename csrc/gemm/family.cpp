@@ -110,6 +110,7 @@ std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
   for (uint32_t cluster_n = 1; cluster_n <= 4; cluster_n *= 2) {
     if (config.block_m / cluster_n < kMinBoxRows) break;
     for (uint32_t split_k = 1; split_k * cluster_n <= kMaxCluster; ++split_k) {
+      if (split_k > config.num_units()) break;  // each CTA completes one of the tile's units
       schedules.push_back({.cluster_n = cluster_n, .split_k = split_k});
     }
   }

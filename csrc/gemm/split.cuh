@@ -7,6 +7,7 @@
 #include "gemm/storage.cuh"
 #include "ptx/address.cuh"
 #include "ptx/atomic.cuh"
+#include "ptx/barrier.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/warp.cuh"
@@ -44,11 +45,17 @@ struct ClusterPlace {
   }
 };
 
-/// A consumer warp's part in adding up the partial totals of the split.
+/// The consumer warps' part in adding up the partial totals of the split.
 ///
 /// A tile's units, 16 rows of B x 8 rows of A in one warp's registers, are dealt to the CTAs of the
-/// split round robin. A warp stores each unit of another CTA there (st.async, which signals that
-/// CTA's barrier) and adds to each of its own what the same warp of the other CTAs has sent.
+/// split round robin; there are enough for each to own one. A warp stores each unit of another CTA
+/// there (st.async, which signals that CTA's barrier) and adds to each of its own what the same
+/// warp of the other CTAs has sent.
+///
+/// A CTA completes a tile only after all others of the split have sent it their parts, which they
+/// do only after it has told them that it has read the last tile's. So no CTA is ever ahead of
+/// another by more than one phase of either barrier. Within a CTA a named barrier keeps the warps
+/// together.
 template <GemmConfig kConfig>
 class SplitReduction {
  public:
@@ -61,9 +68,8 @@ class SplitReduction {
 
   /// Sets up the barriers of a CTA. One thread.
   __device__ __forceinline__ static void initialise(SharedStorage<kConfig>& smem, uint32_t split) {
-    const uint32_t num_readers = (split - 1) * kConfig.num_consumer_warps();
     ptx::mbarrier_init(ptx::cvta_to_shared(&smem.received_full), 1);
-    ptx::mbarrier_init(ptx::cvta_to_shared(&smem.received_empty), max(num_readers, 1));
+    ptx::mbarrier_init(ptx::cvta_to_shared(&smem.received_empty), max(split - 1, 1));
   }
 
   /// Whether this CTA completes and stores the warp's unit `j`.
@@ -73,10 +79,10 @@ class SplitReduction {
   /// `is_last`: no CTA of the cluster has another tile.
   __device__ __forceinline__ void reduce(Accumulator<kConfig>& total, bool is_last) {
     if (place_.split == 1) return;
+    if (is_first_warp()) wait(empty_, phase_ ^ 1);  // the others have read the last tile's units
+    sync_consumers();                               // before anyone sends this tile's
     send(total);
-    // The units of the other CTAs have arrived.
-    while (!ptx::mbarrier_try_wait_parity_acquire_cluster(full_, phase_)) {
-    }
+    wait(full_, phase_);  // the others' parts have arrived
 #pragma unroll
     for (uint32_t j = 0; j < kUnits; ++j) {
       if (owns(j)) add_received(j, &total[4 * j]);
@@ -100,10 +106,18 @@ class SplitReduction {
     return received_ + slot_idx * kUnitBytes + threadIdx.x % 32 * 16;
   }
 
-  __device__ __forceinline__ void send(const Accumulator<kConfig>& total) const {
-    // The other CTAs have read the units of the last tile.
-    while (!ptx::mbarrier_try_wait_parity_acquire_cluster(empty_, phase_ ^ 1)) {
+  __device__ __forceinline__ static bool is_first_warp() { return threadIdx.x < 32; }
+
+  __device__ __forceinline__ static void wait(uint32_t barrier, uint32_t parity) {
+    while (!ptx::mbarrier_try_wait_parity_acquire_cluster(barrier, parity)) {
     }
+  }
+
+  __device__ __forceinline__ static void sync_consumers() {
+    ptx::bar_sync(static_cast<uint32_t>(NamedBarrier::kReduction), kConfig.num_consumer_threads());
+  }
+
+  __device__ __forceinline__ void send(const Accumulator<kConfig>& total) const {
     if (threadIdx.x == 0) {
       const uint32_t num_owned =
           (kConfig.num_units() + place_.split - 1 - place_.split_rank) / place_.split;
@@ -131,13 +145,13 @@ class SplitReduction {
     for (uint32_t i = 0; i < 4; ++i) unit[i] = sum[i];
   }
 
-  /// Tells the other CTAs that this warp has read what they sent.
+  /// Tells the other CTAs, one lane to each, that all warps have read what they sent.
   __device__ __forceinline__ void release() const {
-    const uint32_t lane_idx = threadIdx.x % 32;
-    ptx::bar_warp_sync();
-    if (lane_idx < place_.split && lane_idx != place_.split_rank) {
+    sync_consumers();
+    const uint32_t rank = threadIdx.x;
+    if (rank < place_.split && rank != place_.split_rank) {
       ptx::mbarrier_arrive_release_cluster(
-          ptx::mapa_shared_cluster(empty_, place_.cluster_rank(lane_idx)));
+          ptx::mapa_shared_cluster(empty_, place_.cluster_rank(rank)));
     }
   }
 

@@ -30,6 +30,12 @@ struct alignas(1024) SharedStorage<kConfig> {
   uint64_t received_empty;  // completes when the other CTAs have read what this one sent
 };
 
+/// Named barriers of a kernel; 0 is the whole CTA.
+enum class NamedBarrier : uint32_t {
+  kStaging = 1,    // of a consumer warpgroup, plus its index
+  kReduction = 3,  // of all consumers
+};
+
 template <GemmConfig kConfig>
 using GemmPipeline =
     Pipeline<kConfig.num_stages(), kConfig.swap_ab ? kMaxCluster : kConfig.cluster>;

@@ -15,7 +15,7 @@ def test_every_mutant_is_caught(kernel: str) -> None:
         print(f"{outcome.mutant.id} {outcome.mutant.change}: {outcome.caught_by}")
     survivors = [outcome.mutant.id for outcome in outcomes if outcome.caught_by is None]
     assert not survivors, f"survived {outcomes[0].runs} and more runs: {survivors}"
-    assert len(outcomes) >= 30
+    assert len(outcomes) >= 20
 
 
 def test_a_removed_try_wait_leaves_its_predicate_true() -> None:
