@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,10 @@ ODD_PARTS: dict[str, list[Callable[[dict[str, Any]], Any]]] = {
     "step": [lambda part: 0, lambda part: 2, lambda part: part["rows"]],
     "start": [
         *(lambda part, by=by: part["start"] + by for by in (1, 4, 8, 16, 264, 1000, 4096)),
-        *(lambda part, by=by: part["start"] - by for by in (256, 1000, 1 << 17, 1 << 18)),
+        *(lambda part, by=by: part["start"] - by for by in (256, 1000)),
+        # into the tensors before it, and the second row of scales
+        *(lambda part, by=by: part["start"] - (by << 17) for by in (1, 2, 3, 4)),
+        lambda part: part["start"] - (3 << 17) + 32,
     ],
     "form": [
         lambda part: Tensor.t,
@@ -246,3 +250,37 @@ def test_tensors_without_memory_are_left_to_the_checks() -> None:
     call = make_call((2, 8, 16), BF16, [])
     tensors = [call[name].to("meta") for name in TENSORS[:4]]
     assert usual_gemm_operands(*tensors, None) is None
+
+
+def test_empty_and_huge_sizes_are_left_to_the_checks() -> None:
+    for sizes in ((0, 8, 16), (2, 0, 16), (2, 8, 0)):
+        assert accepted(make_call(sizes, BF16, [])) == (False, False)
+    for sizes in ((2**31, 8, 16), (2, 2**31, 16), (2, 8, 2**31)):
+        assert usual_gemm_operands(*huge(*sizes), None) is None
+    assert usual_gemm_operands(*huge(2, 8, 2**31 - 16), None) is not None
+
+
+def huge(m: int, n: int, k: int) -> list[Any]:
+    """What is read of tensors that no memory would hold."""
+
+    def tensor(rows: int, columns: int, dtype: torch.dtype) -> Any:
+        return SimpleNamespace(
+            device=torch.device("cpu"),
+            dtype=dtype,
+            is_cuda=False,
+            is_cpu=True,
+            shape=(rows, columns),
+            stride=lambda: (columns, 1),
+            data_ptr=lambda: 0,
+        )
+
+    blocks = -(-k // 128)
+    operands = ((m, k, FP8), (m, blocks, FP32), (n, k, FP8), (-(-n // 128), blocks, FP32))
+    return [tensor(*operand) for operand in operands]
+
+
+def test_the_stride_of_a_lone_row_says_nothing() -> None:
+    for i in range(len(ODD_PARTS["pitch"])):
+        for name in ("a", "out"):
+            call = make_call((1, 136, 272), BF16, [(name, "pitch", i)])
+            assert accepted(call) == (True, True)
