@@ -52,6 +52,14 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const void* map, i
       : "memory");
 }
 
+/// prefetch.tensormap [map];      PTX 8.0, sm_90
+///
+/// Brings a tensor map into the cache that TMA reads it from. One thread, before its first copy;
+/// orders nothing.
+__device__ __forceinline__ void prefetch_tensormap(const void* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /// cp.async.bulk.commit_group;      PTX 8.0, sm_90
 ///
 /// Closes the bulk group of the copies that this thread has issued since the last commit.

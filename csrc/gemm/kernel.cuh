@@ -9,6 +9,7 @@
 #include "gemm/storage.cuh"
 #include "gemm/swap.cuh"
 #include "ptx/barrier.cuh"
+#include "ptx/bulk_copy.cuh"
 #include "ptx/control.cuh"
 #include "ptx/fence.cuh"
 
@@ -42,6 +43,16 @@ __device__ __forceinline__ void set_up_barriers(const GemmParams& params,
   } else {
     ptx::bar_sync(0, kConfig.num_threads());
   }
+}
+
+/// One thread: the tensor maps travel while the barriers are set up.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void prefetch_maps(const GemmParams& params) {
+  if (params.num_k_tiles > 0) {
+    ptx::prefetch_tensormap(&params.map_a);
+    ptx::prefetch_tensormap(&params.map_b);
+  }
+  if constexpr (!kConfig.swap_ab) ptx::prefetch_tensormap(&params.map_d);
 }
 
 /// Producer thread: fills the ring with the operands of all of the CTA's tiles.
@@ -87,6 +98,7 @@ template <GemmConfig kConfig>
 __device__ __forceinline__ void fp8_gemm_body(const GemmParams& params) {
   extern __shared__ __align__(1024) uint8_t smem_bytes[];
   auto& smem = *reinterpret_cast<SharedStorage<kConfig>*>(smem_bytes);
+  if (threadIdx.x == kConfig.num_consumer_threads()) prefetch_maps<kConfig>(params);
   set_up_barriers<kConfig>(params, smem);
   ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
   if constexpr (kConfig.swap_ab) {
