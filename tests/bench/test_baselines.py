@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,13 +78,12 @@ def test_triton_listing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_cutlass_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled (or found as compiled), listed as published, and its functions answer."""
-    monkeypatch.delenv(build.FOLDER_VARIABLE, raising=False)
+def test_cutlass_library() -> None:
+    """Carried, compiled before or compiled now; listed as published; its functions answer."""
     variant = build.VARIANTS[0]
-    library = build.build(variant, build.DEFAULT_FOLDER)
-    assert build.build(variant, build.DEFAULT_FOLDER) == library
-    assert build.find(variant) is not None
+    carried = build.FOLDER_VARIABLE in os.environ
+    library = build.find(variant) if carried else build.build(variant, build.folder())
+    assert library is not None
     row = static_answer.foreign_row(library.with_suffix(".cubin"))
     assert row["matrix"] in ("4 MMA 64x128", "8 MMA 64x128")
     assert row["local_accesses"] == 0
@@ -104,8 +106,37 @@ def test_what_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             Unavailable, match=r"not built: run `python -m bench\.baselines\.build`"
         ):
             baseline.prepare(operands)
+    monkeypatch.setitem(sys.modules, "deep_gemm", None)
     with pytest.raises(Unavailable, match="not installed"):
         deepgemm.baseline().prepare(operands)
+
+
+def test_a_library_is_built_once_for_each_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler that only notes that it ran."""
+    runs: list[list[str]] = []
+
+    def compile_nothing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        runs.append(command)
+        kept = Path(command[command.index("-keep-dir") + 1])
+        (kept / "cutlass_gemm.cubin").touch()
+        (kept / "library.so").touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    release = ["13.0.88"]
+    monkeypatch.setattr(build, "_nvcc", lambda: (Path("nvcc"), release[0]))
+    monkeypatch.setattr(build.subprocess, "run", compile_nothing)
+    monkeypatch.setenv(build.FOLDER_VARIABLE, str(tmp_path))
+    first, second = build.VARIANTS[:2]
+    library = build.build(first, tmp_path)
+    assert build.build(first, tmp_path) == library == build.find(first)
+    assert build.build(second, tmp_path) != library
+    assert len(runs) == 2
+    release[0] = "13.1.0"
+    assert build.build(first, tmp_path) != library
+    assert len(runs) == 3
+    assert len(list(tmp_path.iterdir())) == 6  # nothing temporary is left
 
 
 def test_baselines_have_names_of_their_own() -> None:
