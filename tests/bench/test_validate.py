@@ -18,7 +18,7 @@ from torch import Tensor
 from pykernels.bench import bits, gemm_bench, harness, validate
 from pykernels.bench.candidates import Shape
 from pykernels.bench.resume import read_outcomes
-from pykernels.native import KERNELS_DIR
+from pykernels.native import KERNELS_DIR, kernel_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "validate_gpu.sh"
@@ -155,6 +155,26 @@ def test_bits_of_the_emulator_against_itself() -> None:
         row = bits.compare(case, bits.emulator(), bits.emulator())
         assert row["differences"] == {}
         assert row["elements"] > 0
+
+
+def test_bits_cover_kernels_and_schedules() -> None:
+    """Both directions of a cluster, clusters and splits of swapped operands; a bounded number."""
+    found: dict[str, set[tuple[int, ...]]] = {}
+    for candidate in bits.candidates():
+        found.setdefault(candidate.kernel, set()).add(tuple(candidate.schedule.values()))
+    gemms = [kernel for kernel in kernel_metadata() if kernel["family"] == "fp8_gemm_nt"]
+    assert found.keys() == {kernel["name"] for kernel in gemms}
+    for kernel in gemms:
+        schedules, config = found[kernel["name"]], kernel["config"]
+        if config["swap_ab"]:
+            assert (1, 1, 1) in schedules
+            assert any(split_k > 1 for _, _, split_k in schedules)
+            assert config["block_m"] < 16 or any(cluster_n > 1 for _, cluster_n, _ in schedules)
+        else:
+            assert schedules == ({(1, 1, 1)}, {(2, 1, 1), (1, 2, 1)})[config["cluster"] - 1]
+    cases = [case.name for case in bits.cases()]
+    assert len(set(cases)) == len(cases)
+    assert len(cases) <= 4 * sum(map(len, found.values())) + 100
 
 
 def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
