@@ -22,7 +22,9 @@ def test_index_is_up_to_date() -> None:
 
 def test_generated_wrappers_are_up_to_date() -> None:
     header = (REPOSITORY / "ptx" / "wgmma_e4m3.cuh").read_text()
-    assert header == wgmma_forms.render(), "run `PYTHONPATH=csrc python -m kernel_build.wgmma_forms`"
+    assert header == wgmma_forms.render(), (
+        "run `PYTHONPATH=csrc python -m kernel_build.wgmma_forms`"
+    )
 
 
 def test_every_inline_assembly_is_in_the_index() -> None:
