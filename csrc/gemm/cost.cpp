@@ -42,6 +42,7 @@ struct Terms {
   double us_per_l2_byte;
   double clocks_per_mac;
   double clocks_per_load_byte;
+  double clocks_per_issue;
   double per_sm;  // 1 / SMs
   // Whose factors a tile loads: a group ahead, also behind the last one; with swap_ab by split k.
   double scale_k_tiles;
@@ -72,6 +73,7 @@ struct Terms {
     us_per_l2_byte = us_per_clock / gpu.l2_bytes_per_clock;
     clocks_per_mac = 1 / (gpu.macs_per_clock * gpu.tensor_share);
     clocks_per_load_byte = 1 / gpu.sm_bytes_per_clock;
+    clocks_per_issue = 1 / gpu.issue_per_clock;
     const int num_sms = std::min(problem.num_sms, gpu.num_sms);
     per_sm = 1.0 / num_sms;
     for (int size = 1; size <= kMaxCluster; ++size) {
@@ -105,6 +107,7 @@ struct KernelTerms {
   int64_t tiles_m;
   int64_t tiles_n;
   double tensor_clocks;
+  double issue_clocks;
   double load_clocks;
   double k_tile_us;  // of an SM, for all but the latency
 
@@ -113,8 +116,9 @@ struct KernelTerms {
         tiles_m(ceil_div(terms.problem.m, of.config.block_m)),
         tiles_n(ceil_div(terms.problem.n, of.config.block_n)),
         tensor_clocks(std::max(of.macs * terms.clocks_per_mac, of.shared_clocks)),
+        issue_clocks(of.instructions * terms.clocks_per_issue),
         load_clocks(of.load_bytes * terms.clocks_per_load_byte),
-        k_tile_us(std::max({tensor_clocks, of.issue_clocks, load_clocks,
+        k_tile_us(std::max({tensor_clocks, issue_clocks, load_clocks,
                             tensor_clocks * of.per_warpgroup + of.gap_clocks}) *
                   terms.us_per_clock) {}
 
@@ -178,7 +182,7 @@ class CandidateTerms {
     const auto waves = static_cast<double>(cost.num_waves);
     const double k_tiles_us = waves * k_tiles_ * terms_.us_per_clock;  // at one clock each
     cost.tensor_us = k_tiles_us * on_.tensor_clocks;
-    cost.issue_us = k_tiles_us * on_.kernel.issue_clocks;
+    cost.issue_us = k_tiles_us * on_.issue_clocks;
     cost.load_us = k_tiles_us * on_.load_clocks;
     cost.latency_us = waves * k_tiles_ * latency_us_;
     cost.epilogue_us = waves * epilogue_us_;

@@ -71,7 +71,7 @@ GemmKernel make_kernel(const KernelInfo& info) {
   kernel.macs = static_cast<double>(config.block_m) * config.block_n * kBlockK;
   kernel.shared_clocks =
       warpgroups * kBlockK * (kWarpgroupRows + config.columns()) / kSharedBytesPerClock;
-  kernel.issue_clocks = warpgroups * loop_instructions(config);
+  kernel.instructions = warpgroups * loop_instructions(config);
   const bool overlaps = !config.swap_ab && config.has_two_accumulators();
   kernel.gap_clocks =
       (accumulators + kGapClocks) / (overlaps ? static_cast<double>(kKTilesPerGroup) : 1);

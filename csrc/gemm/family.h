@@ -29,7 +29,7 @@ struct GemmKernel {
   double shared_clocks = 0;    // that the tensor cores need to read a k tile from shared memory
   double gap_clocks = 0;       // a k tile, in which a warpgroup has nothing in the tensor cores
   double per_warpgroup = 0;    // 1 / consumer warpgroups
-  double issue_clocks = 0;     // a k tile, of each scheduler
+  double instructions = 0;     // a k tile, of each scheduler
   double epilogue_clocks = 0;  // instructions of an epilogue, of each scheduler
   double scale_bytes = 0;      // that a CTA's loads of scale factors take from L2, a k tile
   double load_bytes = 0;       // that TMA writes into the SM, a k tile

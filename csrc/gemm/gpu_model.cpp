@@ -68,6 +68,7 @@ GpuModel make_gpu_model(const Variant& variant) {
   gpu.sm_bytes_per_clock = 64;  // A100 whitepaper; Hopper's is not published lower
   gpu.macs_per_clock = variant.tflops * 1e3 / 2 / gpu.num_sms / variant.clock_ghz;
   gpu.tensor_share = 0.9;          // estimate: clocks fall under a full load of the tensor cores
+  gpu.issue_per_clock = 1;         // CUDA C++ Programming Guide
   gpu.dsmem_bytes_per_clock = 14;  // estimate: a quarter of what L2 gives an SM
   gpu.split_wait_us = 1.0;         // estimate: a trip of about 0.3 us and the skew of the CTAs
   gpu.cluster_start_us = 0.2;      // estimate: one cluster barrier at the start, a drain at the end
@@ -104,6 +105,7 @@ std::span<const GpuConstant> gpu_constants() {
       {"sm_bytes_per_clock", &GpuModel::sm_bytes_per_clock},
       {"macs_per_clock", &GpuModel::macs_per_clock},
       {"tensor_share", &GpuModel::tensor_share},
+      {"issue_per_clock", &GpuModel::issue_per_clock},
       {"dsmem_bytes_per_clock", &GpuModel::dsmem_bytes_per_clock},
       {"split_wait_us", &GpuModel::split_wait_us},
       {"cluster_start_us", &GpuModel::cluster_start_us},

@@ -34,6 +34,7 @@ struct GpuModel {
   double sm_bytes_per_clock = 0;     // from L2 into one SM
   double macs_per_clock = 0;         // FP8 multiply-adds a clock and SM, peak
   double tensor_share = 0;           // of that peak that a main loop reaches (power, clocks)
+  double issue_per_clock = 0;        // warp instructions, of each of an SM's four schedulers
   double dsmem_bytes_per_clock = 0;  // from the other CTAs of a cluster into one SM
   double split_wait_us = 0;          // until the partial totals of a tile's other CTAs are there
   double cluster_start_us = 0;       // what a cluster's start and end cost beyond a CTA's
