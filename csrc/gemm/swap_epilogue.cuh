@@ -27,11 +27,13 @@ class SwapEpilogue {
     const uint32_t lane_idx = threadIdx.x % 32;
     if (params.d_is_fp32) {
       stage_fp32(unit);
-      store_row<4>(params, first_m + lane_idx / 4, first_n, lane_idx / 4, lane_idx % 4);
+      store_part<4>(params, fp32_address(lane_idx / 4, lane_idx % 4), first_m + lane_idx / 4,
+                    first_n + lane_idx % 4 * 4);
     } else {
       stage_bf16(unit);
       if (lane_idx < 16) {
-        store_row<2>(params, first_m + lane_idx / 2, first_n, lane_idx / 2, lane_idx % 2);
+        store_part<2>(params, bf16_address(lane_idx / 2, lane_idx % 2), first_m + lane_idx / 2,
+                      first_n + lane_idx % 2 * 8);
       }
     }
     ptx::bar_warp_sync();  // all have read: the next unit may be staged
@@ -40,34 +42,43 @@ class SwapEpilogue {
  private:
   static constexpr uint32_t kRows = 8;      // of D, a unit
   static constexpr uint32_t kColumns = 16;  // of D, a warp
-  static constexpr uint32_t kPitch = kSwapStagingBytes / kRows;
+  static constexpr uint32_t kFp32Pitch = kSwapStagingBytes / kRows;
+
+  /// Part `part`, 16 bytes, of a staged row: of BF16 swizzled over rows of 32 bytes, of FP32 in
+  /// padded rows.
+  __device__ __forceinline__ uint32_t bf16_address(uint32_t row, uint32_t part) const {
+    return staging_ + row * 32 + (part ^ row / 4) * 16;
+  }
+  __device__ __forceinline__ uint32_t fp32_address(uint32_t row, uint32_t part) const {
+    return staging_ + row * kFp32Pitch + part * 16;
+  }
 
   __device__ __forceinline__ void stage_bf16(const float* unit) const {
     const uint32_t lane_idx = threadIdx.x % 32;
-    const uint32_t address = staging_ + lane_idx % 8 * kPitch + lane_idx / 8 % 2 * 16;
-    ptx::stmatrix_m8n8_x2_trans_b16(address, ptx::cvt_rn_bf16x2_f32(unit[1], unit[0]),
+    ptx::stmatrix_m8n8_x2_trans_b16(bf16_address(lane_idx % 8, lane_idx / 8 % 2),
+                                    ptx::cvt_rn_bf16x2_f32(unit[1], unit[0]),
                                     ptx::cvt_rn_bf16x2_f32(unit[3], unit[2]));
     ptx::bar_warp_sync();
   }
 
   __device__ __forceinline__ void stage_fp32(const float* unit) const {
     const uint32_t lane_idx = threadIdx.x % 32;
-    const uint32_t address = staging_ + lane_idx % 4 * 2 * kPitch + lane_idx / 4 * 4;
+    const uint32_t address = fp32_address(lane_idx % 4 * 2, 0) + lane_idx / 4 * 4;
     ptx::st_shared_f32(address, unit[0]);
-    ptx::st_shared_f32(address + kPitch, unit[1]);
+    ptx::st_shared_f32(address + kFp32Pitch, unit[1]);
     ptx::st_shared_f32(address + 32, unit[2]);
-    ptx::st_shared_f32(address + kPitch + 32, unit[3]);
+    ptx::st_shared_f32(address + kFp32Pitch + 32, unit[3]);
     ptx::bar_warp_sync();
   }
 
-  /// 16 bytes of a staged row, of elements of `kBytes`: part `part` of it.
+  /// Stores 16 staged bytes, elements of `kBytes`, from column n of row m on; n is a multiple of
+  /// the elements' number or of 8, so they are all inside or all outside.
   template <uint32_t kBytes>
-  __device__ __forceinline__ void store_row(const GemmParams& params, uint32_t m, uint32_t first_n,
-                                            uint32_t row, uint32_t part) const {
+  __device__ __forceinline__ void store_part(const GemmParams& params, uint32_t address, uint32_t m,
+                                             uint32_t n) const {
     uint32_t words[4];
-    ptx::ld_shared_v4_b32(staging_ + row * kPitch + part * 16, words);
-    const uint32_t n = first_n + part * (16 / kBytes);
-    if (m < params.m && n < params.n) {  // n is a multiple of 8, so all of the 16 bytes are inside
+    ptx::ld_shared_v4_b32(address, words);
+    if (m < params.m && n < params.n) {
       uint8_t* d = static_cast<uint8_t*>(params.d) + m * params.d_stride_m;
       ptx::st_global_v4_b32(d + static_cast<uint64_t>(n) * kBytes, words);
     }
