@@ -1,10 +1,11 @@
-"""The full family of GEMM kernels as the cost model takes it, built or not."""
+"""The GEMM kernels as the cost model takes them: by their configs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pykernels.native import native
+from tests.gemm_kernels import KERNELS
 
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 BFLOAT16_BYTES = 2
@@ -19,39 +20,21 @@ def config(
     return {f"fp8_gemm_nt_{name}": fields}
 
 
-def _family() -> dict[str, dict[str, int]]:
-    family: dict[str, dict[str, int]] = {}
-    for block_n in (16, 32, 64, 96, 128):
-        family |= config(64, block_n)
-    family |= config(64, 128, cluster=2)
-    for block_n in (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192):
-        family |= config(128, block_n)
-    for block_n in (96, 112, 128, 144, 160, 192):
-        family |= config(128, block_n, cluster=2)
-    for block_m in (8, 16, 32, 64):
-        for block_n in (64, 128):
-            family |= config(block_m, block_n, swap_ab=True)
-    return family
-
-
-FAMILY = _family()
-
-
 def gpu(name: str = "H200", **constants: float) -> Any:
     """A GPU's constants, some of them replaced."""
     return native().find_gpu_model(name).replaced(constants)
 
 
 def explain(shape: tuple[int, int, int], on: Any, **options: Any) -> list[Any]:
-    """The ranking over the full family."""
-    options = {"configs": FAMILY} | options
+    """The ranking over the family."""
+    options = {"configs": KERNELS} | options
     ranked: list[Any] = native().explain_fp8_gemm_nt(*shape, BFLOAT16_BYTES, on, **options)
     return ranked
 
 
 def choose(shape: tuple[int, int, int], on: Any, **options: Any) -> Any:
-    """The choice among the full family."""
-    options = {"configs": FAMILY} | options
+    """The choice among the family."""
+    options = {"configs": KERNELS} | options
     return native().choose_fp8_gemm_nt(*shape, BFLOAT16_BYTES, on, **options)
 
 

@@ -9,11 +9,12 @@
 
 namespace pykernels::gemm {
 
-inline constexpr uint32_t kBlockK = 128;               // columns of one scale block; a k tile
-inline constexpr uint32_t kScaleRows = 128;            // rows of B that share a scale factor
-inline constexpr uint32_t kWarpgroupRows = 64;         // rows of a consumer warpgroup, WGMMA's m
-inline constexpr int kMaxCluster = 8;                  // CTAs: what every GPU of sm_90 can run
-inline constexpr uint32_t kUnitBytes = 16 * 8 * 4;     // FP32 totals of a unit
+inline constexpr uint32_t kBlockK = 128;            // columns of one scale block; a k tile
+inline constexpr uint32_t kGroup = 4;               // k tiles whose scale factors a quad exchanges
+inline constexpr uint32_t kScaleRows = 128;         // rows of B that share a scale factor
+inline constexpr uint32_t kWarpgroupRows = 64;      // rows of a consumer warpgroup, WGMMA's m
+inline constexpr int kMaxCluster = 8;               // CTAs: what every GPU of sm_90 can run
+inline constexpr uint32_t kUnitBytes = 16 * 8 * 4;  // FP32 totals of a unit
 inline constexpr uint32_t kSwapStagingBytes = 8 * 80;  // a warp's, of one unit: rows padded to 80
 inline constexpr uint32_t kSharedBytesPerBlock =
     232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
@@ -97,6 +98,12 @@ struct GemmConfig {
     const uint32_t fit = (kSharedBytesPerBlock - staging_bytes() - received - 1024) / stage;
     const uint32_t most = swap_ab ? 16 : 8;
     return fit < most ? fit : most;
+  }
+  /// Whether an output tile's first k tile always finds a stage that is a multiple of a group: the
+  /// stages of a group then are known offsets from its first one. The stages up to the next group
+  /// are left out behind an output tile.
+  PK_HOST_DEVICE constexpr bool has_ring_of_groups() const {
+    return !swap_ab && num_stages() % kGroup == 0;
   }
 };
 

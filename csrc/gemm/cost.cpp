@@ -59,7 +59,7 @@ struct Terms {
     k_tiles = static_cast<double>(k_tiles_count);
     scale_k_tiles =
         k_tiles_count > 0
-            ? static_cast<double>((k_tiles_count / kKTilesPerGroup + 1) * kKTilesPerGroup)
+            ? static_cast<double>((k_tiles_count / int64_t{kGroup} + 1) * int64_t{kGroup})
             : 0;
     a_bytes = m * k;
     b_bytes = n * k;
@@ -92,7 +92,7 @@ struct Terms {
   /// K tiles whose factors the scale warp loads for so many of its own.
   static int64_t loaded_scales(int64_t k_tiles_of_cta) {
     if (k_tiles_of_cta == 0) return 0;
-    return (ceil_div(k_tiles_of_cta, kKTilesPerGroup) + 1) * kKTilesPerGroup;
+    return (ceil_div(k_tiles_of_cta, int64_t{kGroup}) + 1) * int64_t{kGroup};
   }
 
   /// The share of what is read again after `distance` other bytes that L2 has lost by then.

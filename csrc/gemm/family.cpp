@@ -49,8 +49,7 @@ double loop_instructions(const GemmConfig& config) {
     return kSwapLoopInstructions + accumulators + accumulators / kAccumulatorsPerScaleLoad;
   }
   double instructions =
-      accumulators +
-      (config.num_stages() % kKTilesPerGroup == 0 ? kLoopInstructions : kWrappedLoopInstructions);
+      accumulators + (config.has_ring_of_groups() ? kLoopInstructions : kWrappedLoopInstructions);
   if (config.num_scale_blocks() > 1) {
     instructions += kSecondBlockInstructions;
     const uint32_t inner_units = config.block_n / config.column_unit() - 2;
@@ -73,8 +72,7 @@ GemmKernel make_kernel(const KernelInfo& info) {
       warpgroups * kBlockK * (kWarpgroupRows + config.columns()) / kSharedBytesPerClock;
   kernel.instructions = warpgroups * loop_instructions(config);
   const bool overlaps = !config.swap_ab && config.has_two_accumulators();
-  kernel.gap_clocks =
-      (accumulators + kGapClocks) / (overlaps ? static_cast<double>(kKTilesPerGroup) : 1);
+  kernel.gap_clocks = (accumulators + kGapClocks) / (overlaps ? static_cast<double>(kGroup) : 1);
   kernel.per_warpgroup = 1.0 / warpgroups;
   kernel.epilogue_clocks = warpgroups * kEpilogueInstructions * accumulators;
   if (config.swap_ab) {

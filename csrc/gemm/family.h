@@ -12,10 +12,6 @@
 
 namespace pykernels::gemm {
 
-/// K tiles between two exchanges of scale factors, which are loaded for as many at a time
-/// (mainloop.cuh).
-inline constexpr int64_t kKTilesPerGroup = 4;
-
 /// A kernel of the family and what the model derives from its config, once.
 struct GemmKernel {
   static constexpr size_t kMaxSchedules = 16;

@@ -13,16 +13,6 @@
 
 namespace pykernels::gemm {
 
-/// K tiles that the consumers multiply between two exchanges of scale factors, one a lane of a
-/// quad.
-inline constexpr uint32_t kGroup = 4;
-
-/// Whether an output tile's first k tile always finds a stage that is a multiple of a group: stages
-/// of a group then are known offsets from its first one. The stages up to the next group are left
-/// out behind an output tile.
-template <GemmConfig kConfig>
-inline constexpr bool kRingOfGroups = kConfig.num_stages() % kGroup == 0;
-
 /// Loads `kRows` rows of an operand's tile, its k tile at `k_start`; if the cluster shares the
 /// tile, this CTA's part of the rows into all of its CTAs.
 template <GemmConfig kConfig, uint32_t kRows>
@@ -58,7 +48,7 @@ __device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorag
     load_operand<kConfig, kConfig.block_n>(params.map_b, smem.b[stage], k_start, tile.n_start, full,
                                            params.schedule.cluster_m > 1);
   }
-  if constexpr (kRingOfGroups<kConfig>) {
+  if constexpr (kConfig.has_ring_of_groups()) {
     for (; pipeline.stage() % kGroup != 0; pipeline.advance()) {
       pipeline.wait_empty();
       pipeline.skip(kConfig.num_consumer_warps());
@@ -275,7 +265,7 @@ class TileMultiplier {
       complete(issue<2>(acc_), 2);
       complete(issue<3>(acc_), 3);
     }
-    if constexpr (kRingOfGroups<kConfig>) pipeline_.template advance<kGroup>();
+    if constexpr (kConfig.has_ring_of_groups()) pipeline_.template advance<kGroup>();
   }
 
   /// k tile `i` of a group that is not full.
@@ -288,12 +278,12 @@ class TileMultiplier {
     } else {
       complete(issue<0>(acc_), i);
     }
-    if constexpr (kRingOfGroups<kConfig>) pipeline_.advance();
+    if constexpr (kConfig.has_ring_of_groups()) pipeline_.advance();
   }
 
   /// Leaves out the stages up to the next group, as the producer does.
   __device__ __forceinline__ void skip_to_group() {
-    if constexpr (kRingOfGroups<kConfig>) {
+    if constexpr (kConfig.has_ring_of_groups()) {
 #pragma unroll 1
       while (pipeline_.stage() % kGroup != 0) pipeline_.advance();
     }
@@ -304,12 +294,12 @@ class TileMultiplier {
   template <uint32_t kInGroup>
   __device__ __forceinline__ uint32_t issue(Accumulator<kConfig>& acc) {
     constexpr uint64_t kUnit = 16;  // bytes, of descriptor addresses
-    constexpr uint32_t kAhead = kRingOfGroups<kConfig> ? kInGroup : 0;
+    constexpr uint32_t kAhead = kConfig.has_ring_of_groups() ? kInGroup : 0;
     const uint32_t stage = pipeline_.stage() + kAhead;
     pipeline_.wait_full(kAhead);  // the stage's bytes have landed
     multiply_k_tile<kConfig>(acc, a_ + stage * (kConfig.block_m * kBlockK / kUnit),
                              b_ + stage * (kConfig.block_n * kBlockK / kUnit), zero_);
-    if constexpr (!kRingOfGroups<kConfig>) pipeline_.advance();
+    if constexpr (!kConfig.has_ring_of_groups()) pipeline_.advance();
     return stage;
   }
 
