@@ -6,6 +6,7 @@ the emulator. CPU tensors stand in for CUDA tensors.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -237,6 +238,24 @@ def test_cubins_are_loaded_once(cuda: Cuda, operands: Any, expected: Tensor) -> 
     assert calls["cuKernelGetFunction"] == 4
     assert calls["cuFuncSetAttribute"] == 4
     assert calls["cuDevicePrimaryCtxRetain"] == 2
+
+
+def test_clusters_that_the_gpu_cannot_run_are_not_chosen(make_cuda: Callable[..., Cuda]) -> None:
+    """The driver refuses to count clusters of more than two CTAs, or of any."""
+    operands = gemm_operands(1, 2112, 7168)
+    best = pykernels.explain_config(pykernels.fp8_gemm_nt, m=1, n=2112, k=7168)[0]
+    assert math.prod(best.schedule.values()) > 2
+    for max_cluster in (1, 2):
+        cuda = make_cuda(max_cluster=max_cluster)
+        multiply(operands)
+        assert cuda.last.launch.cluster[0] <= max_cluster
+        if max_cluster == 1:
+            cuda.driver.close()
+    device = native().CudaDevice(0, 0)
+    out = torch.empty(1, 2112, dtype=torch.bfloat16)
+    views = [tensor_view(tensor) for tensor in (*operands[0], *operands[1], out)]
+    with pytest.raises(ValueError, match="cannot run kernel .* in clusters of 4 CTAs"):
+        native().fp8_gemm_nt(device, *views, None, "fp8_gemm_nt_swap_m8n64", (1, 1, 4))
 
 
 def test_first_call_under_capture(cuda: Cuda, operands: Any, expected: Tensor) -> None:

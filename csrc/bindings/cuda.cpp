@@ -25,11 +25,14 @@ std::unique_ptr<RecordingDriver> make_recording_driver(Device* target, int num_d
                                                        int driver_version, const std::string& name,
                                                        int num_sms,
                                                        std::pair<int, int> compute_capability,
-                                                       uint32_t max_shared_bytes_per_block) {
+                                                       uint32_t max_shared_bytes_per_block,
+                                                       uint32_t max_cluster) {
   const auto [major, minor] = compute_capability;
   return std::make_unique<RecordingDriver>(
-      RecordingOptions{
-          num_devices, driver_version, {name, num_sms, major, minor, max_shared_bytes_per_block}},
+      RecordingOptions{num_devices,
+                       driver_version,
+                       max_cluster,
+                       {name, num_sms, major, minor, max_shared_bytes_per_block}},
       target);
 }
 
@@ -67,7 +70,8 @@ void bind_recording_driver(py::module_& module) {
            py::arg("num_devices") = 1, py::arg("driver_version") = 13000,
            py::arg("name") = "NVIDIA H200 (recording driver)", py::arg("num_sms") = 132,
            py::arg("compute_capability") = std::pair(9, 0),
-           py::arg("max_shared_bytes_per_block") = 232448, py::keep_alive<1, 2>())
+           py::arg("max_shared_bytes_per_block") = 232448, py::arg("max_cluster") = 8,
+           py::keep_alive<1, 2>())
       .def("close", &RecordingDriver::uninstall)
       .def("__enter__", [](RecordingDriver& driver) -> RecordingDriver& { return driver; })
       .def("__exit__", [](RecordingDriver& driver, const py::args&) { driver.uninstall(); })

@@ -209,8 +209,12 @@ int CudaContext::max_active_clusters(const KernelInfo& info, Dim3 cluster) {
       cluster.x, cluster.y,  cluster.z, info.threads, 1, 1, info.dynamic_shared_bytes,
       nullptr,   &attribute, 1};
   int count = 0;
-  check_result(driver(), driver().occupancy_max_active_clusters(&count, ready, &config),
-               concat("cuOccupancyMaxActiveClusters of ", info.name));
+  const cuda::Result result = driver().occupancy_max_active_clusters(&count, ready, &config);
+  if (result == cuda::kInvalidClusterSize) {
+    count = 0;
+  } else {
+    check_result(driver(), result, concat("cuOccupancyMaxActiveClusters of ", info.name));
+  }
   const std::unique_lock lock(mutex_);
   active_clusters_.emplace(key, count);
   return count;

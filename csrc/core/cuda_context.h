@@ -78,7 +78,8 @@ class CudaContext {
   /// The kernel, ready to launch with its dynamic shared memory. The context must be current.
   cuda::Function function(const KernelInfo& info);
 
-  /// cuOccupancyMaxActiveClusters, asked once for each kernel and cluster.
+  /// cuOccupancyMaxActiveClusters, asked once for each kernel and cluster; 0 of a size that the GPU
+  /// cannot run.
   int max_active_clusters(const KernelInfo& info, Dim3 cluster);
 
  private:

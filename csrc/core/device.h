@@ -27,7 +27,8 @@ class Device {
   /// Checks the fields and encodes them in the layout that this device's kernels read.
   virtual TensorMap encode_tensor_map(const TensorMapFields& fields) = 0;
 
-  /// How many clusters of this size fit the device together: cuOccupancyMaxActiveClusters.
+  /// How many clusters of this size fit the device together: cuOccupancyMaxActiveClusters. 0 if
+  /// the device cannot run them.
   virtual int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) = 0;
 
   /// Starts the launch; asynchronous on a GPU (current stream), complete on return in the emulator.

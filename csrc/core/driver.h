@@ -19,6 +19,7 @@ inline constexpr Result kInvalidHandle = 400;
 inline constexpr Result kNotFound = 500;
 inline constexpr Result kLaunchFailed = 719;
 inline constexpr Result kStreamCaptureUnsupported = 900;
+inline constexpr Result kInvalidClusterSize = 912;
 
 using DeviceOrdinal = int;  // CUdevice
 using Context = struct OpaqueContext*;

@@ -22,6 +22,7 @@ namespace pykernels {
 struct RecordingOptions {
   int num_devices = 1;
   int driver_version = 13000;
+  uint32_t max_cluster = 8;  // CTAs
   DeviceProperties properties;
 };
 

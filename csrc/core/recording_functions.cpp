@@ -171,6 +171,7 @@ struct RecordingFunctions {
     if (result != kSuccess) return result;
     const Dim3& cluster = launch.cluster;
     const auto size = static_cast<int>(cluster.x * cluster.y * cluster.z);
+    if (size > static_cast<int>(self().options_.max_cluster)) return kInvalidClusterSize;
     *count = self().target_ != nullptr ? self().target_->max_active_clusters(
                                              Registry::instance().get(launch.kernel), cluster)
                                        : self().options_.properties.num_sms / size;

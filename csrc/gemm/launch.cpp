@@ -136,6 +136,8 @@ Launch make_launch(Device& device, const GemmArguments& arguments, const KernelI
            num_m, " x ", num_n, "; split the call");
   const int64_t cluster = schedule.cluster();
   int64_t max_clusters = device.max_active_clusters(kernel, launch.cluster);
+  PK_CHECK(max_clusters > 0, "the device cannot run kernel ", kernel.name, " in clusters of ",
+           cluster, " CTAs; take a schedule with fewer");
   if (arguments.num_sms) max_clusters = std::min(max_clusters, *arguments.num_sms / cluster);
   PK_CHECK(max_clusters > 0, "kernel ", kernel.name, " needs at least ", cluster,
            " SMs, got num_sms = ", arguments.num_sms.value_or(0));
