@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
 from pykernels.native import kernel_metadata, native
 
 if TYPE_CHECKING:
@@ -84,52 +87,122 @@ class Fit:
 def read_results(path: Path) -> tuple[Times, str | None]:
     """Times of kernels with schedules from a result file of the benches, and the GPU's name.
 
+    Rows of other ops, of kernels that are not built, or without times are left out.
+
     Args:
         path: ``validation.json`` or ``bench.json`` of ``bench/validate_gpu.sh``, its
             ``bench.jsonl``, or a JSON list of such rows.
 
     Raises:
-        ValueError: the file is none of these or has no times of built kernels.
+        ValueError: the file is none of these, a row is not as the benches write it, or there are
+            no times of built kernels.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: {error}") from error
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
         found = _read_lines(path, text)
-    name: str | None = None
-    if isinstance(found, dict):
-        environment = found.get("environment") or {}
-        name = environment.get("gpu")
-        found = found.get("bench") or found
-        found = found.get("rows", [found]) if isinstance(found, dict) else found
-    times = _times_of(found if isinstance(found, list) else [])
+    try:
+        rows, name = _rows_of(found)
+        times = _times_of(rows)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not times:
         raise ValueError(f"{path} has no row with m, n, k, kernel, schedule and us of a kernel")
     return times, name
 
 
 def _read_lines(path: Path, text: str) -> list[Any]:
-    try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is neither JSON nor JSON lines: {error}") from error
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is neither JSON nor JSON lines: line {number}: {error}"
+            ) from error
+    return rows
+
+
+def _rows_of(found: Any) -> tuple[list[Any], str | None]:
+    """The rows of a file and the name of the GPU, if it tells it."""
+    if not isinstance(found, dict):
+        return found if isinstance(found, list) else [], None
+    environment = found.get("environment", {})
+    _require(isinstance(environment, dict), "environment must be an object", environment)
+    name = environment.get("gpu")
+    _require(name is None or isinstance(name, str), "environment.gpu must be a string", name)
+    rows = found.get("bench")  # null where it was not run
+    rows = found if rows is None else rows
+    _require(isinstance(rows, (dict, list)), "bench must be an object or a list", rows)
+    if isinstance(rows, dict):
+        rows = rows.get("rows", [rows])
+        _require(isinstance(rows, list), "rows must be a list", rows)
+    return rows, name
 
 
 def _times_of(rows: Sequence[Any]) -> Times:
     known = {kernel["name"] for kernel in kernel_metadata()}
     times: Times = {}
-    for row in rows:
-        if not isinstance(row, dict) or not {"m", "n", "k"} <= row.keys():
-            continue
-        shape = Shape(row["m"], row["n"], row["k"], row.get("num_sms"))
-        for way in [row, *row.get("candidates", [])]:
-            if way.get("kernel") in known and way.get("us", 0) > 0 and "schedule" in way:
-                schedule = tuple(int(extent) for extent in way["schedule"])
-                times.setdefault(shape, {})[way["kernel"], schedule] = float(way["us"])
+    for number, row in enumerate(rows, 1):
+        place = f"row {number}"
+        try:
+            _require(isinstance(row, dict), "must be an object", row)
+            if not {"m", "n", "k"} <= row.keys():
+                continue
+            shape = _shape_of(row)
+            candidates = row.get("candidates", [])
+            _require(isinstance(candidates, list), "candidates must be a list", candidates)
+            for index, way in enumerate([row, *candidates]):
+                place = f"row {number}, candidate {index}" if index else place
+                _require(isinstance(way, dict), "must be an object", way)
+                if {"kernel", "schedule", "us"} <= way.keys():
+                    kernel, schedule, us = _time_of(way)
+                    if kernel in known:
+                        times.setdefault(shape, {})[kernel, schedule] = us
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
     return times
+
+
+def _shape_of(row: Mapping[str, Any]) -> Shape:
+    sizes = {name: row[name] for name in ("m", "n", "k")}
+    if row.get("num_sms") is not None:
+        sizes["num_sms"] = row["num_sms"]
+    for name, size in sizes.items():
+        _require(not isinstance(size, bool), f"{name} must be an integer", size)
+        check_integer(name, size, 1, MAX_SIZE)
+    check_gemm_sizes(row["m"], row["n"], row["k"])
+    return Shape(row["m"], row["n"], row["k"], row.get("num_sms"))
+
+
+def _time_of(way: Mapping[str, Any]) -> tuple[str, tuple[int, ...], float]:
+    """Kernel, schedule and microseconds."""
+    kernel, schedule, us = way["kernel"], way["schedule"], way["us"]
+    _require(isinstance(kernel, str), "kernel must be a string", kernel)
+    _require(
+        isinstance(schedule, list)
+        and len(schedule) == 3
+        and all(type(extent) is int and extent > 0 for extent in schedule),
+        "schedule must be three positive integers",
+        schedule,
+    )
+    _require(
+        type(us) in (int, float) and 0 < us <= sys.float_info.max,
+        "us must be a positive number",
+        us,
+    )
+    return kernel, tuple(schedule), float(us)
+
+
+def _require(holds: bool, requirement: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{requirement}, got {reprlib.repr(value)}")
 
 
 def modelled(gpu: _C.GpuModel, times: Times) -> dict[Shape, dict[Way, float]]:
@@ -162,9 +235,18 @@ def _errors(gpu: _C.GpuModel, times: Times) -> _Vector:
 
 
 def fit(gpu: _C.GpuModel, times: Times) -> Fit:
-    """The constants with which the model comes closest to the measured times."""
+    """The constants with which the model comes closest to the measured times.
+
+    Raises:
+        ValueError: there are fewer times of candidates that the model knows than constants.
+    """
     start = np.log([gpu.constants[name] for name in FITTED])
     point, errors = start, _errors(gpu, times)
+    if errors.size < len(FITTED):
+        raise ValueError(
+            f"{errors.size} of its times are of candidates that the model knows; "
+            f"{len(FITTED)} constants need at least as many"
+        )
     before = errors
     damping = 1e-3
     for _ in range(_MAX_ITERATIONS):
@@ -248,7 +330,10 @@ def run(path: Path, gpu_name: str | None, console: Console) -> int:
     if known is None:
         names = ", ".join(gpu.name for gpu in native().gpu_models())
         raise ValueError(f"the GPU of {path} is {name or 'not told'}; --gpu must be one of {names}")
-    found = fit(known, times)
+    try:
+        found = fit(known, times)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     count = found.errors_before.size
     console.print(f"{count} times of {len(times)} shapes on {name}; constants of {known.name}\n")
     _print_errors(found, times, console)

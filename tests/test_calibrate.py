@@ -117,21 +117,113 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "has no row with m, n, k, kernel, schedule and us"),
-        ("[1, 2", "is neither JSON nor JSON lines"),
+        (b"{}", "has no row with m, n, k, kernel, schedule and us"),
+        (b"5", "has no row"),
+        (b"[1, 2", "is neither JSON nor JSON lines: line 1"),
+        (b'{"m": 1}\n{"m":', "is neither JSON nor JSON lines: line 2"),
+        (b"\x93NUMPY\x01", "is not text"),
+        (b"[[1]]", "row 1: must be an object"),
+        (b'{"environment": [], "rows": []}', "environment must be an object"),
+        (b'{"environment": {"gpu": 5}, "rows": []}', "environment.gpu must be a string"),
+        (b'{"bench": 5}', "bench must be an object or a list"),
+        (b'{"bench": {"rows": {}}}', "rows must be a list"),
         (
-            '[{"m": 1, "n": 8, "k": 16, "kernel": "other", "us": 1, "schedule": [1, 1, 1]}]',
-            "has no",
+            b'[{"m": 1, "n": 8, "k": 16, "kernel": "other", "us": 1, "schedule": [1, 1, 1]}]',
+            "has no row",
         ),
     ],
 )
 def test_refused_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
 ) -> None:
     path = tmp_path / "bench.json"
-    path.write_text(content)
+    path.write_bytes(content)
     assert main(["calibrate", str(path)]) == 1
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert str(path) in printed
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"m": "1"}, "m must be an integer, got '1'"),
+        ({"m": True}, "m must be an integer, got True"),
+        ({"m": 0}, "m must be at least 1, got 0"),
+        ({"m": 2**31}, "m must be at most"),
+        ({"n": 7}, "n (rows of b) must be a multiple of 8, got 7"),
+        ({"k": 8}, "k (columns of a and b) must be a multiple of 16, got 8"),
+        ({"num_sms": 0}, "num_sms must be at least 1, got 0"),
+        ({"num_sms": "78"}, "num_sms must be an integer, got '78'"),
+        ({"us": None}, "us must be a positive number, got None"),
+        ({"us": "3"}, "us must be a positive number, got '3'"),
+        ({"us": 0.0}, "us must be a positive number, got 0.0"),
+        ({"us": -1}, "us must be a positive number, got -1"),
+        ({"us": True}, "us must be a positive number, got True"),
+        ({"us": math.inf}, "us must be a positive number, got inf"),
+        ({"us": math.nan}, "us must be a positive number, got nan"),
+        ({"us": 10**400}, "us must be a positive number"),
+        ({"kernel": ["a"]}, "kernel must be a string"),
+        ({"schedule": 1}, "schedule must be three positive integers, got 1"),
+        ({"schedule": [1, 1]}, "schedule must be three positive integers, got [1, 1]"),
+        ({"schedule": [1, 1, 0]}, "schedule must be three positive integers"),
+        ({"schedule": [1, 1, 1.0]}, "schedule must be three positive integers"),
+        ({"schedule": {"0": 1}}, "schedule must be three positive integers"),
+        ({"candidates": None}, "candidates must be a list, got None"),
+        ({"candidates": {"us": 1}}, "candidates must be a list"),
+        ({"candidates": [5]}, "candidate 1: must be an object, got 5"),
+    ],
+)
+@pytest.mark.parametrize("lines", [False, True])
+def test_refused_rows(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoilt: dict[str, Any],
+    message: str,
+    lines: bool,
+) -> None:
+    rows = measured_rows(0.0)
+    rows[3] |= spoilt
+    path = write(tmp_path / "validation.json", rows)
+    if lines:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert main(["calibrate", str(path), "--gpu", "H200"]) == 1
+    printed = capsys.readouterr().err
+    assert f"{path}: row 4" in printed
+    assert message in printed
+
+
+def test_refused_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = measured_rows(0.0)
+    rows[3]["candidates"][1]["us"] = math.inf
+    path = write(tmp_path / "validation.json", rows)
+    assert main(["calibrate", str(path)]) == 1
+    assert f"{path}: row 4, candidate 2: us must be a" in capsys.readouterr().err
+
+
+def test_rows_without_times_are_left_out(tmp_path: Path) -> None:
+    """Of other ops, of kernels that are not built, and of runs that timed nothing."""
+    rows = measured_rows(0.0)[:1]
+    count = len(rows[0]["candidates"]) + 1
+    model = {name: rows[0][name] for name in ("m", "n", "k", "kernel", "schedule")}
+    others = [{"m": 1, "k": 128, "us": 1.0}, model, rows[0] | {"m": 2, "kernel": "other", "us": 1}]
+    del others[2]["candidates"]
+    times, _ = calibrate.read_results(write(tmp_path / "validation.json", rows + others))
+    assert [len(ways) for ways in times.values()] == [count]
+
+
+@pytest.mark.parametrize("count", [1, len(calibrate.FITTED) - 1])
+def test_too_few_times(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    rows = measured_rows(0.0)[:1]
+    rows[0]["candidates"] = rows[0]["candidates"][: count - 1]
+    path = write(tmp_path / "validation.json", rows)
+    assert main(["calibrate", str(path)]) == 1
+    printed = capsys.readouterr().err
+    assert str(path) in printed
+    assert f"{count} of its times are of candidates that the model knows; 7 constants" in printed
+    rows = measured_rows(0.0)[:1]
+    rows[0]["candidates"] = rows[0]["candidates"][: len(calibrate.FITTED) - 1]
+    assert main(["calibrate", str(write(path, rows))]) == 0
 
 
 def test_refused_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
