@@ -2,6 +2,10 @@
 
 A row's error may be 1.5 times what rounding the exact row to the output type costs, plus a stated
 floor: what the arithmetic alone costs. A row of zeros, a shifted row or one wrong element fail.
+
+A row's error is a mean over its columns, weighted by their share in its magnitude. The columns'
+errors are independent, so the fewer columns count, the more that mean varies: the floor is that of
+rows in which ``FLOOR_COLUMNS`` or more count, and is wider by the root of what others lack.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from torch import Tensor
 TENSOR_CORE_FLOOR = 4e-4
 # FP32 sums of up to 128 exact products, and FP32 promotion.
 FP32_FLOOR = 2e-6
+FLOOR_COLUMNS = 32
 
 Pair = tuple[Tensor, Tensor]
 _SCALE_BLOCK = 128
@@ -46,8 +51,20 @@ def row_errors(actual: Tensor, exact: Tensor) -> Tensor:
     return torch.where(difference == 0, 0.0, difference / magnitude)
 
 
+def columns_that_count(exact: Tensor) -> Tensor:
+    """How many columns of equal magnitude would spread a row's magnitude as its columns do.
+
+    n where all n are equal, 1 where all others are zero, about n / 3 where they are normal.
+    """
+    squares = exact.double().square()
+    total = squares.sum(dim=1)
+    return torch.where(total == 0, 1.0, total.square() / squares.square().sum(dim=1))
+
+
 def assert_rows_close(actual: Tensor, exact: Tensor, floor: float) -> None:
     """Every row within 1.5 times what rounding it to ``actual``'s type costs, plus a floor.
+
+    The floor widens by ``sqrt(FLOOR_COLUMNS / columns)`` where fewer columns count.
 
     Raises:
         AssertionError: a row is not, or the shapes differ.
@@ -55,7 +72,8 @@ def assert_rows_close(actual: Tensor, exact: Tensor, floor: float) -> None:
     if actual.shape != exact.shape:
         raise AssertionError(f"shape {tuple(actual.shape)} instead of {tuple(exact.shape)}")
     errors = row_errors(actual, exact)
-    allowed = 1.5 * row_errors(exact.to(actual.dtype), exact) + floor
+    widening = (FLOOR_COLUMNS / columns_that_count(exact)).sqrt().clamp(min=1)
+    allowed = 1.5 * row_errors(exact.to(actual.dtype), exact) + floor * widening
     if bool((errors <= allowed).all()):
         return
     worst = int((errors - allowed).argmax())

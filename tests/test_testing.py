@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pykernels.testing import TENSOR_CORE_FLOOR, assert_rows_close
+from pykernels import reference
+from pykernels.testing import TENSOR_CORE_FLOOR, assert_rows_close, gemm_operands
+from tests import gemm_kernels
 
 
 def exact_result() -> torch.Tensor:
@@ -42,3 +44,67 @@ def test_values_where_zeros_belong_fail() -> None:
 def test_another_shape_fails() -> None:
     with pytest.raises(AssertionError, match=r"shape \(1, 128\) instead of \(64, 128\)"):
         assert_rows_close(exact_result()[:1], exact_result(), floor=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "seed"),
+    [
+        (384, 8, 128, 1000),
+        (384, 8, 128, 1006),
+        (384, 8, 1040, 0),
+        (384, 16, 128, 1006),
+        (384, 16, 512, 0),
+        (256, 136, 128, 56),  # nearly all of some rows lies in the second block of eight columns
+    ],
+)
+def test_right_rows_of_few_columns_pass(
+    m: int, n: int, k: int, seed: int, dtype: torch.dtype
+) -> None:
+    """Of the emulator's products; several had rows beyond a floor that knew no columns."""
+    a, b = gemm_operands(m, n, k, seed=seed)
+    plain = gemm_kernels.Scheduled(gemm_kernels.PLAIN, (1, 1, 1))
+    product = gemm_kernels.run(plain, a, b, dtype, checks=())
+    assert_rows_close(product, reference.fp8_gemm_nt(a, b), floor=TENSOR_CORE_FLOOR)
+
+
+@pytest.mark.parametrize("columns", [8, 16, 136])
+@pytest.mark.parametrize("spoil", ["zero row", "shifted row", "one element"])
+def test_spoilt_rows_of_few_columns_fail(columns: int, spoil: str) -> None:
+    exact = exact_result().repeat(1, 2)[:, :columns]
+    for row in range(exact.size(0)):
+        actual = exact.float()
+        if spoil == "zero row":
+            actual[row] = 0
+        elif spoil == "shifted row":
+            actual[row] = actual[row].roll(1)
+        else:
+            actual[row, row % columns] += 0.01 * exact[row].norm()
+        with pytest.raises(AssertionError, match=f"row {row}"):
+            assert_rows_close(actual, exact, floor=TENSOR_CORE_FLOOR)
+
+
+@pytest.mark.parametrize(
+    ("row", "widening"),
+    [
+        ([1.0] * 128, 1.0),
+        ([1.0] * 32, 1.0),
+        ([1.0] * 8, 2.0),
+        ([1.0] * 8 + [0.0] * 128, 2.0),  # as many columns as have a share in the magnitude
+        ([1.0], 32**0.5),
+    ],
+)
+def test_the_floor_widens_as_fewer_columns_count(row: list[float], widening: float) -> None:
+    exact = torch.tensor([row], dtype=torch.float64)
+    for share, passes in ((0.99, True), (1.01, False)):
+        actual = exact.clone()
+        actual[0, 0] += share * widening * TENSOR_CORE_FLOOR * exact.norm()
+        if passes:
+            assert_rows_close(actual, exact, floor=TENSOR_CORE_FLOOR)
+        else:
+            with pytest.raises(AssertionError, match="row 0"):
+                assert_rows_close(actual, exact, floor=TENSOR_CORE_FLOOR)
+
+
+def test_rows_of_zeros_pass() -> None:
+    assert_rows_close(torch.zeros(2, 8), torch.zeros(2, 8), floor=TENSOR_CORE_FLOOR)
