@@ -42,8 +42,9 @@ def fp8_gemm_nt(
         out: ``[m, n]``, ``bfloat16`` or ``float32``, row-major, to write into; None to allocate.
         out_dtype: ``bfloat16`` or ``float32``, of the result allocated when ``out`` is None.
         num_sms: how many SMs the kernel may take; None for all.
-        batch_invariant: keeps one schedule per (n, k): the bits of a row do not depend on the
-            other rows or on m. Without it k may be split, as above.
+        batch_invariant: takes no schedule that splits k: the bits of a row do not depend on the
+            other rows or on m. Kernel and cluster shape still change with m, but all that do not
+            split k give the same bits.
 
     Values and ``out`` start at a multiple of 16 bytes, and so do their rows. ``out`` shares no
     memory with the inputs.
