@@ -55,14 +55,12 @@ class Options:
 
 def rank(shape: Shape, options: Options) -> list[Candidate]:
     """The cost model's candidates, cheapest first."""
-    sizes = {"m": shape.m, "n": shape.n, "k": shape.k}
-    if options.num_sms is not None:
-        sizes["num_sms"] = options.num_sms
     return pykernels.explain_config(
         pykernels.fp8_gemm_nt,
         device=options.device,
+        num_sms=options.num_sms,
         batch_invariant=options.batch_invariant,
-        **sizes,
+        **dataclasses.asdict(shape),
     )
 
 

@@ -1,5 +1,6 @@
 """Hopper (sm_90a) kernels for PyTorch, with an emulator that runs their PTX on any CPU."""
 
+from pykernels import reference
 from pykernels.checks import Capability, can_run
 from pykernels.config import explain_config
 from pykernels.device import emulate
@@ -17,4 +18,5 @@ __all__ = [
     "fp8_gemm_nt",
     "quantize_1x128",
     "quantize_128x128",
+    "reference",
 ]

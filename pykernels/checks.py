@@ -62,7 +62,7 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 
 def check_integer(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, Integral):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"{name} must be an integer, got {value!r}")
     if int(value) < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -191,7 +191,7 @@ def check_address(name: str, tensor: Tensor) -> None:
 def check_num_sms(num_sms: int | None) -> None:
     if num_sms is None:
         return
-    if not isinstance(num_sms, (int, Integral, torch.SymInt)):
+    if not isinstance(num_sms, (Integral, torch.SymInt)) or isinstance(num_sms, bool):
         raise ValueError(f"num_sms must be an integer, or None for all, got {num_sms!r}")
     if num_sms < 1:
         raise ValueError(f"num_sms must be at least 1, or None for all, got {num_sms}")

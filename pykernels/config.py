@@ -12,6 +12,7 @@ from pykernels.checks import (
     check_batch_invariant,
     check_gemm_sizes,
     check_integer,
+    check_num_sms,
 )
 from pykernels.device import planning_device
 from pykernels.gemm import fp8_gemm_nt
@@ -49,56 +50,67 @@ def explain_config(
     op: Callable[..., Any],
     *,
     device: torch.device | str | None = None,
+    num_sms: int | None = None,
     batch_invariant: bool = False,
     **sizes: int,
 ) -> list[Candidate]:
     """Ranks the kernels that could run a call; the first is the one that runs.
 
     Args:
-        op: :func:`pykernels.fp8_gemm_nt` with sizes ``m n k`` and, if the call limits it,
-            ``num_sms`` (BF16 output); or a quantise op with sizes ``m k``.
+        op: :func:`pykernels.fp8_gemm_nt` with sizes ``m n k`` (BF16 output), or a quantise op with
+            sizes ``m k``.
         device: Whose constants count: a CUDA device, the name of a known GPU (``"H20"``), or None
             for the current GPU, else the H200 that the emulator stands for.
-        batch_invariant: As in the call of :func:`pykernels.fp8_gemm_nt`.
+        num_sms: As in the call of :func:`pykernels.fp8_gemm_nt`; quantise ops have no such option.
+        batch_invariant: Likewise.
         sizes: As above.
 
     Returns:
-        Candidates, cheapest first. ``csrc/gemm/README.md``, "Cost model", has the formulas.
+        Candidates, cheapest first. ``csrc/gemm/README.md``, "Cost model", has the formulas. Empty
+        where a size is 0: such a call launches nothing.
 
     Raises:
-        ValueError: the op is unknown, or a size is missing, unknown, or none that the op takes.
+        ValueError: the op is unknown, or the device, an option or a size is missing, unknown, or
+            none that the op takes.
         RuntimeError: the device cannot run the kernels, or none are built.
     """
+    check_num_sms(num_sms)
+    check_batch_invariant(batch_invariant)
     if op is fp8_gemm_nt:
-        _check_sizes(sizes, required=("m", "n", "k"), optional=("num_sms",))
-        check_gemm_sizes(sizes["m"], sizes["n"], sizes["k"])
-        check_batch_invariant(batch_invariant)
-        ranked = native().explain_fp8_gemm_nt(
-            sizes["m"],
-            sizes["n"],
-            sizes["k"],
-            _BFLOAT16_BYTES,
-            gpu_model(device),
-            sizes.get("num_sms"),
-            batch_invariant,
-        )
-        return [
-            Candidate(
-                candidate.kernel,
-                candidate.config,
-                candidate.cost,
-                dict(zip(_SCHEDULE_FIELDS, candidate.schedule, strict=True)),
-            )
-            for candidate in ranked
-        ]
+        _check_sizes(sizes, "m", "n", "k")
+        m, n, k = sizes["m"], sizes["n"], sizes["k"]
+        check_gemm_sizes(m, n, k)
+        gpu = gpu_model(device)
+        return [] if 0 in (m, n, k) else _ranked_gemms((m, n, k), gpu, num_sms, batch_invariant)
     if op in (quantize_1x128, quantize_128x128):
-        _check_sizes(sizes, required=("m", "k"))
-        kernels = native().registered_kernels()
+        if num_sms is not None or batch_invariant:
+            raise ValueError(
+                "num_sms and batch_invariant are options of fp8_gemm_nt, not of "
+                f"{op.__name__}; leave them out"
+            )
+        _check_sizes(sizes, "m", "k")
+        gpu_model(device)
+        kernels = [] if 0 in sizes.values() else native().registered_kernels()
         return [Candidate(k.name, k.config, {}, {}) for k in kernels if k.family == op.__name__]
     raise ValueError(
         "op must be fp8_gemm_nt, quantize_1x128 or quantize_128x128, "
         f"got {getattr(op, '__name__', op)}"
     )
+
+
+def _ranked_gemms(
+    sizes: tuple[int, int, int], gpu: _C.GpuModel, num_sms: int | None, batch_invariant: bool
+) -> list[Candidate]:
+    ranked = native().explain_fp8_gemm_nt(*sizes, _BFLOAT16_BYTES, gpu, num_sms, batch_invariant)
+    return [
+        Candidate(
+            candidate.kernel,
+            candidate.config,
+            candidate.cost,
+            dict(zip(_SCHEDULE_FIELDS, candidate.schedule, strict=True)),
+        )
+        for candidate in ranked
+    ]
 
 
 def gpu_model(device: torch.device | str | None) -> _C.GpuModel:
@@ -108,30 +120,18 @@ def gpu_model(device: torch.device | str | None) -> _C.GpuModel:
 
     Raises:
         ValueError: the device is neither None, nor a CUDA device, nor the name of a known GPU.
-        RuntimeError: the GPU cannot run the kernels.
+        RuntimeError: there is no GPU, or it cannot run the kernels.
     """
     if isinstance(device, str):
         known: _C.GpuModel | None = native().find_gpu_model(device)
         if known is not None:
             return known
-    try:
-        found: _C.GpuModel = native().device_gpu_model(planning_device(device))
-    except ValueError as error:
-        names = ", ".join(gpu.name for gpu in native().gpu_models())
-        raise ValueError(f"{error}; known GPUs are {names}") from error
+    found: _C.GpuModel = native().device_gpu_model(planning_device(device))
     return found
 
 
-def _check_sizes(
-    sizes: Mapping[str, int], *, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> None:
-    missing = [name for name in required if name not in sizes]
-    unknown = [name for name in sizes if name not in required + optional]
-    if missing or unknown:
-        raise ValueError(
-            f"sizes must be {', '.join(required)}"
-            + (f" and may be {', '.join(optional)}" if optional else "")
-            + f", got {', '.join(sizes) or 'none'}"
-        )
+def _check_sizes(sizes: Mapping[str, int], *required: str) -> None:
+    if set(sizes) != set(required):
+        raise ValueError(f"sizes must be {', '.join(required)}, got {', '.join(sizes) or 'none'}")
     for name, size in sizes.items():
-        check_integer(name, size, 1 if name == "num_sms" else 0, MAX_SIZE)
+        check_integer(name, size, 0, MAX_SIZE)

@@ -68,23 +68,42 @@ def planning_device(device: torch.device | str | None) -> _C.Device:
     """A GPU; for None the current one, else the emulated one.
 
     Raises:
-        ValueError: the device is neither None nor a CUDA device.
-        RuntimeError: the GPU cannot run the kernels.
+        ValueError: the device is neither None nor a CUDA device. The message names the known GPUs
+            too, since the callers take their names.
+        RuntimeError: there is no GPU, or it cannot run the kernels.
     """
     if device is None:
         if not torch.cuda.is_available():
             emulated: _C.Device = _emulated_device.get() or native().EmulatedDevice()
             return emulated
         device = "cuda"
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be a CUDA device or None, got {device!r}") from error
-    if device.type != "cuda":
-        raise ValueError(f"device must be a CUDA device or None, got {device}")
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = _cuda_device(device).index
+    if index is None:
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                f"torch finds no GPU for device {device}; pass the name of the GPU whose constants "
+                'count, such as "H200", or None'
+            )
+        index = torch.cuda.current_device()
     gpu: _C.Device = native().CudaDevice(index, 0)
     return gpu
+
+
+def _cuda_device(device: object) -> torch.device:
+    """Of a name or a device; a bare index is refused, as torch builds differ in what they make."""
+    if isinstance(device, (str, torch.device)):
+        try:
+            found = torch.device(device)
+        except RuntimeError:  # no such device type, or no such index
+            found = torch.device("meta")
+        if found.type == "cuda":
+            return found
+    names = ", ".join(gpu.name for gpu in native().gpu_models())
+    got = str(device) if isinstance(device, torch.device) else repr(device)
+    raise ValueError(
+        f'device must be a CUDA device, a name such as "H200", or None, got {got}; known GPUs are '
+        f"{names}"
+    )
 
 
 @contextmanager

@@ -107,6 +107,7 @@ WRONG_GEMM = [
     Wrong("num_sms", put(num_sms=lambda v: 0), "num_sms must be at least 1"),
     Wrong("huge num_sms", put(num_sms=lambda v: 2**63), "num_sms must be at most 2147483647"),
     Wrong("num_sms no integer", put(num_sms=lambda v: 1.5), "num_sms must be an integer"),
+    Wrong("num_sms a bool", put(num_sms=lambda v: True), "num_sms must be an integer, or None"),
     Wrong("batch_invariant None", put(batch_invariant=lambda v: None), "True or False, got None"),
     Wrong("batch_invariant 1", put(batch_invariant=lambda v: 1), "batch_invariant must be True or"),
     Wrong(
@@ -188,6 +189,7 @@ def test_can_run_takes_any_object_for_an_op() -> None:
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 2**64}, f"seed must be at most {2**64 - 1}"),
         ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": True}, "seed must be an integer, got True"),
         ({"num_sms": 2**40}, "num_sms must be at most 2147483647"),
         ({"num_sms": 1.5}, "num_sms must be an integer, got 1.5"),
         ({"checks": [1]}, "checks must be"),
@@ -212,8 +214,11 @@ def test_emulators_refuse_options(options: dict[str, Any], message: str) -> None
         ({"m": 1, "n": 8, "k": 15}, "k (columns of a and b) must be a multiple of 16, got 15"),
         ({"m": 1.5, "n": 8, "k": 16}, "m must be an integer, got 1.5"),
         ({"m": 2**63, "n": 8, "k": 16}, "m must be at most 2147483647"),
-        ({"m": 1, "n": 8, "k": 16, "num_sms": None}, "num_sms must be an integer, got None"),
-        ({"m": 1, "n": 8, "k": 16, "device": "gpu0"}, "device must be a CUDA device or None"),
+        (
+            {"m": 1, "n": 8, "k": 16, "num_sms": 2**31},
+            "num_sms must be at most 2147483647, or None",
+        ),
+        ({"m": 1, "n": 8, "k": 16, "device": "gpu0"}, "device must be a CUDA device, a name such"),
     ],
 )
 def test_explain_config_refuses(sizes: dict[str, Any], message: str) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,16 +47,101 @@ def test_explain_config() -> None:
 def test_explain_config_refuses() -> None:
     op = pykernels.fp8_gemm_nt
     for sizes in ({"m": 1, "n": 8}, {"m": 1, "n": 8, "k": 16, "batch": 2}):
-        with pytest.raises(ValueError, match="sizes must be m, n, k and may be num_sms, got m, n"):
+        with pytest.raises(ValueError, match="sizes must be m, n, k, got m, n"):
             pykernels.explain_config(op, **sizes)
     with pytest.raises(ValueError, match="m must be at least 0, got -1"):
         pykernels.explain_config(op, m=-1, n=8, k=16)
     with pytest.raises(ValueError, match=r"op must be fp8_gemm_nt, .* got relu"):
         pykernels.explain_config(torch.relu, m=1)
-    with pytest.raises(ValueError, match=r"device must be a CUDA device or None, got cpu; .*H20"):
-        pykernels.explain_config(op, device="cpu", m=1, n=8, k=16)
     with pytest.raises(ValueError, match=r"batch_invariant must be True or False, got 1"):
         pykernels.explain_config(op, m=1, n=8, k=16, batch_invariant=1)  # type: ignore[arg-type]
+
+
+OPS = (pykernels.fp8_gemm_nt, pykernels.quantize_1x128, pykernels.quantize_128x128)
+
+
+def sizes_of(op: Any, **changed: Any) -> dict[str, Any]:
+    sizes = {"m": 8, "n": 8, "k": 16} if op is pykernels.fp8_gemm_nt else {"m": 8, "k": 16}
+    return sizes | changed
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+@pytest.mark.parametrize("device", ["cpu", "GTX 1080", "cuda:-1", "", ["H200"], 3.5, True, 0])
+def test_devices_that_are_none(op: Any, device: Any) -> None:
+    got = re.escape(f"got {device!r}")
+    names = r"; known GPUs are H100, .*H20, GH200"
+    with pytest.raises(
+        ValueError, match=rf'a CUDA device, a name such as "H200", or None, {got}{names}'
+    ):
+        pykernels.explain_config(op, device=device, **sizes_of(op))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda")], ids=str)
+def test_the_current_gpu_where_there_is_none(
+    op: Any, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def current_device() -> int:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
+    with pytest.raises(RuntimeError, match=r'no GPU for device cuda; .* such as "H200", or None'):
+        pykernels.explain_config(op, device=device, **sizes_of(op))
+
+
+@pytest.mark.parametrize("op", OPS[1:], ids=lambda op: op.__name__)
+def test_quantise_ops_take_a_device_and_no_schedule(op: Any) -> None:
+    """The device is checked although one kernel runs on all of them."""
+    for device in (None, "H20"):
+        (only,) = pykernels.explain_config(op, device=device, m=5, k=5)
+        assert only.kernel == op.__name__
+    with pytest.raises(ValueError, match=f"batch_invariant .* fp8_gemm_nt, not of {op.__name__}"):
+        pykernels.explain_config(op, batch_invariant=True, m=5, k=5)
+    with pytest.raises(ValueError, match="batch_invariant must be True or False, got 'no'"):
+        pykernels.explain_config(op, batch_invariant="no", m=5, k=5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"num_sms .* fp8_gemm_nt, not of {op.__name__}"):
+        pykernels.explain_config(op, num_sms=3, m=5, k=5)
+    with pytest.raises(ValueError, match="sizes must be m, k, got m, n, k"):
+        pykernels.explain_config(op, m=5, n=5, k=5)
+
+
+def test_num_sms_as_the_op_takes_it() -> None:
+    op, sizes = pykernels.fp8_gemm_nt, sizes_of(pykernels.fp8_gemm_nt)
+    assert pykernels.explain_config(op, **sizes, num_sms=None) == pykernels.explain_config(
+        op, **sizes
+    )
+    with pytest.raises(ValueError, match="num_sms must be at least 1, or None for all, got 0"):
+        pykernels.explain_config(op, **sizes, num_sms=0)
+
+
+@pytest.mark.parametrize("name", ["m", "n", "k", "num_sms"])
+def test_sizes_are_integers_of_any_kind(name: str) -> None:
+    op = pykernels.fp8_gemm_nt
+    plain = pykernels.explain_config(op, **sizes_of(op, **{name: 16}))
+    for kind in (np.int16, np.uint8, np.int64):
+        assert pykernels.explain_config(op, **sizes_of(op, **{name: kind(16)})) == plain
+    for wrong in (True, np.True_, 16.0, "16"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer, .*got "):
+            pykernels.explain_config(op, **sizes_of(op, **{name: wrong}))
+
+
+@pytest.mark.parametrize(
+    ("op", "empty"),
+    [(op, name) for op in OPS for name in sizes_of(op)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_nothing_is_launched_for_empty_sizes(op: Any, empty: str) -> None:
+    sizes = sizes_of(op, **{empty: 0})
+    assert pykernels.explain_config(op, **sizes) == []
+    with pytest.raises(ValueError, match="device must be"):
+        pykernels.explain_config(op, **sizes, device="GTX")
+    with pykernels.emulate() as report:
+        if op is pykernels.fp8_gemm_nt:
+            op(*gemm_operands(sizes["m"], sizes["n"], sizes["k"]))
+        else:
+            op(torch.ones(sizes["m"], sizes["k"]))
+    assert report.launches == []
 
 
 @pytest.mark.parametrize("sizes", [(0, 8, 16), (8, 0, 16), (8, 8, 0), (0, 0, 0)], ids=str)
@@ -227,3 +315,12 @@ def test_known_gpu_gets_its_constants_and_the_driver_counts_clusters(recording: 
 def test_no_kernel_fits() -> None:
     with pytest.raises(RuntimeError, match="no kernel of family fp8_gemm_nt for 1 SMs"):
         choose((64, 64, 64), gpu(), num_sms=1, configs=config(128, 128, cluster=2))
+
+
+def test_references_come_with_the_package() -> None:
+    """Docstrings name them; in a fresh process, since these tests import everything."""
+    code = "import pykernels; print(pykernels.reference.fp8_gemm_nt.__module__)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert printed.stdout.strip() == "pykernels.reference.gemm"
