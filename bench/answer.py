@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from pykernels.config import gpu_model
 
 from . import harness
 from .candidates import Options, Shape
@@ -27,17 +30,22 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     Raises:
         RuntimeError: a package of the extra ``bench`` is missing, or the kernels are not built.
-        ValueError: a size or the device is none that the op takes.
+        ValueError: the device is none that the op takes, or a file cannot be written there; no
+            work has been done.
+        OSError: writing a file failed nevertheless.
     """
     from . import plot, tables
 
+    _check_place("--json", arguments.json)
+    _check_place("--plot", arguments.plot)
     if arguments.plot is not None:
-        plot.require()
+        plot.require(arguments.plot)
     options = Options(arguments.num_sms, arguments.batch_invariant, arguments.device)
     shapes = [Shape(m, arguments.n, arguments.k) for m in arguments.m]
     measured = _has_hopper()
     if not measured and options.device is None:
         options = dataclasses.replace(options, device=_DEFAULT_DEVICE)
+    gpu_model(options.device)  # refused before any work
     compiled = [] if measured else _compiled()
     copy_gbps = harness.copy_bandwidth() if measured else 0.0
     rows = []
@@ -50,9 +58,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             tables.print_static(row, compiled, console)
     tables.print_sweep(rows, console)
     host = _host_path(console)
-    if arguments.plot is not None:
-        plot.draw(rows, arguments.plot)
-        console.print(f"written: {arguments.plot}")
     if arguments.json is not None:
         result = {
             "environment": harness.environment(),
@@ -64,7 +69,20 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         }
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
         console.print(f"written: {arguments.json}")
+    if arguments.plot is not None:
+        plot.draw(rows, arguments.plot)
+        console.print(f"written: {arguments.plot}")
     return 0
+
+
+def _check_place(option: str, path: Path | None) -> None:
+    """Of a file to write at the end."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: there is no folder {path.parent}; make it first")
 
 
 def _has_hopper() -> bool:

@@ -3,25 +3,56 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+
+from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds a command for each op."""
     ops = parser.add_subparsers(dest="op", required=True)
     gemm = ops.add_parser("gemm", help="fp8_gemm_nt", description="The dense FP8 GEMM.")
-    gemm.add_argument("--m", type=_sizes, required=True, help="rows of a, or a list: 1,16,64,256")
-    gemm.add_argument("--n", type=int, required=True, help="rows of b, a multiple of 8")
-    gemm.add_argument("--k", type=int, required=True, help="columns, a multiple of 16")
-    gemm.add_argument("--num-sms", type=int, help="how many SMs the kernel may take")
+    gemm.add_argument("--m", type=_rows, required=True, help="rows of a, or a list: 1,16,64,256")
+    gemm.add_argument("--n", type=_n, required=True, help="rows of b, a multiple of 8")
+    gemm.add_argument("--k", type=_k, required=True, help="columns, a multiple of 16")
+    gemm.add_argument("--num-sms", type=_num_sms, help="how many SMs the kernel may take")
     gemm.add_argument("--batch-invariant", action="store_true", help="bits that m does not change")
     gemm.add_argument("--device", help="whose constants the model takes: H100, H200, H20, ...")
     gemm.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
     gemm.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times (over m)")
 
 
-def _sizes(text: str) -> list[int]:
-    sizes = [int(part) for part in text.split(",")]
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"sizes of at least 1 are needed, got {text}")
-    return sizes
+def _rows(text: str) -> list[int]:
+    return [
+        _checked("m", part, f"a size or a list like 1,16,64, got {text!r}")
+        for part in text.split(",")
+    ]
+
+
+def _n(text: str) -> int:
+    return _checked("n", text, also=lambda n: check_gemm_sizes(m=1, n=n, k=0))
+
+
+def _k(text: str) -> int:
+    return _checked("k", text, also=lambda k: check_gemm_sizes(m=1, n=0, k=k))
+
+
+def _num_sms(text: str) -> int:
+    return _checked("num_sms", text)
+
+
+def _checked(
+    name: str, text: str, wanted: str = "", also: Callable[[int], None] = lambda size: None
+) -> int:
+    """A size of at least 1: for an empty product nothing is launched."""
+    try:
+        size = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be {wanted or f'a size, got {text!r}'}") from error
+    try:
+        check_integer(name, size, 1, MAX_SIZE)
+        also(size)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}") from error
+    return size

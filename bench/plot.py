@@ -9,20 +9,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def require() -> None:
-    """Raises a RuntimeError that names the extra, if there is no matplotlib."""
+def require(path: Path) -> None:
+    """Makes sure of matplotlib and of a file name that it can write.
+
+    Raises:
+        RuntimeError: there is no matplotlib; the message names the extra.
+        ValueError: the suffix is none of matplotlib's.
+    """
     try:
         import matplotlib as found
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError as error:
         raise RuntimeError(
             "plots need the package matplotlib; install it with `pip install pykernels[bench]`"
         ) from error
     found.use("Agg")
+    *others, last = sorted(f".{suffix}" for suffix in FigureCanvasAgg.get_supported_filetypes())
+    if path.suffix.lower() not in (*others, last):
+        raise ValueError(f"--plot must end in {', '.join(others)} or {last}, got {path}")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """One shape as bars, several as lines over m; measured rows and modelled ones are labelled."""
-    require()
+    require(path)
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")

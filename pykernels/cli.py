@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pykernels import doctor
 
         return doctor.run(console)
-    except (RuntimeError, ImportError, ValueError) as error:
+    except (RuntimeError, ImportError, ValueError, OSError) as error:
         print(f"pykernels {options.command}: {error}", file=sys.stderr)
         return 1
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pykernels import cli
-from pykernels.bench import answer, counts, gemm_bench, harness, listing
+from pykernels.bench import answer, counts, gemm_bench, harness, listing, plot
 from pykernels.bench.candidates import Shape
 
 SIZES = ["--n", "264", "--k", "400"]
@@ -72,22 +72,78 @@ def test_sweep_over_m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--m", "64", "--n", "7", "--k", "128"], "must be a multiple of 8, got 7"),
-        (["--m", "64", "--n", "8", "--k", "128", "--device", "GTX"], "known GPUs are"),
-        (["--m", "64", "--n", "8", "--k", "128", "--num-sms", "0"], "num_sms"),
+        (["--device", "GTX"], "known GPUs are"),
+        (["--device", "cuda"], "torch finds no GPU"),
+        (["--json", "no/such/row.json"], "--json: there is no folder no/such"),
+        (["--plot", "no/such/row.png"], "--plot: there is no folder no/such"),
+        (["--json", "."], "--json: . is a folder"),
+        (["--plot", "row"], " or .webp, got row\n"),
+        (["--plot", "row.docx"], "--plot must end in ."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_refused_before_any_work(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(*arguments: Any) -> Any:
+        raise AssertionError("refused too late")
+
+    for name in ("_compiled", "_static_row", "_measured_row", "_host_path"):
+        monkeypatch.setattr(answer, name, work)
+    monkeypatch.chdir(tmp_path)
+    assert run("--m", "64", *SIZES, *arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("pykernels bench: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--m=0", "--m: m must be at least 1, got 0"),
+        ("--m=-1,4", "--m: m must be at least 1, got -1"),
+        ("--m=1,2147483648", "--m: m must be at most 2147483647, got 2147483648"),
+        ("--m=many", "--m: must be a size or a list like 1,16,64, got 'many'"),
+        ("--m=1,", "--m: must be a size or a list like 1,16,64, got '1,'"),
+        ("--m=", "--m: must be a size or a list like 1,16,64, got ''"),
+        ("--n=0", "--n: n must be at least 1, got 0"),
+        ("--n=7", "--n: n (rows of b) must be a multiple of 8, got 7"),
+        ("--n=8,16", "--n: must be a size, got '8,16'"),
+        ("--k=0", "--k: k must be at least 1, got 0"),
+        ("--k=-16", "--k: k must be at least 1, got -16"),
+        ("--k=100", "--k: k (columns of a and b) must be a multiple of 16, got 100"),
+        ("--num-sms=0", "--num-sms: num_sms must be at least 1, got 0"),
+        ("--num-sms=2147483648", "--num-sms: num_sms must be at most 2147483647, got 2147483648"),
+        ("--num-sms=all", "--num-sms: must be a size, got 'all'"),
     ],
 )
-def test_what_the_op_does_not_take(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(*arguments) == 1
+def test_wrong_sizes(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("--m", "64", *SIZES, option)
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("m", ["0", "-1,4", "many", ""])
-def test_wrong_rows(m: str) -> None:
-    with pytest.raises(SystemExit):
-        run("--m", m, *SIZES)
+def test_json_survives_a_plot_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(rows: list[dict[str, Any]], path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    as_measured(monkeypatch)
+    monkeypatch.setattr(plot, "draw", draw)
+    written, drawn = tmp_path / "rows.json", tmp_path / "rows.png"
+    assert run("--m", "64", *SIZES, "--json", str(written), "--plot", str(drawn)) == 1
+    assert capsys.readouterr().err == (
+        f"pykernels bench: [Errno 28] No space left on device: '{drawn}'\n"
+    )
+    assert json.loads(written.read_text())["measured"]
 
 
 @pytest.mark.parametrize("package", ["rich", "matplotlib"])
@@ -150,14 +206,18 @@ MEASURED = {
 }  # fmt: skip
 
 
-def test_measured_rows_are_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the rows come from gemm_bench, whose own tests make one."""
     monkeypatch.setattr(answer, "_has_hopper", lambda: True)
     monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
     monkeypatch.setattr(harness, "environment", dict)
     monkeypatch.setattr(gemm_bench, "measure", lambda shape, *_, **__: MEASURED | {"m": shape.m})
+
+
+def test_measured_rows_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_measured(monkeypatch)
     written, drawn = tmp_path / "rows.json", tmp_path / "rows.png"
     assert run("--m", "64,128", *SIZES, "--json", str(written), "--plot", str(drawn)) == 0
     printed = capsys.readouterr().out
