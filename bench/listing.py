@@ -23,7 +23,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Dense multiply-adds a clock and SM of a Hopper GPU, by machine instruction (H100 datasheet).
@@ -332,16 +332,26 @@ def _attributes(elf: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def read_listing(cubin: Path, *, any_name: bool = False) -> Listing:
-    """The figures of a cubin that holds one kernel, named as the file or by ``any_name``."""
+    """The figures of a cubin that holds one kernel, named as the file or by ``any_name``.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no cubin, or holds another kernel.
+        RuntimeError: there is no nvdisasm.
+    """
     values = {0x2F: 0, 0x12: 0}  # registers, stack bytes a thread
-    for attribute, block in _attributes(cubin.read_bytes()):
-        if attribute in values and len(block) == 8:  # (symbol, value)
-            values[attribute] = max(values[attribute], struct.unpack("<II", block)[1])
-    functions = disassemble(cubin)
-    if any_name:
-        (function,) = functions.values()
-    else:
-        function = functions[cubin.stem]
+    try:
+        for attribute, block in _attributes(cubin.read_bytes()):
+            if attribute in values and len(block) == 8:  # (symbol, value)
+                values[attribute] = max(values[attribute], struct.unpack("<II", block)[1])
+        functions = disassemble(cubin)
+    except (struct.error, OverflowError, IndexError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{cubin} is no cubin, or none that nvdisasm can read") from error
+    name = next(iter(functions), "") if any_name and len(functions) == 1 else cubin.stem
+    if name not in functions:
+        held = ", ".join(functions) or "none"
+        raise ValueError(f"{cubin} holds no kernel named {name}, but {held}")
+    function = functions[name]
     counts = Counter(instruction.base for instruction in function.instructions)
     return Listing(
         name=cubin.stem,
@@ -379,12 +389,16 @@ def format_table(listings: list[Listing]) -> str:
     return "\n".join(rows)
 
 
-def main() -> int:
-    """Print the table of the cubins given."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table of the cubins given, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cubins", nargs="+", type=Path)
-    arguments = parser.parse_args()
-    print(format_table([read_listing(cubin) for cubin in arguments.cubins]))
+    cubins = parser.parse_args(arguments).cubins
+    try:
+        print(format_table([read_listing(cubin) for cubin in cubins]))
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"listing: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
