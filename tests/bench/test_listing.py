@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,33 @@ def test_main_loop_is_the_innermost_one_with_matrix_instructions() -> None:
 def test_kernel_without_matrix_instructions_has_no_main_loop() -> None:
     text = LOOPS.replace("QGMMA.64x64x32.F32.E4M3.E4M3", "FFMA")
     assert listing.main_loop(listing.parse(text)["kernel"]) is None
+
+
+def test_table_of_a_cubin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listing.main([str(BUILT / "quantize_1x128.cubin")]) == 0
+    assert "| quantize_1x128 | " in capsys.readouterr().out
+
+
+def test_files_that_are_no_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that names the file, whatever is wrong with it."""
+    whole = (BUILT / "quantize_1x128.cubin").read_bytes()
+    for name, content, message in (
+        ("text", b"no cubin", "is no cubin"),
+        ("short", whole[:50], "is no cubin"),
+        ("cut", whole[:3000], "is no cubin"),
+        ("program", Path(sys.executable).read_bytes(), "is no cubin"),
+        ("offset", whole[:0x28] + b"\xff" * 8 + whole[0x30:], "is no cubin"),  # of the sections
+        ("damaged", whole[:4096] + bytes(len(whole) - 4096), "is no cubin"),
+        ("renamed", whole, "holds no kernel named renamed, but quantize_1x128"),
+    ):
+        cubin = tmp_path / f"{name}.cubin"
+        cubin.write_bytes(content)
+        assert listing.main([str(cubin)]) == 1, name
+        error = capsys.readouterr().err
+        assert error.startswith(f"listing: {cubin} {message}"), name
+        assert error.count("\n") == 1, error
+    for missing in (tmp_path / "none.cubin", tmp_path):
+        assert listing.main([str(missing)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("listing: [Errno ")
+        assert str(missing) in error
