@@ -14,8 +14,9 @@ namespace pykernels::gemm {
 /// What an emulated device is called, which stands for an H200 (emulated_device.cpp).
 inline constexpr std::string_view kEmulatorName = "emulator";
 
-/// One GPU. gpu_model.cpp has the table, a line a constant where it comes from; what is labelled an
-/// estimate there is for `python -m pykernels calibrate` to replace.
+/// One GPU. gpu_model.cpp has the table, a line a constant where it comes from. Of what is labelled
+/// an estimate there `python -m pykernels calibrate` fits seven to measured times: hbm_share,
+/// l2_bytes_per_clock, tensor_share, sm_bytes_per_clock, split_wait_us, epilogue_clocks, launch_us.
 struct GpuModel {
   std::string name;  // words that the driver's name of the GPU has, "H100 PCIe"
   int num_sms = 0;
@@ -42,7 +43,8 @@ struct GpuModel {
   double launch_us = 0;              // from one kernel's end to the next one's first instruction
 };
 
-/// The double fields of GpuModel by name: what Python shows, tests change and the calibration fits.
+/// The double fields of GpuModel by name: what Python shows, tests change and the calibration fits
+/// seven of.
 struct GpuConstant {
   const char* name;
   double GpuModel::* field;
