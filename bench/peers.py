@@ -15,6 +15,7 @@ from pathlib import Path
 _FILE = Path(__file__).with_name("peers.json")
 SAME_OPERATION = "fp8 1x128 by 128x128"  # the scales of fp8_gemm_nt
 _MIN_BOUNDED_BLOCK_N = 64
+_WARPGROUP_ROWS = 64
 _ONE_SHAPE = re.compile(r"(\d+) MMA (\d+)x(\d+)")
 _FP8_MACS_PER_CLOCK = 4096  # of an SM
 
@@ -65,21 +66,23 @@ def bound(config: Mapping[str, int]) -> Peer | None:
 
     Of the peers of the same operation: those of the same ``block_m`` (any, if none has it); of
     these the largest ``block_n`` that is at most the kernel's; of these the same ``block_m`` and
-    cluster size, if there is one; of these the lowest share.
+    cluster size, if there is one; of these the lowest share. A swapped kernel counts by what a
+    warpgroup multiplies: 64 rows by ``block_m`` columns.
 
     Args:
         config: ``block_m``, ``block_n``, ``cluster`` and ``swap_ab`` of the kernel.
     """
-    if config["swap_ab"] or config["block_n"] < _MIN_BOUNDED_BLOCK_N:
+    rows, columns = config["block_m"], config["block_n"]
+    if config["swap_ab"]:
+        rows, columns = _WARPGROUP_ROWS, config["block_m"]
+    if columns < _MIN_BOUNDED_BLOCK_N:
         return None
     known = [peer for peer in peers() if peer.operation == SAME_OPERATION]
-    same_rows = [peer for peer in known if peer.block_m == config["block_m"]] or known
-    columns = [peer.block_n for peer in same_rows if peer.block_n is not None]
-    nearest = max(n for n in columns if n <= config["block_n"])
+    same_rows = [peer for peer in known if peer.block_m == rows] or known
+    widths = [peer.block_n for peer in same_rows if peer.block_n is not None]
+    nearest = max(n for n in widths if n <= columns)
     same_tile = [peer for peer in same_rows if peer.block_n == nearest]
     exact = [
-        peer
-        for peer in same_tile
-        if peer.block_m == config["block_m"] and peer.cluster == config["cluster"]
+        peer for peer in same_tile if peer.block_m == rows and peer.cluster == config["cluster"]
     ]
     return min(exact or same_tile, key=lambda peer: peer.exact_issue_share)

@@ -210,7 +210,9 @@ int CudaContext::max_active_clusters(const KernelInfo& info, Dim3 cluster) {
       nullptr,   &attribute, 1};
   int count = 0;
   const cuda::Result result = driver().occupancy_max_active_clusters(&count, ready, &config);
-  if (result == cuda::kInvalidClusterSize) {
+  // Which error says that the GPU runs no such clusters is not documented.
+  const bool is_cluster = cluster.x * cluster.y * cluster.z > 1;
+  if (result == cuda::kInvalidClusterSize || (is_cluster && result == cuda::kInvalidValue)) {
     count = 0;
   } else {
     check_result(driver(), result, concat("cuOccupancyMaxActiveClusters of ", info.name));

@@ -1,9 +1,10 @@
 // The ring of shared-memory stages between a TMA producer thread and the consumer warps: one full
-// and one empty barrier a stage. All waiting of a kernel on memory barriers goes through here.
+// and one empty barrier a stage. All waiting of a kernel for its operands goes through here.
 #pragma once
 
 #include "ptx/address.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/warp.cuh"
 
 namespace pykernels {
 
@@ -22,9 +23,9 @@ struct PeerRange {
 
 /// One role's walk around the ring. Producer and consumers each hold one and advance in step.
 ///
-/// In a cluster, a stage may be filled by a peer's multicast. So a consumer warp releases the stage
-/// to every CTA of the cluster, and a producer that has seen its empty barrier complete may write
-/// that stage in all of them.
+/// A stage may be filled by the multicast of a peer in the cluster. So a consumer warp releases the
+/// stage to all peers, and a producer that has seen its empty barrier complete may write that stage
+/// in all of them.
 template <uint32_t kNumStages, uint32_t kMaxPeers>
 class Pipeline {
  public:
@@ -79,17 +80,17 @@ class Pipeline {
   __device__ __forceinline__ void arrive_full() const { ptx::mbarrier_arrive(full_barrier()); }
 
   /// Lone producer: leaves out a stage that it has waited for, as the consumers do. It arrives in
-  /// their place, in all CTAs: a peer that sees the stage empty may at once announce bytes for its
-  /// next round here, so this CTA's barrier must have left the round.
+  /// their place, at its peer as well: a peer that sees the stage empty may at once announce bytes
+  /// for its next round here, so this CTA's barrier must have left the round.
   __device__ __forceinline__ void skip(uint32_t num_consumer_warps) const {
+    static_assert(kMaxPeers <= 2);
+    const uint32_t barrier = empty_ + stage_ * 8;
     arrive_full();
-    if constexpr (kMaxPeers > 1) {
-      for (uint32_t rank = 0; rank < kMaxPeers; ++rank) {
-        ptx::mbarrier_arrive_count_release_cluster(
-            ptx::mapa_shared_cluster(empty_ + stage_ * 8, rank), num_consumer_warps);
-      }
-    } else {
-      ptx::mbarrier_arrive_count(empty_ + stage_ * 8, num_consumer_warps);
+    ptx::mbarrier_arrive_count(barrier, num_consumer_warps);
+    if constexpr (kMaxPeers == 2) {
+      const uint32_t peer = ptx::cluster_ctarank() ^ 1;
+      ptx::mbarrier_arrive_count_release_cluster(ptx::mapa_shared_cluster(barrier, peer),
+                                                 num_consumer_warps);
     }
   }
 
@@ -106,7 +107,7 @@ class Pipeline {
   }
 
   /// Consumer warp, converged, once its reads of `stage` are complete: hands the stage back to the
-  /// producers of all CTAs of the cluster, one lane to each.
+  /// producers of all peers, one lane to each.
   __device__ __forceinline__ void release(uint32_t stage) const {
     if constexpr (kMaxPeers > 1) {
       if (threadIdx.x % 32 < num_peers_) ptx::mbarrier_arrive_cluster(peer_empty_ + stage * 8);

@@ -18,4 +18,7 @@ __device__ __forceinline__ void hold_uses(float& value) {
   asm volatile("" : "+f"(value)::"memory");
 }
 
+/// Keeps a value that a loop needs in its register: the compiler would rather compute it anew.
+__device__ __forceinline__ void hold_value(uint32_t& value) { asm volatile("" : "+r"(value)); }
+
 }  // namespace pykernels

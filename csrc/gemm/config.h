@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/math.h"
 #include "core/tensor_map.h"
 
 namespace pykernels::gemm {
@@ -15,7 +16,8 @@ inline constexpr uint32_t kScaleRows = 128;         // rows of B that share a sc
 inline constexpr uint32_t kWarpgroupRows = 64;      // rows of a consumer warpgroup, WGMMA's m
 inline constexpr int kMaxCluster = 8;               // CTAs: what every GPU of sm_90 can run
 inline constexpr uint32_t kUnitBytes = 16 * 8 * 4;  // FP32 totals of a unit
-inline constexpr uint32_t kSwapStagingBytes = 8 * 80;  // a warp's, of one unit: rows padded to 80
+inline constexpr uint32_t kSwapStagingBytes =
+    2048;  // a warp's, at most: 8 units of BF16, 3 of FP32
 inline constexpr uint32_t kSharedBytesPerBlock =
     232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
 
@@ -74,8 +76,14 @@ struct GemmConfig {
   PK_HOST_DEVICE constexpr uint32_t chunk_bytes() const { return kWarpgroupRows * block_n * 2; }
   /// Chunks of a warpgroup that take turns, where that leaves the ring four stages.
   PK_HOST_DEVICE constexpr uint32_t num_chunks() const { return block_n <= 128 ? 2 : 1; }
+  /// With swap_ab, a warp's: its units of BF16, 256 bytes each, or some of them in FP32, padded to
+  /// 640.
+  PK_HOST_DEVICE constexpr uint32_t swap_staging_bytes() const {
+    const uint32_t bytes = block_m / 8 * 256;
+    return bytes < 640 ? 640 : (bytes < kSwapStagingBytes ? bytes : kSwapStagingBytes);
+  }
   PK_HOST_DEVICE constexpr uint32_t staging_bytes() const {
-    return swap_ab ? num_consumer_warps() * kSwapStagingBytes
+    return swap_ab ? num_consumer_warps() * swap_staging_bytes()
                    : num_consumer_warpgroups() * num_chunks() * chunk_bytes();
   }
   /// Parts of a tile that the CTAs of a split divide among them: 16 rows of B, a warp's, x 8 of A.
@@ -83,7 +91,7 @@ struct GemmConfig {
   /// Units that a CTA receives from the others of its split, at most.
   PK_HOST_DEVICE constexpr uint32_t num_received_units() const {
     uint32_t most = 0;
-    for (uint32_t split = 2; split <= kMaxCluster; ++split) {
+    for (uint32_t split = 2; split <= kMaxCluster && split <= num_units(); ++split) {
       const uint32_t units = (split - 1) * ((num_units() + split - 1) / split);
       most = units > most ? units : most;
     }
@@ -133,15 +141,20 @@ struct alignas(64) GemmParams {
   uint32_t m;
   uint32_t n;
   uint32_t num_k_tiles;   // ceil(k / 128); 0 leaves the maps of a and b unused
-  uint32_t num_m;         // cluster tiles along m
   uint32_t num_tiles;     // cluster tiles
   uint32_t num_clusters;  // that the grid has
-  uint32_t raster_group;  // cluster tiles along m that are walked before the next one along n
-  uint32_t group_tiles;   // cluster tiles of such a group over all of n
-  uint32_t d_is_fp32;     // else BF16
-  void* d;                // with swap_ab
-  int64_t d_stride_m;     // in bytes
+  // Cluster tiles along m are walked in groups before the next one along n: a group's tiles over
+  // all of n; its extent along m; that of the last group, which may be smaller.
+  FastDivisor group_tiles;
+  FastDivisor group_rows;
+  FastDivisor last_group_rows;
+  uint32_t d_is_fp32;  // else BF16
+  void* d;             // with swap_ab
+  int64_t d_stride_m;  // in bytes
   GemmSchedule schedule;
+  FastDivisor cluster;  // CTAs of a cluster, those that share a tile of A, those of a split
+  FastDivisor sharing;
+  FastDivisor split;
 };
 
 }  // namespace pykernels::gemm

@@ -18,7 +18,7 @@ constexpr double kSharedBytesPerClock = 128;
 // of the plain loop with swap_ab.
 constexpr double kLoopInstructions = 27;
 constexpr double kWrappedLoopInstructions = 33;
-constexpr double kSwapLoopInstructions = 71;
+constexpr double kSwapLoopInstructions = 31.5;
 /// More of them where a tile's columns belong to two blocks of B: for the second block's factors,
 /// and to select two factors for each unit of columns between the outer ones.
 constexpr double kSecondBlockInstructions = 3;

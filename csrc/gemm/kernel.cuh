@@ -57,9 +57,10 @@ __device__ __forceinline__ void prefetch_maps(const GemmParams& params) {
 
 /// Producer thread: fills the ring with the operands of all of the CTA's tiles.
 template <GemmConfig kConfig>
-__device__ __forceinline__ void produce(const GemmParams& params, SharedStorage<kConfig>& smem) {
+__device__ __forceinline__ void produce(const GemmParams& params, SharedStorage<kConfig>& smem,
+                                        TileScheduler<kConfig> scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
-  for (TileScheduler<kConfig> scheduler(params); scheduler.has_tile(); scheduler.advance()) {
+  for (; scheduler.has_tile(); scheduler.advance()) {
     if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
     load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
   }
@@ -69,11 +70,11 @@ __device__ __forceinline__ void produce(const GemmParams& params, SharedStorage<
 /// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles. The
 /// next tile's first scale factors travel while a tile is stored.
 template <GemmConfig kConfig>
-__device__ __forceinline__ void consume(const GemmParams& params, SharedStorage<kConfig>& smem) {
+__device__ __forceinline__ void consume(const GemmParams& params, SharedStorage<kConfig>& smem,
+                                        TileScheduler<kConfig> scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
   Epilogue<kConfig> epilogue(smem);
   ScaleLoader<kConfig> scales(params);
-  TileScheduler<kConfig> scheduler(params);
   Tile tile = scheduler.tile();  // the grid has no more CTAs than tiles
   scales.start(params, tile);
   while (scheduler.has_tile()) {
@@ -100,15 +101,18 @@ __device__ __forceinline__ void fp8_gemm_body(const GemmParams& params) {
   auto& smem = *reinterpret_cast<SharedStorage<kConfig>*>(smem_bytes);
   if (threadIdx.x == kConfig.num_consumer_threads()) prefetch_maps<kConfig>(params);
   set_up_barriers<kConfig>(params, smem);
+  // Ahead of the wait, with all that takes parameters only.
+  const TileScheduler<kConfig> scheduler(params);
+  [[maybe_unused]] const ClusterPlace place(params);
   ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
   if constexpr (kConfig.swap_ab) {
-    run_swapped<kConfig>(params, smem);
+    run_swapped<kConfig>(params, smem, place, scheduler);
   } else if (threadIdx.x >= kConfig.num_consumer_threads()) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (threadIdx.x == kConfig.num_consumer_threads()) produce<kConfig>(params, smem);
+    if (threadIdx.x == kConfig.num_consumer_threads()) produce<kConfig>(params, smem, scheduler);
   } else {
     ptx::setmaxnreg_inc<kConsumerRegisters>();
-    consume<kConfig>(params, smem);
+    consume<kConfig>(params, smem, scheduler);
   }
 }
 

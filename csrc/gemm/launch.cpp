@@ -114,6 +114,9 @@ GemmParams make_params(Device& device, const GemmArguments& arguments, const Gem
   params.n = static_cast<uint32_t>(arguments.b.sizes[0]);
   params.num_k_tiles = static_cast<uint32_t>(ceil_div(k, kBlockK));
   params.schedule = schedule;
+  params.cluster = FastDivisor(schedule.cluster());
+  params.sharing = FastDivisor(schedule.cluster_n);
+  params.split = FastDivisor(schedule.split_k);
   return params;
 }
 
@@ -145,11 +148,13 @@ Launch make_launch(Device& device, const GemmArguments& arguments, const KernelI
   launch.grid.x = static_cast<uint32_t>(num_clusters * cluster);
 
   GemmParams params = make_params(device, arguments, config, schedule);
-  params.num_m = static_cast<uint32_t>(num_m);
   params.num_tiles = static_cast<uint32_t>(num_m * num_n);
   params.num_clusters = static_cast<uint32_t>(num_clusters);
-  params.raster_group = raster_group(config, schedule, num_clusters, num_m);
-  params.group_tiles = static_cast<uint32_t>(params.raster_group * num_n);
+  const int64_t group_rows = raster_group(config, schedule, num_clusters, num_m);
+  const int64_t rest = num_m % group_rows;
+  params.group_tiles = FastDivisor(static_cast<uint32_t>(group_rows * num_n));
+  params.group_rows = FastDivisor(static_cast<uint32_t>(group_rows));
+  params.last_group_rows = FastDivisor(static_cast<uint32_t>(rest == 0 ? group_rows : rest));
   launch.arguments = argument_bytes(params);
   launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
                    arguments.b.memory_range("b"), arguments.sfb.memory_range("sfb"),

@@ -21,9 +21,7 @@ template <GemmConfig kConfig>
 class TileScheduler {
  public:
   __device__ __forceinline__ explicit TileScheduler(const GemmParams& params)
-      : params_(params), tile_idx_(blockIdx.x) {
-    if constexpr (kHasCluster) tile_idx_ /= params.schedule.cluster();
-  }
+      : params_(params), tile_idx_(cluster_idx(params)), tile_(locate()) {}
 
   /// False once this CTA has no tile left.
   __device__ __forceinline__ bool has_tile() const { return tile_idx_ < params_.num_tiles; }
@@ -33,29 +31,40 @@ class TileScheduler {
     return tile_idx_ + params_.num_clusters >= params_.num_tiles;
   }
 
-  __device__ __forceinline__ void advance() { tile_idx_ += params_.num_clusters; }
+  __device__ __forceinline__ void advance() {
+    tile_idx_ += params_.num_clusters;
+    tile_ = locate();
+  }
 
-  __device__ __forceinline__ Tile tile() const {
-    const uint32_t group_idx = tile_idx_ / params_.group_tiles;
-    const uint32_t idx_in_group = tile_idx_ - group_idx * params_.group_tiles;
-    const uint32_t first_m = group_idx * params_.raster_group;
-    const uint32_t rows = min(params_.num_m - first_m, params_.raster_group);
-    uint32_t n_idx = idx_in_group / rows;
-    uint32_t m_idx = first_m + idx_in_group - n_idx * rows;
-    if constexpr (kHasCluster) {
+  __device__ __forceinline__ const Tile& tile() const { return tile_; }
+
+ private:
+  __device__ __forceinline__ static uint32_t cluster_idx(const GemmParams& params) {
+    return kConfig.swap_ab ? params.cluster.divide(blockIdx.x) : blockIdx.x / kConfig.cluster;
+  }
+
+  __device__ __forceinline__ Tile locate() const {
+    const uint32_t group_idx = params_.group_tiles.divide(tile_idx_);
+    const uint32_t first = group_idx * params_.group_tiles.divisor;
+    const bool is_last_group = first + params_.group_tiles.divisor >= params_.num_tiles;
+    const FastDivisor& rows = is_last_group ? params_.last_group_rows : params_.group_rows;
+    uint32_t n_idx = rows.divide(tile_idx_ - first);
+    uint32_t m_idx =
+        group_idx * params_.group_rows.divisor + tile_idx_ - first - n_idx * rows.divisor;
+    if constexpr (kConfig.cluster > 1 || kConfig.swap_ab) {
+      // Clusters extend along m or n, by powers of two; the parts of a split are further apart.
       const GemmSchedule& schedule = params_.schedule;
-      const uint32_t rank = ptx::cluster_ctarank() % (schedule.cluster_m * schedule.cluster_n);
-      n_idx = n_idx * schedule.cluster_n + rank / schedule.cluster_m;
-      m_idx = m_idx * schedule.cluster_m + rank % schedule.cluster_m;
+      const uint32_t rank = ptx::cluster_ctarank();
+      const uint32_t along_n = schedule.cluster_m > 1 ? 0 : rank & (schedule.cluster_n - 1);
+      m_idx = m_idx * schedule.cluster_m + (rank & (schedule.cluster_m - 1));
+      n_idx = n_idx * schedule.cluster_n + along_n;
     }
     return {m_idx * kConfig.block_m, n_idx * kConfig.block_n};
   }
 
- private:
-  static constexpr bool kHasCluster = kConfig.cluster > 1 || kConfig.swap_ab;
-
   const GemmParams& params_;
   uint32_t tile_idx_;  // of the cluster
+  Tile tile_;
 };
 
 }  // namespace pykernels::gemm

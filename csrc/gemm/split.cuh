@@ -16,17 +16,25 @@ namespace pykernels::gemm {
 
 /// A CTA's place in its cluster: the CTAs that share a tile of A stand side by side, those of a
 /// split one such group apart.
+///
+/// It is derived from the CTA's index by FastDivisor alone: ptxas then sees that what follows is
+/// the same in all threads, and keeps ring stages and descriptors in uniform registers.
 struct ClusterPlace {
   uint32_t num_sharing;   // CTAs along n
   uint32_t sharing_rank;  // among them
   uint32_t split;         // CTAs that share an output tile
+  FastDivisor by_split;
   uint32_t split_rank;    // among them: which part of k
+  uint32_t first_k_tile;  // of this part
+  uint32_t end_k_tile;
 
-  __device__ __forceinline__ explicit ClusterPlace(const GemmSchedule& schedule)
-      : num_sharing(schedule.cluster_n), split(schedule.split_k) {
-    const uint32_t rank = ptx::cluster_ctarank();
-    split_rank = rank / num_sharing;
+  __device__ __forceinline__ explicit ClusterPlace(const GemmParams& params)
+      : num_sharing(params.sharing.divisor), split(params.split.divisor), by_split(params.split) {
+    const uint32_t rank = blockIdx.x - params.cluster.divide(blockIdx.x) * params.cluster.divisor;
+    split_rank = params.sharing.divide(rank);
     sharing_rank = rank - split_rank * num_sharing;
+    first_k_tile = params.split.divide(params.num_k_tiles * split_rank);
+    end_k_tile = params.split.divide(params.num_k_tiles * (split_rank + 1));
   }
 
   /// Those that share this CTA's tile of A.
@@ -36,12 +44,6 @@ struct ClusterPlace {
   /// The cluster rank of the CTA with this part of k of the same output tile.
   __device__ __forceinline__ uint32_t cluster_rank(uint32_t of_split_rank) const {
     return of_split_rank * num_sharing + sharing_rank;
-  }
-  __device__ __forceinline__ uint32_t first_k_tile(uint32_t num_k_tiles) const {
-    return num_k_tiles * split_rank / split;
-  }
-  __device__ __forceinline__ uint32_t end_k_tile(uint32_t num_k_tiles) const {
-    return num_k_tiles * (split_rank + 1) / split;
   }
 };
 
@@ -64,7 +66,13 @@ class SplitReduction {
         full_(ptx::cvta_to_shared(&smem.received_full)),
         empty_(ptx::cvta_to_shared(&smem.received_empty)),
         received_(ptx::cvta_to_shared(smem.received)),
-        units_per_rank_((kConfig.num_units() + place.split - 1) / place.split) {}
+        slots_per_rank_(place.by_split.divide(kConfig.num_units() + place.split - 1)),
+        num_owned_(place.by_split.divide(kConfig.num_units() + place.split - 1 - place.split_rank)),
+        first_(place) {
+    for_each_unit([&](uint32_t j, const Unit& unit) {
+      owned_ |= (unit.owner == place_.split_rank ? 1u : 0u) << j;
+    });
+  }
 
   /// Sets up the barriers of a CTA. One thread.
   __device__ __forceinline__ static void initialise(SharedStorage<kConfig>& smem, uint32_t split) {
@@ -73,7 +81,7 @@ class SplitReduction {
   }
 
   /// Whether this CTA completes and stores the warp's unit `j`.
-  __device__ __forceinline__ bool owns(uint32_t j) const { return owner(j) == place_.split_rank; }
+  __device__ __forceinline__ bool owns(uint32_t j) const { return (owned_ >> j & 1) != 0; }
 
   /// Completes the units that this CTA owns; the others' totals are without meaning afterwards.
   /// `is_last`: no CTA of the cluster has another tile.
@@ -83,10 +91,9 @@ class SplitReduction {
     sync_consumers();                               // before anyone sends this tile's
     send(total);
     wait(full_, phase_);  // the others' parts have arrived
-#pragma unroll
-    for (uint32_t j = 0; j < kUnits; ++j) {
-      if (owns(j)) add_received(j, &total[4 * j]);
-    }
+    for_each_unit([&](uint32_t j, const Unit& unit) {
+      if (owns(j)) add_received(unit.slot, &total[4 * j]);
+    });
     if (!is_last) release();
     phase_ ^= 1;
   }
@@ -94,16 +101,37 @@ class SplitReduction {
  private:
   static constexpr uint32_t kUnits = kConfig.block_m / 8;  // of a warp
 
-  __device__ __forceinline__ static uint32_t unit(uint32_t j) {
-    return threadIdx.x / 32 * kUnits + j;
-  }
-  __device__ __forceinline__ uint32_t owner(uint32_t j) const { return unit(j) % place_.split; }
+  /// Who completes a unit, and the unit's place among those of its owner.
+  struct Unit {
+    uint32_t owner;
+    uint32_t slot;
 
-  /// This lane's place for a unit from `source` in the owner's shared memory.
-  __device__ __forceinline__ uint32_t slot(uint32_t j, uint32_t source) const {
-    const uint32_t source_idx = source - (source > owner(j));  // the owner sends nothing to itself
-    const uint32_t slot_idx = source_idx * units_per_rank_ + unit(j) / place_.split;
-    return received_ + slot_idx * kUnitBytes + threadIdx.x % 32 * 16;
+    /// The warp's first one.
+    __device__ __forceinline__ explicit Unit(const ClusterPlace& place) {
+      const uint32_t unit = threadIdx.x / 32 * kUnits;
+      slot = place.by_split.divide(unit);
+      owner = unit - slot * place.split;
+    }
+    __device__ __forceinline__ void advance(uint32_t split) {
+      if (++owner == split) {
+        owner = 0;
+        ++slot;
+      }
+    }
+  };
+
+  /// Calls visit(j, unit) for the warp's units.
+  template <typename Visitor>
+  __device__ __forceinline__ void for_each_unit(Visitor&& visit) const {
+    Unit unit = first_;
+#pragma unroll
+    for (uint32_t j = 0; j < kUnits; ++j, unit.advance(place_.split)) visit(j, unit);
+  }
+
+  /// This lane's place for a unit in its owner's shared memory, of the `source_idx`th CTA that
+  /// sends to it.
+  __device__ __forceinline__ uint32_t address(uint32_t slot, uint32_t source_idx) const {
+    return received_ + (source_idx * slots_per_rank_ + slot) * kUnitBytes + threadIdx.x % 32 * 16;
   }
 
   __device__ __forceinline__ static bool is_first_warp() { return threadIdx.x < 32; }
@@ -119,25 +147,29 @@ class SplitReduction {
 
   __device__ __forceinline__ void send(const Accumulator<kConfig>& total) const {
     if (threadIdx.x == 0) {
-      const uint32_t num_owned =
-          (kConfig.num_units() + place_.split - 1 - place_.split_rank) / place_.split;
-      ptx::mbarrier_arrive_expect_tx(full_, (place_.split - 1) * num_owned * kUnitBytes);
+      ptx::mbarrier_arrive_expect_tx(full_, (place_.split - 1) * num_owned_ * kUnitBytes);
     }
-#pragma unroll
-    for (uint32_t j = 0; j < kUnits; ++j) {
-      if (owns(j)) continue;
-      const uint32_t target = place_.cluster_rank(owner(j));
-      ptx::st_async_v4_f32(ptx::mapa_shared_cluster(slot(j, place_.split_rank), target),
+    for_each_unit([&](uint32_t j, const Unit& unit) {
+      if (owns(j)) return;
+      const uint32_t target = place_.cluster_rank(unit.owner);
+      // The owner sends nothing to itself.
+      const uint32_t source_idx = place_.split_rank - (place_.split_rank > unit.owner);
+      ptx::st_async_v4_f32(ptx::mapa_shared_cluster(address(unit.slot, source_idx), target),
                            &total[4 * j], ptx::mapa_shared_cluster(full_, target));
-    }
+    });
   }
 
   /// unit = the parts of ranks 0, 1, 2, ... added in this order.
-  __device__ __forceinline__ void add_received(uint32_t j, float* unit) const {
+  __device__ __forceinline__ void add_received(uint32_t slot, float* unit) const {
+    uint32_t next = address(slot, 0);
     float sum[4];
+#pragma unroll 1
     for (uint32_t rank = 0; rank < place_.split; ++rank) {
       float part[4] = {unit[0], unit[1], unit[2], unit[3]};
-      if (rank != place_.split_rank) ptx::ld_shared_v4_f32(slot(j, rank), part);
+      if (rank != place_.split_rank) {
+        ptx::ld_shared_v4_f32(next, part);
+        next += slots_per_rank_ * kUnitBytes;
+      }
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i) sum[i] = rank == 0 ? part[i] : __fadd_rn(sum[i], part[i]);
     }
@@ -159,7 +191,10 @@ class SplitReduction {
   uint32_t full_;  // shared-window addresses
   uint32_t empty_;
   uint32_t received_;
-  uint32_t units_per_rank_;
+  uint32_t slots_per_rank_;  // units that a CTA owns, at most
+  uint32_t num_owned_;       // that this one owns
+  Unit first_;
+  uint32_t owned_ = 0;  // bit j: this CTA completes the warp's unit j
   uint32_t phase_ = 0;
 };
 

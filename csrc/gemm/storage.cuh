@@ -23,7 +23,7 @@ struct alignas(1024) SharedStorage<kConfig> {
   uint8_t a[kConfig.num_stages()][kConfig.block_m * kBlockK];
   uint8_t b[kConfig.num_stages()][kConfig.block_n * kBlockK];
   float received[kConfig.num_received_units()][kUnitBytes / 4];
-  uint8_t staging[kConfig.num_consumer_warps()][kSwapStagingBytes];
+  uint8_t staging[kConfig.num_consumer_warps()][kConfig.swap_staging_bytes()];
   float scales[kConfig.num_stages()][kConfig.block_m];  // sfa * sfb of a stage's k tile
   PipelineBarriers<kConfig.num_stages()> barriers;
   uint64_t received_full;   // completes when all units of a tile have arrived
@@ -33,7 +33,7 @@ struct alignas(1024) SharedStorage<kConfig> {
 /// Named barriers of a kernel; 0 is the whole CTA.
 enum class NamedBarrier : uint32_t {
   kStaging = 1,    // of a consumer warpgroup, plus its index
-  kReduction = 3,  // of all consumers
+  kReduction = 3,  // of all consumers; kStaging is of two warpgroups at most
 };
 
 template <GemmConfig kConfig>

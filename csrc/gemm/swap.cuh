@@ -25,7 +25,7 @@ template <GemmConfig kConfig>
 __device__ __forceinline__ void initialise_swapped(const GemmParams& params,
                                                    SharedStorage<kConfig>& smem) {
   constexpr uint32_t kNumProducers = 2;  // the TMA thread, the scale warp
-  const ClusterPlace place(params.schedule);
+  const ClusterPlace place(params);
   GemmPipeline<kConfig>::initialise(smem.barriers, kNumProducers, kConfig.num_consumer_warps(),
                                     place.peers());
   SplitReduction<kConfig>::initialise(smem, place.split);
@@ -36,16 +36,16 @@ __device__ __forceinline__ void initialise_swapped(const GemmParams& params,
 template <GemmConfig kConfig>
 __device__ __forceinline__ void load_operands(const GemmParams& params,
                                               SharedStorage<kConfig>& smem,
-                                              const ClusterPlace& place) {
+                                              const ClusterPlace& place,
+                                              TileScheduler<kConfig> scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers, place.peers());
   const uint32_t part_rows = kConfig.block_m / place.num_sharing;
   const uint32_t part = place.sharing_rank * part_rows;
   const uint32_t mask = ((1 << place.num_sharing) - 1) << place.peers().first;
-  const uint32_t end = place.end_k_tile(params.num_k_tiles);
-  for (TileScheduler<kConfig> scheduler(params); scheduler.has_tile(); scheduler.advance()) {
+  for (; scheduler.has_tile(); scheduler.advance()) {
     if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
     const Tile tile = scheduler.tile();
-    for (uint32_t k_tile = place.first_k_tile(params.num_k_tiles); k_tile < end; ++k_tile) {
+    for (uint32_t k_tile = place.first_k_tile; k_tile < place.end_k_tile; ++k_tile) {
       const uint32_t stage = pipeline.stage();
       const uint32_t full = pipeline.full_barrier();
       const uint32_t k_start = k_tile * kBlockK;
@@ -78,8 +78,8 @@ class ScaleWarp {
                                        const ClusterPlace& place)
       : params_(params), smem_(smem), place_(place), pipeline_(smem.barriers, place.peers()) {}
 
-  __device__ __forceinline__ void run() {
-    for (TileScheduler<kConfig> scheduler(params_); scheduler.has_tile(); scheduler.advance()) {
+  __device__ __forceinline__ void run(TileScheduler<kConfig> scheduler) {
+    for (; scheduler.has_tile(); scheduler.advance()) {
       write_tile(scheduler.tile());
     }
   }
@@ -88,8 +88,8 @@ class ScaleWarp {
   static constexpr uint32_t kRows = (kConfig.block_m + 31) / 32;  // of a lane
 
   __device__ __forceinline__ void write_tile(const Tile& tile) {
-    uint32_t k_tile = place_.first_k_tile(params_.num_k_tiles);
-    const uint32_t end = place_.end_k_tile(params_.num_k_tiles);
+    uint32_t k_tile = place_.first_k_tile;
+    const uint32_t end = place_.end_k_tile;
     if (k_tile == end) return;
 #pragma unroll
     for (uint32_t i = 0; i < kRows; ++i) {
@@ -160,17 +160,20 @@ __device__ __forceinline__ void multiply_swapped(uint32_t num_k_tiles, SharedSto
   const uint64_t b = ptx::descriptor_k_major_128b(
       ptx::cvta_to_shared(smem.b) + uniform(threadIdx.x / 128) * kWarpgroupRows * kBlockK);
   const uint64_t a = ptx::descriptor_k_major_128b(ptx::cvta_to_shared(smem.a));
+  // Of this thread's rows of A: 8j + lane % 4 * 2 + i.
+  uint32_t first_scales = ptx::cvta_to_shared(smem.scales) + threadIdx.x % 4 * 8;
+  hold_value(first_scales);
 #pragma unroll
   for (float& element : total) element = 0.0f;
-#pragma unroll 1
+#pragma unroll 2
   for (; num_k_tiles > 0; --num_k_tiles, pipeline.advance()) {
     const uint32_t stage = pipeline.stage();
     Accumulator<kConfig> acc;
     pipeline.wait_full();  // the stage's bytes have landed, its scales are written
     multiply_k_tile<kConfig>(acc, b + stage * (kConfig.block_n * kBlockK / kUnit),
                              a + stage * (kConfig.block_m * kBlockK / kUnit), false);
-    float scale[kConfig.block_m / 8][2];  // of this thread's rows of A: 8j + lane % 4 * 2 + i
-    const uint32_t scales = ptx::cvta_to_shared(smem.scales[stage]) + threadIdx.x % 4 * 8;
+    float scale[kConfig.block_m / 8][2];
+    const uint32_t scales = first_scales + stage * kConfig.block_m * 4;
 #pragma unroll
     for (uint32_t j = 0; j < kConfig.block_m / 8; ++j) {
       ptx::ld_shared_v2_f32(scales + j * 32, scale[j]);
@@ -191,35 +194,32 @@ __device__ __forceinline__ void multiply_swapped(uint32_t num_k_tiles, SharedSto
 template <GemmConfig kConfig>
 __device__ __forceinline__ void consume_swapped(const GemmParams& params,
                                                 SharedStorage<kConfig>& smem,
-                                                const ClusterPlace& place) {
+                                                const ClusterPlace& place,
+                                                TileScheduler<kConfig> scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers, place.peers());
   SplitReduction<kConfig> reduction(smem, place);
   const SwapEpilogue<kConfig> epilogue(smem);
-  const uint32_t num_k_tiles =
-      place.end_k_tile(params.num_k_tiles) - place.first_k_tile(params.num_k_tiles);
-  for (TileScheduler<kConfig> scheduler(params); scheduler.has_tile(); scheduler.advance()) {
+  const uint32_t num_k_tiles = place.end_k_tile - place.first_k_tile;
+  for (; scheduler.has_tile(); scheduler.advance()) {
     Accumulator<kConfig> total;
     multiply_swapped<kConfig>(num_k_tiles, smem, pipeline, total);
     reduction.reduce(total, scheduler.is_last());
-    const Tile tile = scheduler.tile();
-#pragma unroll
-    for (uint32_t j = 0; j < kConfig.block_m / 8; ++j) {
-      if (reduction.owns(j)) epilogue.store_unit(params, tile, j, &total[4 * j]);
-    }
+    epilogue.store_tile(params, scheduler.tile(), total,
+                        [&](uint32_t j) { return reduction.owns(j); });
   }
 }
 
 template <GemmConfig kConfig>
-__device__ __forceinline__ void run_swapped(const GemmParams& params,
-                                            SharedStorage<kConfig>& smem) {
-  const ClusterPlace place(params.schedule);
-  const uint32_t producer_warp = threadIdx.x / 32 - kConfig.num_consumer_warps();
-  if (threadIdx.x < kConfig.num_consumer_threads()) {
-    consume_swapped<kConfig>(params, smem, place);
-  } else if (producer_warp == 0) {
-    if (threadIdx.x % 32 == 0) load_operands<kConfig>(params, smem, place);
-  } else if (producer_warp == 1) {
-    ScaleWarp<kConfig>(params, smem, place).run();
+__device__ __forceinline__ void run_swapped(const GemmParams& params, SharedStorage<kConfig>& smem,
+                                            const ClusterPlace& place,
+                                            const TileScheduler<kConfig>& scheduler) {
+  const uint32_t warp_idx = uniform(threadIdx.x / 32);  // the compiler sees no divergence below
+  if (warp_idx < kConfig.num_consumer_warps()) {
+    consume_swapped<kConfig>(params, smem, place, scheduler);
+  } else if (warp_idx == kConfig.num_consumer_warps()) {
+    if (threadIdx.x % 32 == 0) load_operands<kConfig>(params, smem, place, scheduler);
+  } else if (warp_idx == kConfig.num_consumer_warps() + 1) {
+    ScaleWarp<kConfig>(params, smem, place).run(scheduler);
   }
 }
 

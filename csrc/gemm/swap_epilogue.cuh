@@ -1,5 +1,5 @@
 // From registers to global memory with A and B swapped: a warp turns its rows of B into columns of
-// D through its own staging and stores them, eight rows of D at a time.
+// D through its own staging and stores them in pieces of 16 bytes.
 #pragma once
 
 #include "gemm/config.h"
@@ -19,56 +19,84 @@ class SwapEpilogue {
   __device__ __forceinline__ explicit SwapEpilogue(SharedStorage<kConfig>& smem)
       : staging_(ptx::cvta_to_shared(smem.staging[threadIdx.x / 32])) {}
 
-  /// Stores the warp's unit `j` of the tile, `unit` its four totals of this thread.
-  __device__ __forceinline__ void store_unit(const GemmParams& params, const Tile& tile, uint32_t j,
-                                             const float* unit) const {
-    const uint32_t first_m = tile.m_start + j * kRows;
-    const uint32_t first_n = tile.n_start + threadIdx.x / 32 * kColumns;
-    const uint32_t lane_idx = threadIdx.x % 32;
+  /// Stores those of the warp's units of which `owns(j)` is true.
+  template <typename Owns>
+  __device__ __forceinline__ void store_tile(const GemmParams& params, const Tile& tile,
+                                             const Accumulator<kConfig>& total, Owns&& owns) const {
     if (params.d_is_fp32) {
-      stage_fp32(unit);
-      store_part<4>(params, fp32_address(lane_idx / 4, lane_idx % 4), first_m + lane_idx / 4,
-                    first_n + lane_idx % 4 * 4);
+      store_units<Fp32>(params, tile, total, owns);
     } else {
-      stage_bf16(unit);
-      if (lane_idx < 16) {
-        store_part<2>(params, bf16_address(lane_idx / 2, lane_idx % 2), first_m + lane_idx / 2,
-                      first_n + lane_idx % 2 * 8);
-      }
+      store_units<Bf16>(params, tile, total, owns);
     }
-    ptx::bar_warp_sync();  // all have read: the next unit may be staged
   }
 
  private:
+  static constexpr uint32_t kUnits = kConfig.block_m / 8;
   static constexpr uint32_t kRows = 8;      // of D, a unit
   static constexpr uint32_t kColumns = 16;  // of D, a warp
-  static constexpr uint32_t kFp32Pitch = kSwapStagingBytes / kRows;
 
-  /// Part `part`, 16 bytes, of a staged row: of BF16 swizzled over rows of 32 bytes, of FP32 in
-  /// padded rows.
-  __device__ __forceinline__ uint32_t bf16_address(uint32_t row, uint32_t part) const {
-    return staging_ + row * 32 + (part ^ row / 4) * 16;
-  }
-  __device__ __forceinline__ uint32_t fp32_address(uint32_t row, uint32_t part) const {
-    return staging_ + row * kFp32Pitch + part * 16;
-  }
+  /// A staged unit of BF16: rows of 32 bytes, swizzled.
+  struct Bf16 {
+    static constexpr uint32_t kBytes = 2;
+    static constexpr uint32_t kStagedBytes = kRows * 32;
 
-  __device__ __forceinline__ void stage_bf16(const float* unit) const {
-    const uint32_t lane_idx = threadIdx.x % 32;
-    ptx::stmatrix_m8n8_x2_trans_b16(bf16_address(lane_idx % 8, lane_idx / 8 % 2),
-                                    ptx::cvt_rn_bf16x2_f32(unit[1], unit[0]),
-                                    ptx::cvt_rn_bf16x2_f32(unit[3], unit[2]));
-    ptx::bar_warp_sync();
-  }
+    __device__ __forceinline__ static uint32_t address(uint32_t unit, uint32_t row, uint32_t part) {
+      return unit + row * 32 + (part ^ row / 4) * 16;
+    }
+    __device__ __forceinline__ static void stage(uint32_t unit, const float* total) {
+      const uint32_t lane_idx = threadIdx.x % 32;
+      ptx::stmatrix_m8n8_x2_trans_b16(address(unit, lane_idx % 8, lane_idx / 8 % 2),
+                                      ptx::cvt_rn_bf16x2_f32(total[1], total[0]),
+                                      ptx::cvt_rn_bf16x2_f32(total[3], total[2]));
+    }
+  };
 
-  __device__ __forceinline__ void stage_fp32(const float* unit) const {
-    const uint32_t lane_idx = threadIdx.x % 32;
-    const uint32_t address = fp32_address(lane_idx % 4 * 2, 0) + lane_idx / 4 * 4;
-    ptx::st_shared_f32(address, unit[0]);
-    ptx::st_shared_f32(address + kFp32Pitch, unit[1]);
-    ptx::st_shared_f32(address + 32, unit[2]);
-    ptx::st_shared_f32(address + kFp32Pitch + 32, unit[3]);
-    ptx::bar_warp_sync();
+  /// A staged unit of FP32: rows of 64 bytes, padded to 80.
+  struct Fp32 {
+    static constexpr uint32_t kBytes = 4;
+    static constexpr uint32_t kPitch = 80;
+    static constexpr uint32_t kStagedBytes = kRows * kPitch;
+
+    __device__ __forceinline__ static uint32_t address(uint32_t unit, uint32_t row, uint32_t part) {
+      return unit + row * kPitch + part * 16;
+    }
+    __device__ __forceinline__ static void stage(uint32_t unit, const float* total) {
+      const uint32_t lane_idx = threadIdx.x % 32;
+      const uint32_t first = unit + lane_idx % 4 * 2 * kPitch + lane_idx / 4 * 4;
+      ptx::st_shared_f32(first, total[0]);
+      ptx::st_shared_f32(first + kPitch, total[1]);
+      ptx::st_shared_f32(first + 32, total[2]);
+      ptx::st_shared_f32(first + kPitch + 32, total[3]);
+    }
+  };
+
+  /// As many units at a time as the staging holds.
+  template <typename Type, typename Owns>
+  __device__ __forceinline__ void store_units(const GemmParams& params, const Tile& tile,
+                                              const Accumulator<kConfig>& total,
+                                              Owns&& owns) const {
+    constexpr uint32_t kFit = kConfig.swap_staging_bytes() / Type::kStagedBytes;
+    constexpr uint32_t kParts = kColumns * Type::kBytes / 16;  // lanes to a row
+    const uint32_t row = threadIdx.x % 32 / kParts;
+    const uint32_t part = threadIdx.x % kParts;
+    const uint32_t n = tile.n_start + threadIdx.x / 32 * kColumns + part * (16 / Type::kBytes);
+#pragma unroll
+    for (uint32_t first = 0; first < kUnits; first += kFit) {
+#pragma unroll
+      for (uint32_t j = first; j < min(first + kFit, kUnits); ++j) {
+        if (owns(j)) Type::stage(staging_ + (j - first) * Type::kStagedBytes, &total[4 * j]);
+      }
+      ptx::bar_warp_sync();
+#pragma unroll
+      for (uint32_t j = first; j < min(first + kFit, kUnits); ++j) {
+        const uint32_t unit = staging_ + (j - first) * Type::kStagedBytes;
+        if (owns(j) && row < kRows) {
+          store_part<Type::kBytes>(params, Type::address(unit, row, part),
+                                   tile.m_start + j * kRows + row, n);
+        }
+      }
+      ptx::bar_warp_sync();  // all have read: the next units may be staged
+    }
   }
 
   /// Stores 16 staged bytes, elements of `kBytes`, from column n of row m on; n is a multiple of

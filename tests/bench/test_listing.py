@@ -45,7 +45,7 @@ def test_gemm_main_loop(kernel: manifest.Kernel) -> None:
     ((opcode, count),) = loop.matrix.items()  # one shape, whole k tiles, each of four
     columns = kernel.config["block_m" if kernel.config["swap_ab"] else "block_n"]
     assert opcode == f"QGMMA.64x{columns}x32.F32.E4M3.E4M3"
-    assert count == (4 if kernel.config["swap_ab"] else 16)
+    assert count == (8 if kernel.config["swap_ab"] else 16)
     accumulators = columns // 2  # of one matrix instruction, a thread
     assert loop.ffma == count // 4 * accumulators  # one promotion of each a k tile
     peer = peers.bound(kernel.config)
@@ -75,7 +75,16 @@ def test_the_peer_that_bounds_a_tile(tile: tuple[int, int], cluster: int, peer: 
     config = {"block_m": block_m, "block_n": block_n, "cluster": cluster, "swap_ab": False}
     found = peers.bound(config)
     assert (found.name if found else None) == peer
-    assert peers.bound(config | {"swap_ab": True}) is None
+
+
+@pytest.mark.parametrize("block_n", [64, 128])
+def test_the_peer_that_bounds_a_swapped_tile(block_n: int) -> None:
+    """By what a warpgroup multiplies: 64 rows of B by the rows of A."""
+    config = {"block_m": 64, "block_n": block_n, "cluster": 1, "swap_ab": True}
+    found = peers.bound(config)
+    assert found is not None
+    assert found.name == "DeepGEMM FP8 1d2d 64x64"
+    assert peers.bound(config | {"block_m": 32}) is None
 
 
 def test_peers_figures_agree_with_each_other() -> None:
