@@ -254,7 +254,7 @@ def test_clusters_that_the_gpu_cannot_run_are_not_chosen(make_cuda: Callable[...
     device = native().CudaDevice(0, 0)
     out = torch.empty(1, 2112, dtype=torch.bfloat16)
     views = [tensor_view(tensor) for tensor in (*operands[0], *operands[1], out)]
-    with pytest.raises(ValueError, match="cannot run kernel .* in clusters of 4 CTAs"):
+    with pytest.raises(ValueError, match=r"cannot run kernel .* in clusters of 4 CTAs"):
         native().fp8_gemm_nt(device, *views, None, "fp8_gemm_nt_swap_m8n64", (1, 1, 4))
 
 
