@@ -94,7 +94,7 @@ def test_parts_of_a_split_candidate() -> None:
     shared = 2 * 4 * (64 + 16) * 32 / 128  # two warpgroups read both operands for each WGMMA
     assert shared > 16 * 128 * 128 / (H200["macs_per_clock"] * 0.9)
     assert found["tensor_us"] == pytest.approx(k_tiles * shared / CLOCK)
-    assert found["issue_us"] == pytest.approx(k_tiles * 2 * (8 + 71 + 2) / CLOCK)
+    assert found["issue_us"] == pytest.approx(k_tiles * 2 * (8 + 31.5 + 2) / CLOCK)
     reduced = 4 * 16 * 128 * 2 / 3 / H200["dsmem_bytes_per_clock"] / CLOCK
     assert found["reduce_us"] == pytest.approx(H200["split_wait_us"] + reduced)
     assert found["launch_us"] == H200["launch_us"] + H200["cluster_start_us"]
