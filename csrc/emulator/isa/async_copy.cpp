@@ -133,15 +133,9 @@ Step copy(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-void notify(Warp& warp, const Instruction& inst, LaneMask active, SyncEvent::Kind kind) {
-  if (!warp.machine().observed()) return;
-  warp.machine().notify(
-      SyncEvent{kind, &warp, active, &warp.cta(), 0, static_cast<uint64_t>(inst.immediate), &inst});
-}
-
 Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
+  (void)inst;
   for_lanes(active, [&](int lane) { thread_groups(warp, lane).commit(); });
-  notify(warp, inst, active, SyncEvent::Kind::kBulkCommit);
   return Step::kNext;
 }
 
@@ -152,7 +146,6 @@ Step wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
       for (const auto& operation : group) AsyncQueue::force(warp.machine(), *operation);
     }
   });
-  notify(warp, inst, active, SyncEvent::Kind::kBulkWait);
   return Step::kNext;
 }
 

@@ -94,12 +94,6 @@ void write_result(Warp& warp, const Instruction& inst, const NamedBarrier& barri
   }
 }
 
-void notify(Warp& warp, const Instruction& inst, LaneMask lanes, SyncEvent::Kind kind,
-            uint64_t object, uint64_t detail) {
-  if (!warp.machine().observed()) return;
-  warp.machine().notify(SyncEvent{kind, &warp, lanes, &warp.cta(), object, detail, &inst});
-}
-
 /// Lanes that a guard keeps out do not wait with the others. False for .aligned forms, where the
 /// whole warp must take part: a finding.
 void leave_behind(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -138,7 +132,6 @@ Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
               ((inst.variant & kNegated) != 0 ? kFullMask : 0);
     }
     split.wait.token = barrier.generation;
-    notify(warp, inst, active, SyncEvent::Kind::kBarrierArrive, index, barrier.generation);
     cta.arrive(barrier, warp, active, votes);
     if constexpr (kAction == Action::kArrive) return Step::kNext;
   }
@@ -151,7 +144,6 @@ Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
     wait.detail[0] = index;
     return warp.block(wait);
   }
-  notify(warp, inst, active, SyncEvent::Kind::kBarrierWait, index, split.wait.token);
   write_result<kAction>(warp, inst, barrier, active);
   return Step::kNext;
 }
@@ -193,7 +185,6 @@ Step cluster_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
   warp.cluster_parity =
       (cluster.generation & 1) != 0 ? warp.cluster_parity | active : warp.cluster_parity & ~active;
   cluster.arrived += static_cast<uint32_t>(__builtin_popcount(active));
-  notify(warp, inst, active, SyncEvent::Kind::kClusterArrive, 0, cluster.generation);
   cluster.complete_if_due();
   return Step::kNext;
 }
@@ -218,7 +209,6 @@ Step cluster_wait(Warp& warp, const Instruction& inst, LaneMask active) {
     return warp.block(wait);
   }
   warp.cluster_arrived &= ~active;
-  notify(warp, inst, active, SyncEvent::Kind::kClusterWait, 0, cluster.generation);
   return Step::kNext;
 }
 

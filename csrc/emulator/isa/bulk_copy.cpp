@@ -136,15 +136,9 @@ AsyncGroups& thread_groups(Warp& warp, int lane) {
   return warp.cta().bulk_groups[static_cast<uint32_t>(warp.index() * kWarpSize + lane)];
 }
 
-void notify_groups(Warp& warp, const Instruction& inst, LaneMask active, SyncEvent::Kind kind) {
-  if (!warp.machine().observed()) return;
-  warp.machine().notify(
-      SyncEvent{kind, &warp, active, &warp.cta(), 0, static_cast<uint64_t>(inst.immediate), &inst});
-}
-
 Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
+  (void)inst;
   for_lanes(active, [&](int lane) { thread_groups(warp, lane).commit(); });
-  notify_groups(warp, inst, active, SyncEvent::Kind::kBulkCommit);
   return Step::kNext;
 }
 
@@ -155,7 +149,6 @@ Step wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
       for (const auto& operation : group) AsyncQueue::force(warp.machine(), *operation);
     }
   });
-  notify_groups(warp, inst, active, SyncEvent::Kind::kBulkWait);
   return Step::kNext;
 }
 
@@ -170,7 +163,6 @@ Step wait_group_read(Warp& warp, const Instruction& inst, LaneMask active) {
       }
     }
   });
-  notify_groups(warp, inst, active, SyncEvent::Kind::kBulkWait);
   return Step::kNext;
 }
 

@@ -1,30 +1,46 @@
 // Fences of memory and of proxies. The emulator's memory is sequentially consistent and completed
-// asynchronous operations are visible to all, so they order nothing here: observers are told.
-#include <initializer_list>
+// asynchronous operations are visible to all, so they order nothing here: the race detector is told.
 #include <string>
-#include <string_view>
+#include <utility>
 
 #include "emulator/isa/table.h"
 #include "emulator/machine/machine.h"
+#include "emulator/memory_model.h"
 
 namespace pykernels::emulator {
 namespace {
 
-template <SyncEvent::Kind kKind>
-Step fence(Warp& warp, const Instruction& inst, LaneMask active) {
-  if (warp.machine().observed()) {
-    warp.machine().notify(SyncEvent{kKind, &warp, active, nullptr, 0, inst.variant, &inst});
-  }
+// Bits of Instruction::variant: semantics (3) and scope (3) of a memory fence, spaces of a proxy
+// fence.
+constexpr int kScopeShift = 3;
+constexpr uint16_t kShared = 1;
+constexpr uint16_t kGlobal = 2;
+constexpr uint16_t kTensorMap = 4;
+
+Step memory_fence(Warp& warp, const Instruction& inst, LaneMask active) {
+  (void)warp, (void)inst, (void)active;
   return Step::kNext;
 }
 
-Build build_fence(Handler handler, int num_operands) {
-  return [handler, num_operands](Builder& builder) {
+Step proxy_fence(Warp& warp, const Instruction& inst, LaneMask active) {
+  (void)warp, (void)inst, (void)active;
+  return Step::kNext;
+}
+
+/// fence.mbarrier_init.release.cluster;      PTX 8.0, sm_90. Orders only mbarrier.init before it.
+Step mbarrier_init_fence(Warp& warp, const Instruction& inst, LaneMask active) {
+  (void)warp, (void)inst, (void)active;
+  return Step::kNext;
+}
+
+Build build_fence(Handler handler, int num_operands, int variant) {
+  return [handler, num_operands, variant](Builder& builder) {
     if (builder.num_operands() != num_operands) {
       builder.fail("expected " + std::to_string(num_operands) + " operands");
     }
     Instruction& inst = builder.instruction();
     inst.handler = handler;
+    inst.variant = static_cast<uint16_t>(variant);
     if (num_operands == 2) {  // fence.proxy.tensormap::generic.acquire.gpu [addr], 128;
       bool base_is_64 = false;
       builder.address(builder.statement().operands[0], Space::kGeneric, &inst.operands[0],
@@ -35,42 +51,53 @@ Build build_fence(Handler handler, int num_operands) {
   };
 }
 
+int memory_variant(Semantics semantics, Scope scope) {
+  return static_cast<int>(semantics) | static_cast<int>(scope) << kScopeShift;
+}
+
 void add_proxy_fences(Table& table) {
-  const Handler handler = fence<SyncEvent::Kind::kProxyFence>;
-  for (const char* form : {"fence.proxy.alias", "fence.proxy.async", "fence.proxy.async.global",
-                           "fence.proxy.async.shared::cta", "fence.proxy.async.shared::cluster"}) {
-    table.add(form, InstructionClass::kFence, build_fence(handler, 0));
-  }
-  for (const char* form :
-       {"fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster",
-        "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster"}) {
-    table.add(form, InstructionClass::kFence, build_fence(handler, 0));
-  }
+  const auto add = [&](const std::string& form, int num_operands, int spaces) {
+    table.add(form, InstructionClass::kFence, build_fence(proxy_fence, num_operands, spaces));
+  };
+  add("fence.proxy.alias", 0, 0);
+  add("fence.proxy.async", 0, kShared | kGlobal);
+  add("fence.proxy.async.global", 0, kGlobal);
+  add("fence.proxy.async.shared::cta", 0, kShared);
+  add("fence.proxy.async.shared::cluster", 0, kShared);
+  add("fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster", 0, kShared);
+  add("fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster", 0, kShared);
   for (const char* scope : {"cta", "cluster", "gpu", "sys"}) {
     const std::string form = "fence.proxy.tensormap::generic.";
-    table.add(form + "release." + scope, InstructionClass::kFence, build_fence(handler, 0));
-    table.add(form + "acquire." + scope, InstructionClass::kFence, build_fence(handler, 2));
+    add(form + "release." + scope, 0, kTensorMap);
+    add(form + "acquire." + scope, 2, kTensorMap);
   }
 }
 
 }  // namespace
 
 void add_fence_forms(Table& table) {
-  const Handler handler = fence<SyncEvent::Kind::kFence>;
-  for (const char* level : {"cta", "gl", "sys"}) {
-    table.add(std::string("membar.") + level, InstructionClass::kFence, build_fence(handler, 0));
-  }
-  for (const char* scope : {"cta", "cluster", "gpu", "sys"}) {
-    for (const char* semantics : {"", "sc.", "acq_rel.", "acquire.", "release."}) {
-      table.add(std::string("fence.") + semantics + scope, InstructionClass::kFence,
-                build_fence(handler, 0));
+  const auto add = [&](const std::string& form, Semantics semantics, Scope scope) {
+    table.add(form, InstructionClass::kFence,
+              build_fence(memory_fence, 0, memory_variant(semantics, scope)));
+  };
+  add("membar.cta", Semantics::kAcquireRelease, Scope::kCta);
+  add("membar.gl", Semantics::kAcquireRelease, Scope::kGpu);
+  add("membar.sys", Semantics::kAcquireRelease, Scope::kSys);
+  const std::pair<const char*, Scope> scopes[] = {{"cta", Scope::kCta},
+                                                  {"cluster", Scope::kCluster},
+                                                  {"gpu", Scope::kGpu},
+                                                  {"sys", Scope::kSys}};
+  for (const auto& [name, scope] : scopes) {
+    for (const std::string semantics : {"", "sc.", "acq_rel."}) {
+      add("fence." + semantics + name, Semantics::kAcquireRelease, scope);
     }
+    add(std::string("fence.acquire.") + name, Semantics::kAcquire, scope);
+    add(std::string("fence.release.") + name, Semantics::kRelease, scope);
   }
-  for (const char* form : {"fence.mbarrier_init.release.cluster",
-                           "fence.acquire.sync_restrict::shared::cluster.cluster",
-                           "fence.release.sync_restrict::shared::cta.cluster"}) {
-    table.add(form, InstructionClass::kFence, build_fence(handler, 0));
-  }
+  add("fence.acquire.sync_restrict::shared::cluster.cluster", Semantics::kAcquire, Scope::kCluster);
+  add("fence.release.sync_restrict::shared::cta.cluster", Semantics::kRelease, Scope::kCluster);
+  table.add("fence.mbarrier_init.release.cluster", InstructionClass::kFence,
+            build_fence(mbarrier_init_fence, 0, 0));
   add_proxy_fences(table);
 }
 

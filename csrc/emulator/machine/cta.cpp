@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "emulator/check/race/agents.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
@@ -19,6 +20,7 @@ void complete_if_due(const Cta& cta, NamedBarrier& barrier) {
   barrier.arrived = barrier.expected = barrier.warps = barrier.participants = barrier.votes = 0;
   barrier.lanes.fill(0);
   ++barrier.generation;
+  if (barrier.clock != nullptr) barrier.clock->complete(false);
   cta.machine->progress();
   barrier.wake_all();
 }
@@ -96,6 +98,7 @@ void Cluster::complete_if_due() {
   if (arrived == 0 || arrived < live_threads) return;
   arrived = 0;
   ++generation;
+  if (clock != nullptr) clock->complete(true);
   wake_all();
 }
 

@@ -1,6 +1,7 @@
 #include "emulator/machine/mbarrier.h"
 
 #include "core/check.h"
+#include "emulator/check/race/agents.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -46,8 +47,21 @@ const char* Mbarrier::complete_tx(int64_t bytes) {
 void Mbarrier::complete_phase_if_due() {
   if (pending_ != 0 || tx_bytes_ != 0) return;
   ++phase_;
+  if (races != nullptr) races->clock.complete(true);
   pending_ = expected_;
   wake_all();
+}
+
+void Mbarrier::set_seen(int thread, uint64_t phase) {
+  const auto index = static_cast<size_t>(thread);
+  if (seen_.size() <= index) seen_.resize(index + 1, 0);
+  seen_[index] = phase + 1;
+}
+
+std::optional<uint64_t> Mbarrier::seen(int thread) const {
+  const auto index = static_cast<size_t>(thread);
+  if (index >= seen_.size() || seen_[index] == 0) return std::nullopt;
+  return seen_[index] - 1;
 }
 
 std::string Mbarrier::describe() const {

@@ -3,11 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "emulator/machine/warp.h"
 
 namespace pykernels::emulator {
+
+struct MbarrierRaces;
 
 class Mbarrier : public Waitable {
  public:
@@ -37,6 +42,15 @@ class Mbarrier : public Waitable {
   int64_t tx_bytes() const { return tx_bytes_; }
   std::string describe() const;
 
+  // ---- for findings ----
+  Party expecting;  // who has announced transaction bytes last
+  /// A thread of the CTA has seen this phase completed, or has arrived in it.
+  void set_seen(int thread, uint64_t phase);
+  /// The phase that it has seen last; no value if none.
+  std::optional<uint64_t> seen(int thread) const;
+
+  std::shared_ptr<MbarrierRaces> races;  // of the race detector; null where it is off
+
  private:
   void complete_phase_if_due();
 
@@ -44,6 +58,7 @@ class Mbarrier : public Waitable {
   uint32_t pending_;
   int64_t tx_bytes_ = 0;
   uint64_t phase_ = 0;
+  std::vector<uint64_t> seen_;  // the phase + 1, by thread; empty until someone waits
 };
 
 }  // namespace pykernels::emulator

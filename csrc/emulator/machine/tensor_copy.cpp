@@ -83,7 +83,7 @@ class RowMemory {
             Warp* issuer)
       : machine_(machine), kind_(kind), instruction_(instruction), issuer_(issuer) {
     const std::optional<GlobalRange> range = bounding_range(box);
-    if (!range || machine.observed()) return;
+    if (!range) return;
     const Allocation* allocation = machine.allocations().find(range->address, range->bytes);
     all_known_ = allocation != nullptr && (kind == AccessKind::kRead || allocation->writable);
   }

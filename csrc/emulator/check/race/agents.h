@@ -1,0 +1,158 @@
+// What the detector keeps for each warp, CTA, cluster, barrier and asynchronous operation; the
+// machine's own objects hold these by pointer.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "emulator/check/race/knowledge.h"
+#include "emulator/check/race/shadow.h"
+#include "emulator/memory_model.h"
+
+namespace pykernels::emulator {
+
+struct MachineLaunch;
+
+/// Where a release stands: scopes decide who may synchronise with it.
+struct Place {
+  uint32_t cluster = 0;
+  uint32_t cta = 0;   // rank in the cluster
+  uint32_t rank = 0;  // the GPU: Launch.rank
+};
+
+/// Whether a scope around one place holds the other.
+bool includes(Scope scope, const Place& place, const Place& other);
+
+/// Something released: what is known where, and for whom.
+struct Release {
+  Scope scope = Scope::kCta;
+  Place place;
+  KnowledgeRef knowledge;
+};
+
+/// What a lane's fences have released and may still acquire.
+struct LaneFences {
+  std::vector<Release> released;  // by fences: goes with the lane's relaxed writes
+  std::vector<Release> seen;      // by relaxed reads: acquired by the next fence
+};
+
+/// A warp's own clock, and what its lanes know.
+struct WarpRaces {
+  uint32_t first = 0;   // component of lane 0
+  uint32_t now = 1;     // clock of accesses; goes on after each release
+  uint32_t synced = 0;  // accesses up to this clock are known to all lanes of the warp
+  Place place;
+  std::array<KnowledgeRef, kWarpSize> known;
+  bool uniform = true;  // all lanes' `known` are one
+  std::unique_ptr<std::array<LaneFences, kWarpSize>> fences;  // made on first use
+  uint32_t copies = ~0u;  // first of 32 components: cp.async of each lane
+  uint32_t bulk = ~0u;    // first of 64 components: bulk groups of each lane, sources then results
+  std::array<uint32_t, kWarpSize> num_copies = {};
+  std::array<uint32_t, kWarpSize> num_bulk = {};
+};
+
+/// What an access or an operation rests on: knowledge, and the accesses of its own warp.
+struct View {
+  KnowledgeRef known;
+  uint32_t first = 0;  // component of the warp's lane 0
+  LaneMask own = 0;    // lanes whose accesses up to `now` come before
+  uint32_t now = 0;
+  uint32_t synced = 0;  // of the other lanes
+
+  uint32_t at(Layer layer, uint32_t component) const {
+    const uint32_t value = known->own.at(layer, component);
+    const uint32_t lane = component - first;
+    if (lane >= static_cast<uint32_t>(kWarpSize) || layer > Layer::kExecuted) return value;
+    const uint32_t warp = (own >> lane & 1) != 0 ? now : synced;
+    return value > warp ? value : warp;
+  }
+};
+
+/// The clock of a barrier: arrivals gather, a completed phase is what waiters acquire.
+class SyncClock {
+ public:
+  explicit SyncClock(uint32_t cluster) { gathered_.cluster = cluster; }
+
+  /// Joins what is known; skips what the arrival before has joined.
+  void join(const KnowledgeRef& known, bool only_executed);
+  void raise(Layer layer, uint32_t component, uint32_t clock) {
+    gathered_.own.raise(layer, component, clock);
+  }
+  /// The phase is complete. `cumulative`: the next one begins with what this one had.
+  void complete(bool cumulative);
+  /// What the phase of that number (counted from 0) released, or a later one where it is gone.
+  KnowledgeRef completed(uint64_t phase) const;
+  KnowledgeRef last() const { return completed_.empty() ? nullptr : completed_.back(); }
+  /// `known` joined with `released`; warps that know the same share the result.
+  KnowledgeRef acquire(const KnowledgeRef& known, const KnowledgeRef& released,
+                       bool only_executed);
+
+ private:
+  static constexpr size_t kKept = 8;
+
+  Knowledge gathered_;
+  KnowledgeRef last_joined_;
+  bool last_only_executed_ = false;
+  uint64_t num_completed_ = 0;
+  std::deque<KnowledgeRef> completed_;
+  KnowledgeRef cached_known_, cached_released_, cached_result_;
+};
+
+/// An asynchronous operation as an agent: what its issuer knew, and its accesses' components.
+struct AgentRaces {
+  std::vector<View> views;  // all must have an access before it: one, or four of a warpgroup
+  uint32_t cluster = 0;
+  uint32_t read_component = 0;
+  uint32_t write_component = 0;
+  uint32_t clock = 0;
+  uint32_t instruction = 0;
+  bool async_proxy = true;
+};
+
+/// An mbarrier's clock, and its initialisation.
+struct MbarrierRaces {
+  explicit MbarrierRaces(uint32_t cluster) : clock(cluster) {}
+  SyncClock clock;
+  Epoch init;
+};
+
+/// The lines of a CTA's shared memory, and who reached them from elsewhere.
+struct CtaRaces {
+  explicit CtaRaces(uint32_t bytes) : lines((bytes + kLineBytes - 1) / kLineBytes) {}
+  std::vector<Line> lines;
+  std::map<uint32_t, Epoch> remote;  // last touch, by component, of agents that are not its threads
+  std::unique_ptr<SyncClock> ended;  // what its ended threads knew
+};
+
+/// A component behind those of threads: who issued its operations.
+struct AgentSlot {
+  uint32_t owner = 0;  // component of the issuing thread
+  uint32_t clock = 0;  // of its last operation, for slots that are used again
+};
+
+/// What stays of a cluster for findings after it has ended.
+struct ClusterRaces {
+  uint32_t serial = 0;
+  int grid = 0;
+  const MachineLaunch* launch = nullptr;
+  std::array<uint32_t, 3> cluster_ctaid = {};
+  uint32_t warps_per_cta = 0;
+  uint32_t num_threads = 0;      // components of threads (whole warps)
+  std::vector<AgentSlot> slots;  // the components behind those
+  std::map<uint32_t, std::vector<uint32_t>> free_slots;  // used again, by issuing thread
+
+  uint32_t num_ctas = 0;
+
+  uint32_t warpgroups_per_cta() const { return (warps_per_cta + 3) / 4; }
+  /// Components of WGMMA stand behind the threads, those of slots behind them.
+  uint32_t first_slot() const { return num_threads + num_ctas * warpgroups_per_cta(); }
+  /// The thread that an epoch's component belongs to, or that has issued the operation.
+  uint32_t thread_of(const Epoch& epoch) const;
+};
+
+}  // namespace pykernels::emulator
