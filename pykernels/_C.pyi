@@ -130,6 +130,11 @@ class EmulatedDevice(Device):
         async_completion: str = "late",
         checks: str | Iterable[str] = "all",
         max_warp_instructions: int = 1099511627776,
+        schedule: str = "random",
+        num_change_points: int = 3,
+        expected_instructions: int = 0,
+        record_trace: bool = False,
+        traces: Sequence[Sequence[tuple[int, int, int, int, int]]] | None = None,
     ) -> None: ...
     @property
     def reports(self) -> list[tuple[str, dict[str, Any]]]: ...
@@ -283,6 +288,14 @@ class emulator:  # noqa: N801 - a submodule
             checks: str | Iterable[str],
             max_warp_instructions: int = 1099511627776,
         ) -> None: ...
+        def set_schedule(
+            self,
+            schedule: str,
+            num_change_points: int = 3,
+            expected_instructions: int = 0,
+            record_trace: bool = False,
+        ) -> None: ...
+        def set_trace(self, steps: Sequence[tuple[int, int, int, int, int]]) -> None: ...
 
     class MachineLaunch:
         def __init__(
@@ -300,6 +313,8 @@ class emulator:  # noqa: N801 - a submodule
 
     @staticmethod
     def load_module(text: str) -> list[emulator.Kernel]: ...
+    @staticmethod
+    def check_module(text: str) -> tuple[int, int, dict[str, int], list[tuple[int, str, str, str]]]: ...
     @staticmethod
     def run(
         options: emulator.Options, launches: Sequence[emulator.MachineLaunch]

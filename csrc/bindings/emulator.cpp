@@ -4,17 +4,20 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/trace.h"
 #include "core/check.h"
 #include "core/tensor_map.h"
 #include "emulator/emulated_device.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/ir.h"
 #include "emulator/machine/machine.h"
+#include "emulator/module_check.h"
 #include "emulator/program.h"
 #include "emulator/report.h"
 
@@ -65,6 +68,21 @@ void require_processor() {
       "the emulator needs an x86 processor with AVX2, FMA and BMI2 (2013 or newer); this one lacks "
       "them");
 #endif
+}
+
+emulator::Schedule schedule_from_name(const std::string& name) {
+  if (name == "random") return emulator::Schedule::kRandom;
+  PK_CHECK(name == "priority", "schedule must be \"random\" or \"priority\", got \"", name, "\"");
+  return emulator::Schedule::kPriority;
+}
+
+/// Sets how the options choose who runs next.
+void set_schedule(MachineOptions& options, const std::string& schedule, uint32_t num_change_points,
+                  uint64_t expected_instructions, bool record_trace) {
+  options.schedule = schedule_from_name(schedule);
+  options.num_change_points = num_change_points;
+  options.expected_instructions = expected_instructions;
+  options.record_trace = record_trace;
 }
 
 MachineOptions make_options(int num_sms, uint64_t seed, const std::string& async_completion,
@@ -152,6 +170,7 @@ py::dict to_dict(const emulator::Report& report) {
   result["notes"] = report.notes;
   result["seed"] = report.seed;
   result["async_completion"] = report.async_completion;
+  result["trace"] = to_list(report.trace);
   return result;
 }
 
@@ -222,6 +241,26 @@ void bind_program(py::module_& module) {
       },
       py::arg("text"),
       "Parses and resolves PTX text; returns its kernels in the order of the text.");
+  module.def(
+      "check_module",
+      [](const std::string& ptx) {
+        emulator::ModuleCheck check;
+        {
+          py::gil_scoped_release release;
+          check = emulator::check_module(ptx);
+        }
+        py::dict forms;
+        for (const auto& [form, count] : check.forms) forms[text(form)] = count;
+        py::list refusals;
+        for (const emulator::Refusal& refusal : check.refusals) {
+          refusals.append(py::make_tuple(refusal.line, text(refusal.source_line),
+                                         text(refusal.form), text(refusal.message)));
+        }
+        return py::make_tuple(check.num_kernels, check.num_instructions, forms, refusals);
+      },
+      py::arg("text"),
+      "Numbers of kernels and instructions, and all that is refused: line, its text, form, "
+      "message.");
 }
 
 // ---- runs ----
@@ -256,7 +295,15 @@ void bind_machine(py::module_& module) {
   py::class_<MachineOptions>(module, "Options", "What an emulator is made of.")
       .def(py::init(&make_options), py::arg("num_sms"), py::arg("seed"),
            py::arg("async_completion"), py::arg("checks"),
-           py::arg("max_warp_instructions") = kMaxWarpInstructions);
+           py::arg("max_warp_instructions") = kMaxWarpInstructions)
+      .def("set_schedule", &set_schedule, py::arg("schedule"), py::arg("num_change_points") = 3,
+           py::arg("expected_instructions") = 0, py::arg("record_trace") = false)
+      .def(
+          "set_trace",
+          [](MachineOptions& options, const std::vector<TraceTuple>& steps) {
+            options.trace = to_trace(steps);
+          },
+          py::arg("steps"));
   py::class_<MachineLaunch>(module, "MachineLaunch", "A launch as the machine takes it.")
       .def(py::init([](const Kernel& kernel, const std::array<uint32_t, 3>& grid,
                        const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
@@ -317,13 +364,27 @@ void bind_device(py::module_& module) {
   py::class_<emulator::EmulatedDevice, Device>(
       module, "EmulatedDevice", "Runs launches in the emulator and keeps their reports.")
       .def(py::init([](int num_sms, uint64_t seed, const std::string& async_completion,
-                       const py::object& checks, uint64_t max_warp_instructions) {
-             return std::make_unique<emulator::EmulatedDevice>(
-                 make_options(num_sms, seed, async_completion, checks, max_warp_instructions));
+                       const py::object& checks, uint64_t max_warp_instructions,
+                       const std::string& schedule, uint32_t num_change_points,
+                       uint64_t expected_instructions, bool record_trace,
+                       const std::optional<std::vector<std::vector<TraceTuple>>>& traces) {
+             MachineOptions options =
+                 make_options(num_sms, seed, async_completion, checks, max_warp_instructions);
+             set_schedule(options, schedule, num_change_points, expected_instructions,
+                          record_trace);
+             auto device = std::make_unique<emulator::EmulatedDevice>(options);
+             if (traces) {
+               std::vector<std::shared_ptr<const emulator::Trace>> converted;
+               for (const auto& steps : *traces) converted.push_back(to_trace(steps));
+               device->replay(std::move(converted));
+             }
+             return device;
            }),
            py::kw_only(), py::arg("num_sms") = 132, py::arg("seed") = 0,
            py::arg("async_completion") = "late", py::arg("checks") = "all",
-           py::arg("max_warp_instructions") = kMaxWarpInstructions)
+           py::arg("max_warp_instructions") = kMaxWarpInstructions, py::arg("schedule") = "random",
+           py::arg("num_change_points") = 3, py::arg("expected_instructions") = 0,
+           py::arg("record_trace") = false, py::arg("traces") = py::none())
       .def_property_readonly(
           "reports",
           [](const emulator::EmulatedDevice& device) {

@@ -33,7 +33,16 @@ int EmulatedDevice::max_active_clusters(const KernelInfo& kernel, Dim3 cluster) 
   return options_.num_sms * per_sm / size;
 }
 
+void EmulatedDevice::replay(std::vector<std::shared_ptr<const Trace>> traces) {
+  replays_ = true;
+  traces_.assign(traces.begin(), traces.end());
+}
+
 void EmulatedDevice::run(const Launch& launch) {
+  if (replays_) {
+    options_.trace = traces_.empty() ? std::make_shared<const Trace>() : traces_.front();
+    if (!traces_.empty()) traces_.pop_front();
+  }
   Machine machine(options_, {make_machine_launch(launch)});
   try {
     reports_.emplace_back(launch.kernel, machine.run());

@@ -2,10 +2,13 @@
 // GPU.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/device.h"
 #include "emulator/machine/machine.h"
@@ -21,6 +24,8 @@ class EmulatedDevice : public Device {
   int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) override;
   /// Runs to the end; findings and counters are added to report(). Throws EmulationError.
   void run(const Launch& launch) override;
+  /// The launches from now on replay these, one each; later ones an empty trace.
+  void replay(std::vector<std::shared_ptr<const Trace>> traces);
 
   const std::vector<std::pair<std::string, Report>>& reports() const {
     return reports_;
@@ -28,6 +33,8 @@ class EmulatedDevice : public Device {
 
  private:
   MachineOptions options_;
+  bool replays_ = false;
+  std::deque<std::shared_ptr<const Trace>> traces_;  // of the launches to come
   DeviceProperties properties_;
   std::vector<std::pair<std::string, Report>> reports_;
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "emulator/program.h"
+#include "emulator/trace.h"
 
 namespace pykernels::emulator {
 
@@ -18,6 +19,7 @@ struct Site {
   int ptx_line = 0;
   std::string cuda_file;  // empty where the PTX has no .loc
   int cuda_line = 0;
+  std::string source;  // with the functions inlined around it; set when the finding is new
   int grid = 0;  // index in launch_concurrent
   std::array<uint32_t, 3> ctaid = {};
   int thread = -1;  // linear in the CTA; -1 for an asynchronous agent
@@ -53,9 +55,11 @@ struct Report {
   std::vector<std::string> notes;   // unverified gpu_facts relied on, contractible arithmetic, ...
   uint64_t seed = 0;
   std::string async_completion;
+  Trace trace;  // empty unless recorded
 
-  /// Adds the finding, or counts it where the same kind at the same instructions is known already.
-  void add(Finding finding);
+  /// Adds the finding and returns it, or counts it where the same kind at the same instructions is
+  /// known already: nullptr.
+  Finding* add(Finding finding);
 };
 
 /// The launch cannot go on: deadlock, trap, access outside any allocation. Carries the report.

@@ -7,16 +7,20 @@ and deadlocks.
 
 from pykernels.emulator.emulator import Emulator, Launch
 from pykernels.emulator.errors import EmulationError, PtxError
+from pykernels.emulator.explore import Exploration, Failure, explore
 from pykernels.emulator.facts import GpuFact, gpu_facts
 from pykernels.emulator.module import Kernel, Module, Parameter
 from pykernels.emulator.report import Counters, EmulationReport, Finding, Report, Site
 from pykernels.emulator.tensor_map import TensorMap, TensorMapFields
+from pykernels.emulator.trace import Trace, TraceStep
 
 __all__ = [
     "Counters",
     "EmulationError",
     "EmulationReport",
     "Emulator",
+    "Exploration",
+    "Failure",
     "Finding",
     "GpuFact",
     "Kernel",
@@ -28,5 +32,8 @@ __all__ = [
     "Site",
     "TensorMap",
     "TensorMapFields",
+    "Trace",
+    "TraceStep",
+    "explore",
     "gpu_facts",
 ]

@@ -10,9 +10,11 @@ from numbers import Integral
 from pykernels import _C
 from pykernels.checks import check_integer
 from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
+from pykernels.emulator.errors import EmulationError
 from pykernels.emulator.module import Kernel
 from pykernels.emulator.options import MAX_WARP_INSTRUCTIONS, checked_options
 from pykernels.emulator.report import Report
+from pykernels.emulator.trace import Steps, Trace
 
 MAX_SHARED_BYTES = 232448  # of a CTA on sm_90, static and dynamic together
 MAX_THREADS = 1024
@@ -95,6 +97,11 @@ class Emulator:
         async_completion: str = "late",
         checks: str | Iterable[str] = "all",
         max_warp_instructions: int = MAX_WARP_INSTRUCTIONS,
+        schedule: str = "random",
+        num_change_points: int = 3,
+        expected_instructions: int = 0,
+        record_trace: bool = False,
+        trace: Trace | None = None,
     ) -> None:
         """Make an emulated GPU.
 
@@ -106,13 +113,45 @@ class Emulator:
             checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"sync"``; ``()`` for
                 speed.
             max_warp_instructions: A launch that has not ended by then is ended as hung.
+            schedule: ``"random"``: a cluster at a time, any of its warps, in turns of thousands of
+                instructions. ``"priority"``: of all resident warps the one with the highest
+                priority, which the seed draws; with random completion asynchronous operations have
+                priorities too.
+            num_change_points: How often, at instructions that the seed draws, the running warp
+                falls behind all others (``"priority"`` only).
+            expected_instructions: About how many warp instructions a launch executes: change
+                points are drawn from these. 0 if unknown.
+            record_trace: Whether the scheduler's decisions are kept; see :attr:`trace`.
+            trace: Decisions to follow. ``num_sms``, ``seed`` and ``async_completion`` are then the
+                trace's, and ``schedule`` has no effect. Each launch follows the next of its runs.
 
         Raises:
             ValueError: an argument is not as above.
         """
-        self._options = _C.emulator.Options(
-            **checked_options(num_sms, seed, async_completion, checks, max_warp_instructions)
+        options = checked_options(
+            num_sms,
+            seed,
+            async_completion,
+            checks,
+            max_warp_instructions,
+            schedule,
+            num_change_points,
+            expected_instructions,
+            record_trace,
+            trace,
         )
+        self._to_replay: list[list[tuple[int, int, int, int, int]]] | None = options.pop("traces")
+        schedule_names = (
+            "schedule",
+            "num_change_points",
+            "expected_instructions",
+            "record_trace",
+        )
+        schedule_options = {name: options.pop(name) for name in schedule_names}
+        self._options = _C.emulator.Options(**options)
+        self._options.set_schedule(**schedule_options)
+        self._identity = options["num_sms"], options["seed"], options["async_completion"]
+        self._recorded: list[Steps] = []
         self._registered: list[ArrayView] = []
 
     def register(self, tensor: Array) -> None:
@@ -166,7 +205,24 @@ class Emulator:
                     memory=[entry for entry in memory + registered if entry[1] > 0],
                 )
             )
-        return Report.from_native(_C.emulator.run(self._options, native))
+        if self._to_replay is not None:
+            self._options.set_trace(self._to_replay.pop(0) if self._to_replay else [])
+        try:
+            report = Report.from_native(_C.emulator.run(self._options, native))
+        except EmulationError as error:
+            self._recorded.append(error.report.trace)
+            raise
+        self._recorded.append(report.trace)
+        return report
+
+    @property
+    def trace(self) -> Trace:
+        """What the scheduler decided in all launches so far, those that failed included.
+
+        Its runs are empty unless ``record_trace`` is set.
+        """
+        num_sms, seed, async_completion = self._identity
+        return Trace(num_sms, seed, async_completion, tuple(self._recorded))
 
 
 def _dimensions(name: str, value: object, limits: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from pykernels.checks import check_integer
+from pykernels.emulator.trace import Trace, steps_to_native
 
 MAX_WARP_INSTRUCTIONS = 2**40  # hours of emulation: what runs longer hangs
 _LIMITS = {
     "num_sms": (1, 2**31 - 1),
     "seed": (0, 2**64 - 1),
     "max_warp_instructions": (1, 2**64 - 1),
+    "num_change_points": (0, 1 << 16),
+    "expected_instructions": (0, 2**63),
 }
 
 
@@ -22,6 +25,11 @@ def checked_options(
     async_completion: str = "late",
     checks: str | Iterable[str] = "all",
     max_warp_instructions: int = MAX_WARP_INSTRUCTIONS,
+    schedule: str = "random",
+    num_change_points: int = 3,
+    expected_instructions: int = 0,
+    record_trace: bool = False,
+    trace: Trace | None = None,
 ) -> dict[str, Any]:
     """The options as the extension takes them, by name.
 
@@ -29,10 +37,16 @@ def checked_options(
         ValueError: one has the wrong type or range. The names of checks and of completion modes
             are the extension's to check.
     """
+    if trace is not None:
+        if not isinstance(trace, Trace):
+            raise ValueError(f"trace must be a Trace or None, got {trace!r}")
+        num_sms, seed, async_completion = trace.num_sms, trace.seed, trace.async_completion
     numbers = {
         "num_sms": num_sms,
         "seed": seed,
         "max_warp_instructions": max_warp_instructions,
+        "num_change_points": num_change_points,
+        "expected_instructions": expected_instructions,
     }
     for name, value in numbers.items():
         least, most = _LIMITS[name]
@@ -49,8 +63,13 @@ def checked_options(
                 f"got {checks!r}"
             )
         checks = names
+    if schedule not in ("random", "priority"):
+        raise ValueError(f'schedule must be "random" or "priority", got {schedule!r}')
     return {
         **{name: int(value) for name, value in numbers.items()},
         "async_completion": async_completion,
         "checks": checks,
+        "schedule": schedule,
+        "record_trace": bool(record_trace),
+        "traces": None if trace is None else [steps_to_native(steps) for steps in trace.runs],
     }

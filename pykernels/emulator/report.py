@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pykernels.emulator.errors import EmulationError
+from pykernels.emulator.trace import Steps, Trace, steps_from_native
 
 if TYPE_CHECKING:
     from pykernels import _C
@@ -161,6 +162,7 @@ class Report:
         notes: What the result relies on that is not certain.
         seed: Of the emulator.
         async_completion: Of the emulator.
+        trace: What the scheduler decided; empty unless it was to be recorded.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -169,6 +171,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seed: int = 0
     async_completion: str = "late"
+    trace: Steps = field(default=(), repr=False)
 
     @classmethod
     def from_native(cls, values: Mapping[str, Any]) -> Report:
@@ -184,6 +187,7 @@ class Report:
             tuple(values["notes"]),
             values["seed"],
             values["async_completion"],
+            steps_from_native(values["trace"]),
         )
 
     def raise_if_findings(self) -> None:
@@ -234,6 +238,18 @@ class EmulationReport:
     def checks(self) -> tuple[str, ...]:
         """The checks that ran; empty before the first launch."""
         return tuple(dict.fromkeys(check for _, report in self.launches for check in report.checks))
+
+    @property
+    def trace(self) -> Trace:
+        """What the scheduler decided in all launches; empty runs unless that was recorded."""
+        launches = [report for _, report in self.launches]
+        first = launches[0] if launches else Report()
+        return Trace(
+            self._device.properties.num_sms,
+            first.seed,
+            first.async_completion,
+            tuple(report.trace for report in launches),
+        )
 
     def raise_if_findings(self) -> None:
         """Raise.

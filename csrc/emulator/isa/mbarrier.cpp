@@ -25,13 +25,6 @@ void report_misuse(Warp& warp, const Instruction& inst, int lane, const Mbarrier
       warp, inst, lane);
 }
 
-void notify(Warp& warp, const Instruction& inst, int lane, SyncEvent::Kind kind,
-            const MbarrierLocation& location, uint64_t phase) {
-  if (!warp.machine().observed()) return;
-  warp.machine().notify(
-      SyncEvent{kind, &warp, 1u << lane, location.cta, location.offset, phase, &inst});
-}
-
 /// mbarrier.init{.shared{::cta}}.b64 [addr], count;      PTX 7.0, sm_80
 Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
   const MbarrierAddresses addresses(warp, inst);
@@ -54,7 +47,6 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
     if (!location.cta->shared_initialised.empty()) {
       std::fill_n(location.cta->shared_initialised.begin() + location.offset, Mbarrier::kBytes, 1);
     }
-    notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInit, location, 0);
   }
   return Step::kNext;
 }
@@ -70,7 +62,6 @@ Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
     barrier->wake_all();  // those that wait find none any more, which is reported there
     location.cta->mbarriers.erase(location.offset);
     location.cta->poison(location.offset, Mbarrier::kBytes);
-    notify(warp, inst, lane, SyncEvent::Kind::kMbarrierInvalidate, location, 0);
   }
   return Step::kNext;
 }
@@ -118,7 +109,6 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
     if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
     if (inst.operands[kMbarrierResultSlot] != kNoSlot)
       warp.lanes<uint64_t>(inst.operands[kMbarrierResultSlot])[lane] = state;
-    notify(warp, inst, lane, SyncEvent::Kind::kMbarrierArrive, location, state >> 20);
   }
   return Step::kNext;
 }
@@ -195,7 +185,6 @@ bool same_phase(Warp& warp, const Instruction& inst, LaneMask active) {
 /// the others might have to arrive.
 template <bool kTry, bool kParity>
 Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
-  Machine& machine = warp.machine();
   const MbarrierAddresses addresses(warp, inst);
   const bool uniform = addresses.uniform(active) && same_phase<kParity>(warp, inst, active);
   const LaneMask asked = uniform ? active & -active : active;
@@ -203,7 +192,7 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
   if (uniform && done != 0) done = active;
   if constexpr (kTry) {
     const bool may_block = uniform && done == 0 && active == warp.split().lanes;
-    if (may_block && (warp.split().resumed || !machine.random().one_in(kSpuriousFailure))) {
+    if (may_block && (warp.split().resumed || !warp.random().one_in(kSpuriousFailure))) {
       const int lane = __builtin_ctz(active);
       const MbarrierLocation location = addresses.location(lane);
       Wait wait;
@@ -221,12 +210,6 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
   if (inst.operands[kMbarrierResultSlot] != kNoSlot) {
     LaneMask& p = warp.mask(inst.operands[kMbarrierResultSlot]);
     p = (p & ~active) | done;
-  }
-  if (machine.observed()) {
-    for_lanes(done, [&](int lane) {
-      const MbarrierLocation location = addresses.location(lane);
-      notify(warp, inst, lane, SyncEvent::Kind::kMbarrierWait, location, 0);
-    });
   }
   return Step::kNext;
 }

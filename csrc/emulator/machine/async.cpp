@@ -11,11 +11,8 @@ namespace pykernels::emulator {
 void AsyncQueue::issue(Machine& machine, std::shared_ptr<AsyncOperation> operation) {
   operation->issuer = &machine.current_warp();
   operation->instruction = &machine.current_warp().instruction();
-  if (machine.observed()) {
-    machine.notify(SyncEvent{SyncEvent::Kind::kAsyncIssue, operation->issuer, 0, nullptr,
-                             reinterpret_cast<uint64_t>(operation.get()), 0,
-                             operation->instruction});
-  }
+  operation->number = operation->issuer->issued_operations++;
+  if (machine.prioritised()) operation->priority = machine.draw_priority();
   operations_.push_back(std::move(operation));
   if (machine.options().completion == Completion::kEarly) complete_ready(machine);
 }
@@ -32,10 +29,6 @@ void AsyncQueue::force(Machine& machine, AsyncOperation& operation) {
   operation.finished = true;
   operation.finish(machine);
   machine.progress();
-  if (machine.observed()) {
-    machine.notify(SyncEvent{SyncEvent::Kind::kAsyncComplete, nullptr, 0, nullptr,
-                             reinterpret_cast<uint64_t>(&operation), 0, operation.instruction});
-  }
 }
 
 void AsyncQueue::drop_finished() {
@@ -68,12 +61,36 @@ bool AsyncQueue::complete_one(Machine& machine) {
     }
   }
   const std::shared_ptr<AsyncOperation> operation = *pick;  // finish() may add to the queue
-  if (random && !operation->source_read && machine.random().one_in(2)) {
-    force_source(machine, *operation);
-  } else {
-    force(machine, *operation);
-  }
+  complete(machine, *operation, random && !operation->source_read && machine.random().one_in(2));
   return true;
+}
+
+void AsyncQueue::complete(Machine& machine, AsyncOperation& operation, bool source_only) {
+  const Warp& issuer = *operation.issuer;
+  const Cluster& cluster = *operation.issuer->cta().cluster;
+  machine.record({source_only ? TraceStep::Kind::kReadSource : TraceStep::Kind::kComplete,
+                  static_cast<uint32_t>(cluster.grid->index), cluster.index,
+                  issuer.index_in_cluster(), operation.number});
+  source_only ? force_source(machine, operation) : force(machine, operation);
+}
+
+std::shared_ptr<AsyncOperation> AsyncQueue::find_first() {
+  drop_finished();
+  std::shared_ptr<AsyncOperation> first;
+  for (const auto& operation : operations_) {
+    if (operation->finished || !operation->ready()) continue;
+    if (first == nullptr || operation->priority > first->priority) first = operation;
+  }
+  return first;
+}
+
+std::shared_ptr<AsyncOperation> AsyncQueue::find(uint32_t warp, uint64_t number) {
+  const auto place =
+      std::find_if(operations_.begin(), operations_.end(), [&](const auto& operation) {
+        return !operation->finished && operation->number == number &&
+               operation->issuer->index_in_cluster() == warp;
+      });
+  return place == operations_.end() ? nullptr : *place;
 }
 
 void AsyncQueue::complete_ready(Machine& machine) {

@@ -12,6 +12,7 @@ namespace pykernels::emulator {
 
 class Cta;
 class Machine;
+struct AgentRaces;
 struct Instruction;
 class Warp;
 
@@ -42,9 +43,12 @@ class AsyncOperation {
     return false;
   }
 
+  uint64_t number = 0;   // among those of its issuer
+  int64_t priority = 0;  // of the priority schedule with random completion
+  std::shared_ptr<AgentRaces> agent;  // of the race detector; null where it is off
   bool source_read = false;
   bool finished = false;
-  Warp* issuer = nullptr;  // both set by AsyncQueue::issue
+  Warp* issuer = nullptr;  // all set by AsyncQueue::issue
   const Instruction* instruction = nullptr;
 };
 
@@ -59,6 +63,12 @@ class AsyncQueue {
   /// Completes one ready operation: the oldest that signals, else the oldest (late), or one drawn
   /// from the seed. False if there is none.
   bool complete_one(Machine& machine);
+  /// Does the next step of an operation, or both, and records the decision.
+  static void complete(Machine& machine, AsyncOperation& operation, bool source_only);
+  /// The operation of highest priority that can finish, or nullptr.
+  std::shared_ptr<AsyncOperation> find_first();
+  /// An unfinished operation by its issuer's index in the cluster and its number, or nullptr.
+  std::shared_ptr<AsyncOperation> find(uint32_t warp, uint64_t number);
   /// Completes all that is ready, oldest first.
   void complete_ready(Machine& machine);
   bool empty();

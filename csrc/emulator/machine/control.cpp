@@ -42,6 +42,7 @@ Step set_max_registers(Warp& warp, const Instruction& inst, LaneMask active) {
 }
 
 Step grid_dependency_wait(Warp& warp, const Instruction& inst, LaneMask active) {
+  (void)inst;
   Grid* before = warp.cta().grid->prerequisite;
   if (before != nullptr && !before->finished()) {
     Wait wait;
@@ -49,11 +50,7 @@ Step grid_dependency_wait(Warp& warp, const Instruction& inst, LaneMask active) 
     wait.on = before;
     return warp.block(wait);
   }
-  Machine& machine = warp.machine();
-  warp.set_grid_waited();
-  if (machine.observed()) {
-    machine.notify(SyncEvent{SyncEvent::Kind::kGridWait, &warp, active, &warp.cta(), 0, 0, &inst});
-  }
+  warp.set_grid_waited(active);
   return Step::kNext;
 }
 

@@ -14,7 +14,10 @@
 
 namespace pykernels::emulator {
 
+class SyncClock;
 struct Cluster;
+struct ClusterRaces;
+struct CtaRaces;
 struct Grid;
 
 /// One of the 16 named barriers of bar.sync / bar.arrive.
@@ -29,6 +32,8 @@ struct NamedBarrier : Waitable {
   uint32_t last_participants = 0;  // of the generation before
   uint32_t last_votes = 0;
   uint64_t generation = 0;
+  Party last;                        // who arrived last, for findings
+  std::shared_ptr<SyncClock> clock;  // of the race detector; null where it is off
 };
 
 /// What the four warps of a warpgroup have issued of WGMMA; see isa/wgmma.cpp.
@@ -56,8 +61,11 @@ class Cta {
   uint32_t live_threads = 0;
   uint32_t register_pool = 0;            // setmaxnreg accounting: registers of the CTA not in use
   std::vector<uint32_t> warp_registers;  // per warp, a thread's share
+  std::map<int, std::vector<Party>> register_changes;  // setmaxnreg in their order, by warpgroup
+  std::vector<uint32_t> num_register_changes;          // per warp
   Waitable register_release;             // woken when the pool grows
   uint32_t live_warps = 0;
+  std::shared_ptr<CtaRaces> races;       // of the race detector; null where it is off
   bool launched_dependents = false;
   bool exited = false;
 
@@ -77,9 +85,12 @@ class Cta {
 
 struct Cluster : Waitable {
   std::vector<std::unique_ptr<Cta>> ctas;  // by rank
+  uint64_t index = 0;                      // in the grid
   std::array<uint32_t, 3> cluster_ctaid = {};
   Grid* grid = nullptr;
   AsyncQueue async;
+  ClusterRaces* races = nullptr;     // of the race detector, as is the barrier's clock; null where
+  std::shared_ptr<SyncClock> clock;  // it is off
   std::vector<Warp*> runnable;
   uint32_t live_threads = 0;
   uint32_t arrived = 0;  // live threads at barrier.cluster

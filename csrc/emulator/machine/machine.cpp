@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/check/source_chain.h"
 #include "emulator/check/sync.h"
 #include "emulator/gpu_facts.h"
@@ -59,14 +60,6 @@ uint32_t Grid::shared_bytes() const {
 
 double Grid::occupied(uint64_t clusters) const {
   return static_cast<double>(clusters) * cluster_size / ctas_per_sm;
-}
-
-uint64_t Random::next() {  // splitmix64
-  state_ += 0x9e3779b97f4a7c15ull;
-  uint64_t z = state_;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-  return z ^ z >> 31;
 }
 
 Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches)
@@ -147,7 +140,9 @@ void Machine::start_cluster(Grid& grid) {
   const Dim3 clusters{grid.launch.grid.x / size.x, grid.launch.grid.y / size.y,
                       grid.launch.grid.z / size.z};
   cluster->grid = &grid;
-  cluster->cluster_ctaid = coordinates(grid.next_cluster++, clusters);
+  cluster->index = grid.next_cluster++;
+  cluster->cluster_ctaid = coordinates(cluster->index, clusters);
+  record({TraceStep::Kind::kStart, static_cast<uint32_t>(grid.index), cluster->index, 0, 0});
   const uint32_t threads = grid.threads();
   const uint32_t num_warps = (threads + kWarpSize - 1) / kWarpSize;
   const uint32_t shared_bytes = grid.shared_bytes();
@@ -178,8 +173,9 @@ void Machine::start_cluster(Grid& grid) {
     for (uint32_t index = 0; index < num_warps; ++index) {
       cta->warps.push_back(
           std::make_unique<Warp>(*this, *cta, *grid.launch.program, static_cast<int>(index)));
-      cta->warps.back()->before_grid_wait_ =
-          grid.launch.programmatic_dependent && options_.check_sync;
+      if (grid.launch.programmatic_dependent && options_.check_sync)
+        cta->warps.back()->before_grid_wait_ = cta->warps.back()->live();
+      if (prioritised()) cta->warps.back()->priority = first_priority();
       add_runnable(*cta->warps.back());
     }
   }
@@ -236,11 +232,30 @@ Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
 
 void Machine::report(const std::string& kind, const std::string& message, const Warp& warp,
                      const Instruction& inst, int lane) {
+  report(Finding{kind, message, {site(warp, inst, lane)}, 1});
+}
+
+void Machine::report(const std::string& kind, const std::string& message, const Party& first,
+                     const Party& second) {
+  report(Finding{kind,
+                 message,
+                 {site(*first.warp, *first.instruction, first.lane),
+                  site(*second.warp, *second.instruction, second.lane)},
+                 1});
+}
+
+void Machine::report(Finding finding) {
+  const std::string& kind = finding.kind;
   if ((kind == "memory" && !options_.check_memory) || (kind == "init" && !options_.check_init) ||
       (kind == "sync" && !options_.check_sync)) {
     return;
   }
-  report_.add(Finding{kind, message, {site(warp, inst, lane)}, 1});
+  Finding* added = report_.add(std::move(finding));
+  if (added == nullptr) return;
+  for (Site& site : added->sites) {
+    const ParsedModule& module = grids_[static_cast<size_t>(site.grid)]->launch.module->parsed;
+    site.source = source_chain(module, site.ptx_line);
+  }
 }
 
 void Machine::fail(const std::string& kind, const std::string& message, const Warp& warp,
@@ -269,6 +284,7 @@ void Machine::count_footprint() {
 }
 
 void Machine::end_with(Finding finding) {
+  if (current_warp_ != nullptr) record_run(*current_warp_, current_budget_);
   count_footprint();
   std::string text = concat(finding.kind, ": ", finding.message);
   if (!finding.sites.empty() && finding.kind != "deadlock") {  // whose message has them all
@@ -280,7 +296,7 @@ void Machine::end_with(Finding finding) {
     text += concat("\n  CTA (", site.ctaid[0], ", ", site.ctaid[1], ", ", site.ctaid[2], ")");
     if (site.thread >= 0) text += concat(", thread ", site.thread);
   }
-  report_.add(std::move(finding));
+  report(std::move(finding));
   throw EmulationError(text, report_);
 }
 
@@ -307,18 +323,6 @@ Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_a
          inst);
   }
   return cta;
-}
-
-void Machine::add_observer(std::unique_ptr<Observer> observer) {
-  observers_.push_back(std::move(observer));
-}
-
-void Machine::notify(const MemoryEvent& event) {
-  for (const auto& observer : observers_) observer->on_memory(event);
-}
-
-void Machine::notify(const SyncEvent& event) {
-  for (const auto& observer : observers_) observer->on_sync(event);
 }
 
 }  // namespace pykernels::emulator

@@ -10,27 +10,40 @@
 #include <vector>
 
 #include "core/launch.h"
-#include "emulator/check/observer.h"
 #include "emulator/machine/async.h"
 #include "emulator/machine/cta.h"
 #include "emulator/machine/footprint.h"
 #include "emulator/machine/memory.h"
 #include "emulator/machine/pool.h"
+#include "emulator/machine/random.h"
 #include "emulator/program.h"
 #include "emulator/report.h"
+#include "emulator/trace.h"
 
 namespace pykernels::emulator {
+
+/// Who runs next. kRandom: one cluster at a time, any of its warps, long turns. kPriority: of all
+/// resident warps the one of highest priority, drawn from the seed, until a change point.
+enum class Schedule : uint8_t { kRandom, kPriority };
 
 struct MachineOptions {
   int num_sms = 132;
   uint64_t seed = 0;
   Completion completion = Completion::kLate;
+  Schedule schedule = Schedule::kRandom;
+  uint32_t num_change_points = 3;      // kPriority: times at which the running warp falls behind
+  uint64_t expected_instructions = 0;  // kPriority: change points are drawn below; 0: unknown
+  bool record_trace = false;
+  std::shared_ptr<const Trace> trace;  // replayed, in place of a schedule; then lowest warps first
   bool check_memory = true;
   bool check_init = true;
+  bool check_race = true;
   bool check_sync = true;
   uint64_t max_warp_instructions = 1ull << 40;  // then the launch is ended as hung
   std::function<void()> poll;  // called now and then; may throw to end the launch (Ctrl-C)
 };
+
+class RaceDetector;
 
 /// A launch as the machine takes it: the program, shape, and parameter block.
 struct MachineLaunch {
@@ -40,6 +53,7 @@ struct MachineLaunch {
   uint32_t dynamic_shared_bytes = 0;
   uint32_t registers = 0;               // per thread at launch; 0: unknown
   bool programmatic_dependent = false;  // on the launch before in the list, if there is one
+  uint32_t rank = 0;  // the GPU: launches of different ones synchronise at sys scope
   std::vector<uint8_t> parameters;
   std::vector<Allocation> memory;
 };
@@ -70,18 +84,16 @@ struct Grid : Waitable {
 /// CTAs that one SM holds at once, at least 1. `registers` per thread, 0 if unknown.
 uint32_t max_ctas_per_sm(uint32_t threads, uint32_t registers, uint32_t shared_bytes);
 
-/// Deterministic: the same launches, inputs and options give the same trace.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15ull + 0x632be59bd9b4e019ull) {}
-  uint64_t next();
-  uint32_t below(uint32_t bound) { return static_cast<uint32_t>((next() >> 32) * bound >> 32); }
-  bool one_in(uint32_t n) { return below(n) == 0; }
-
- private:
-  uint64_t state_;
+/// What the priority schedule and replays keep; see priority_schedule.cpp.
+struct PriorityState {
+  std::vector<uint64_t> change_points;  // in warp instructions, the next one last
+  int64_t lowest = 0;                   // given to a warp that falls behind; descends
+  const Warp* running = nullptr;        // the warp of the last turn, if its cluster is resident
+  uint64_t run_length = 0;              // its instructions since something else had a turn
+  size_t next_step = 0;                 // of the trace that is replayed
 };
 
+/// Deterministic: the same launches, inputs and options give the same run.
 class Machine {
  public:
   Machine(const MachineOptions& options, std::vector<MachineLaunch> launches);
@@ -108,7 +120,12 @@ class Machine {
   /// Records a finding about the instruction; `lane` -1 for the whole warp. Goes on.
   void report(const std::string& kind, const std::string& message, const Warp& warp,
               const Instruction& inst, int lane = -1);
-  /// The same, and ends the launch: throws EmulationError.
+  /// The same about two instructions: the one that is at fault, and the one it collides with.
+  void report(const std::string& kind, const std::string& message, const Party& first,
+              const Party& second);
+  /// The same, put together by the caller; the sources of its sites are filled in.
+  void report(Finding finding);
+  /// The first form, and ends the launch: throws EmulationError.
   [[noreturn]] void fail(const std::string& kind, const std::string& message, const Warp& warp,
                          const Instruction& inst, int lane = -1);
   [[noreturn]] void fail(const std::string& kind, const std::string& message);
@@ -118,11 +135,18 @@ class Machine {
   /// finding if the rank does not exist or its CTA has exited.
   Cta& cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address, uint32_t* offset);
 
-  bool observed() const { return !observers_.empty(); }
-  void add_observer(std::unique_ptr<Observer> observer);
-  void notify(const MemoryEvent& event);
-  void notify(const SyncEvent& event);
+  RaceDetector* races() { return races_.get(); }  // nullptr where the race check is off
   void add_runnable(Warp& warp);
+  /// A decision of the scheduler: kept where the run is recorded.
+  void record(const TraceStep& step) {
+    if (options_.record_trace) report_.trace.push_back(step);
+  }
+  void record_run(const Warp& warp, uint64_t count);
+  /// Of a new warp or asynchronous operation: positive, from the seed.
+  int64_t draw_priority() { return static_cast<int64_t>(random_.next() >> 2) + 1; }
+  bool prioritised() const {
+    return options_.schedule == Schedule::kPriority || options_.trace != nullptr;
+  }
   /// Something has happened that polling warps may wait for: the running cluster keeps its turn
   /// longer.
   void progress();
@@ -134,9 +158,24 @@ class Machine {
   void end_ctas(Cluster& cluster);
   bool may_start(const Grid& grid) const;
   Grid* next_grid();
+  void start_all();
   bool select_cluster();
   bool rotate();
-  void run_turn();
+  bool run_random_turn();
+  uint64_t run_warp(Warp& warp, uint64_t budget);
+  void complete_after_turn(Cluster& cluster);
+  // priority_schedule.cpp
+  void draw_change_points();
+  int64_t first_priority();
+  bool has_ended();
+  bool run_priority_turn();
+  void demote(Warp& warp);
+  bool complete_any();
+  bool complete_before(const Warp* warp);
+  Warp* take_first_warp();
+  bool take(Warp& warp);
+  bool replay_step();
+  bool replay(const TraceStep& step);
   void count_footprint();
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
@@ -145,16 +184,18 @@ class Machine {
 
   MachineOptions options_;
   Random random_;
+  PriorityState priorities_;
   PagePool pool_;  // outlives the warps of grids_
   Allocations allocations_;
   Report report_;
   Footprint read_;  // of all grids
   Footprint written_;
   std::vector<std::unique_ptr<Grid>> grids_;
-  std::vector<std::unique_ptr<Observer>> observers_;
+  std::unique_ptr<RaceDetector> races_;
   std::vector<Cluster*> active_;  // started and not ended, in the order of their turns
   Cluster* current_ = nullptr;
   Warp* current_warp_ = nullptr;
+  uint64_t current_budget_ = 0;  // of its turn
   uint64_t instructions_ = 0;
   uint64_t clock_reads_ = 0;
   uint64_t next_poll_ = 0;

@@ -110,17 +110,18 @@ bool map_parameters(Warp& warp, const uint64_t* addresses, uint64_t origin, uint
                    pointers);
 }
 
-Space space_of(uint64_t address) {
-  switch (address >> kWindowShift) {
-    case kSharedWindow >> kWindowShift:
-      return Space::kShared;
-    case kLocalWindow >> kWindowShift:
-      return Space::kLocal;
-    case kParamWindow >> kWindowShift:
-      return Space::kParam;
-    default:
-      return Space::kGlobal;
+/// Where [offset, offset + bytes) of shared memory lies and, to be read, was written; marks writes.
+uint8_t* map_shared_range(Cta& cta, uint64_t offset, uint32_t bytes, AccessKind kind) {
+  const uint64_t size = cta.shared.size();
+  if (offset > size || size - offset < bytes) return nullptr;
+  if (!cta.shared_initialised.empty()) {
+    if (kind != AccessKind::kWrite &&
+        !shared_is_written(cta, static_cast<uint32_t>(offset), bytes)) {
+      return nullptr;
+    }
+    if (kind != AccessKind::kRead) std::memset(cta.shared_initialised.data() + offset, 1, bytes);
   }
+  return cta.shared.data() + offset;
 }
 
 uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_t bytes,
@@ -144,10 +145,6 @@ uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_
   }
   if (!cta->shared_initialised.empty())
     std::memset(cta->shared_initialised.data() + offset, 1, bytes);
-  if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kShared, kind, Proxy::kGeneric, cta, offset, bytes, &warp,
-                               1u << lane, &inst});
-  }
   return cta->shared.data() + offset;
 }
 
@@ -163,10 +160,6 @@ uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t
   }
   if (warp.before_grid_wait() && space != Space::kConst)
     report_before_grid_wait(warp, inst, lane, *allocation);
-  if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kGlobal, kind, Proxy::kGeneric, nullptr, address, bytes,
-                               &warp, 1u << lane, &inst});
-  }
   return reinterpret_cast<uint8_t*>(address);
 }
 
@@ -274,7 +267,6 @@ uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, Acce
 
 bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t bytes,
                  AccessKind kind, LaneMask active, uint8_t** pointers) {
-  if (warp.machine().observed()) return false;
   uint64_t window = 0;
   if (space == Space::kGeneric) {
     space = space_of(addresses[__builtin_ctz(active)]);
@@ -290,6 +282,25 @@ bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t by
     default:
       return map_global(warp, addresses, bytes, kind, active, pointers);
   }
+}
+
+uint8_t* resolve_row(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind) {
+  if ((address & (bytes - 1)) != 0) return nullptr;
+  const bool generic = space == Space::kGeneric;
+  if (generic) space = space_of(address);
+  const uint32_t all = bytes * kWarpSize;
+  if (space == Space::kShared) {
+    Cta& cta = warp.cta();
+    const uint64_t offset = address - (generic ? kSharedWindow : 0) - kSharedBase;
+    const uint64_t rank = uint64_t{cta.rank} << kClusterRankShift;
+    // Without rank bits: as in map_shared.
+    const bool own = offset >= rank || generic;
+    return map_shared_range(cta, own ? offset - rank : offset, all, kind);
+  }
+  if (space != Space::kGlobal || warp.before_grid_wait()) return nullptr;
+  const Allocation* allocation = warp.machine().allocations().find(address, all);
+  const bool allowed = allocation != nullptr && (kind == AccessKind::kRead || allocation->writable);
+  return allowed ? reinterpret_cast<uint8_t*>(address) : nullptr;
 }
 
 uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes,
@@ -308,10 +319,6 @@ uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t by
   if (!cta.shared_initialised.empty() && kind != AccessKind::kRead) {
     std::memset(cta.shared_initialised.data() + offset, 1, bytes);
   }
-  if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kShared, kind, Proxy::kAsync, &cta, offset, bytes, nullptr, 0,
-                               instruction});
-  }
   return cta.shared.data() + offset;
 }
 
@@ -323,10 +330,6 @@ uint8_t* resolve_global(Machine& machine, uint64_t address, uint64_t bytes, Acce
         global_bounds_message(machine.allocations(), allocation, address, bytes, kind);
     if (issuer == nullptr || instruction == nullptr) machine.fail("memory", message);
     machine.fail("memory", message, *issuer, *instruction);
-  }
-  if (machine.observed()) {
-    machine.notify(MemoryEvent{Space::kGlobal, kind, Proxy::kAsync, nullptr, address,
-                               static_cast<uint32_t>(bytes), nullptr, 0, instruction});
   }
   return reinterpret_cast<uint8_t*>(address);
 }

@@ -41,6 +41,20 @@ constexpr uint64_t window_of(Space space) {
   }
 }
 
+/// The space that a generic address lies in.
+constexpr Space space_of(uint64_t address) {
+  switch (address >> kWindowShift) {
+    case kSharedWindow >> kWindowShift:
+      return Space::kShared;
+    case kLocalWindow >> kWindowShift:
+      return Space::kLocal;
+    case kParamWindow >> kWindowShift:
+      return Space::kParam;
+    default:
+      return Space::kGlobal;
+  }
+}
+
 /// Where a shared address, of any form, lies in the shared memory of its CTA.
 constexpr uint32_t shared_offset(uint64_t address) {
   return (static_cast<uint32_t>(address) & ((1u << kClusterRankShift) - 1)) - kSharedBase;
@@ -66,36 +80,24 @@ class Allocations {
   mutable const Allocation* last_ = nullptr;
 };
 
-/// Generic proxy: ordinary loads and stores. Async proxy: TMA, bulk copies, WGMMA's operands.
-enum class Proxy : uint8_t { kGeneric, kAsync };
 enum class AccessKind : uint8_t { kRead, kWrite, kAtomic };
 
-/// An access as observers see it. Contiguous; a warp access is one event a contiguous run.
-struct MemoryEvent {
-  Space space = Space::kGlobal;
-  AccessKind kind = AccessKind::kRead;
-  Proxy proxy = Proxy::kGeneric;
-  Cta* owner = nullptr;  // of shared memory; null for global
-  uint64_t address = 0;  // host address (global) or offset in the owner's shared memory
-  uint32_t bytes = 0;
-  Warp* warp = nullptr;  // null for asynchronous agents
-  LaneMask lanes = 0;
-  const Instruction* instruction = nullptr;
-};
-
 /// Resolves one lane's access to host memory. Reports findings (bounds, alignment, uninitialised
-/// shared memory when the init check is on) and notifies observers; an access that cannot be
-/// carried out (outside any allocation) throws EmulationError through Machine::fail. `space`
+/// shared memory when the init check is on); an access that cannot be carried out (outside any allocation) throws EmulationError through Machine::fail. `space`
 /// kGeneric resolves by window. `bytes` is the width of the access, which must be naturally
 /// aligned.
 uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind,
                  int lane);
 
-/// The same for all lanes at once, without observers' cost: if all active lanes fall in one
+/// The same for all lanes at once: if all active lanes fall in one
 /// allocation or in the CTA's own shared memory with natural alignment, returns true and fills
 /// `pointers`. Handlers fall back to resolve() lane by lane otherwise.
 bool resolve_all(Warp& warp, Space space, const uint64_t* addresses, uint32_t bytes,
                  AccessKind kind, LaneMask active, uint8_t** pointers);
+
+/// The same where all 32 lanes access neighbouring elements of `bytes` each, the first of them at
+/// `address`: a pointer to the first, or nullptr where the lanes must be looked at one by one.
+uint8_t* resolve_row(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind);
 
 /// For asynchronous agents (TMA, bulk copies, WGMMA): a range of a CTA's shared memory, by offset.
 uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t bytes,

@@ -1,6 +1,6 @@
-// Which cluster, which warp, which asynchronous operation comes next. One cluster runs until
-// nothing in it can, or its slice is over: its registers stay in the cache. Decisions are drawn
-// from the seed.
+// Which cluster, which warp, which asynchronous operation comes next: the random schedule. One
+// cluster runs until nothing in it can, or its slice is over: its registers stay in the cache.
+// Decisions are drawn from the seed. priority_schedule.cpp has the other schedule, and replays.
 #include <algorithm>
 
 #include "core/check.h"
@@ -118,28 +118,53 @@ bool Machine::select_cluster() {
   }
 }
 
-void Machine::run_turn() {
-  Cluster& cluster = *current_;
-  const uint32_t pick = random_.below(static_cast<uint32_t>(cluster.runnable.size()));
-  Warp& warp = *cluster.runnable[pick];
-  cluster.runnable[pick] = cluster.runnable.back();
-  cluster.runnable.pop_back();
+/// A turn of a warp that no list of runnable ones holds. Returns the instructions spent.
+uint64_t Machine::run_warp(Warp& warp, uint64_t budget) {
+  Cluster& cluster = *warp.cta().cluster;
+  current_ = &cluster;
   warp.queued_ = false;
   current_warp_ = &warp;
-  const uint64_t spent = warp.run(kTurn + random_.below(static_cast<uint32_t>(kTurn)));
+  current_budget_ = budget;
+  const uint64_t spent = warp.run(budget);
   current_warp_ = nullptr;
+  if (options_.record_trace) record_run(warp, spent);
   if (warp.runnable()) add_runnable(warp);
   end_ctas(cluster);
   instructions_ += spent;
   cluster.slice -= std::min(cluster.slice, spent);
   cluster.since_completion = cluster.async.empty() ? 0 : cluster.since_completion + spent;
+  return spent;
+}
+
+void Machine::record_run(const Warp& warp, uint64_t count) {
+  const Cluster& cluster = *const_cast<Warp&>(warp).cta().cluster;
+  record({TraceStep::Kind::kRun, static_cast<uint32_t>(cluster.grid->index), cluster.index,
+          warp.index_in_cluster(), count});
+}
+
+/// Asynchronous operations that take effect between turns.
+void Machine::complete_after_turn(Cluster& cluster) {
   if (options_.completion == Completion::kEarly) {
     cluster.async.complete_ready(*this);
   } else if (cluster.since_completion >= kPatience ||
-             (options_.completion == Completion::kRandom && random_.one_in(kRandomCompletion))) {
+             (options_.completion == Completion::kRandom && !prioritised() &&
+              random_.one_in(kRandomCompletion))) {
     cluster.async.complete_one(*this);
     cluster.since_completion = 0;
   }
+}
+
+/// False where every grid has ended.
+bool Machine::run_random_turn() {
+  if (!select_cluster()) return false;
+  Cluster& cluster = *current_;
+  const uint32_t pick = random_.below(static_cast<uint32_t>(cluster.runnable.size()));
+  Warp& warp = *cluster.runnable[pick];
+  cluster.runnable[pick] = cluster.runnable.back();
+  cluster.runnable.pop_back();
+  run_warp(warp, kTurn + random_.below(static_cast<uint32_t>(kTurn)));
+  complete_after_turn(cluster);
+  return true;
 }
 
 /// Ends a launch that runs on without getting anywhere.
@@ -160,14 +185,13 @@ void Machine::check_liveness() {
 }
 
 Report Machine::run() {
-  while (select_cluster()) {
-    run_turn();
+  draw_change_points();
+  while (prioritised() ? run_priority_turn() : run_random_turn()) {
     if (instructions_ < next_poll_) continue;
     next_poll_ = instructions_ + kPollInterval;
     if (options_.poll) options_.poll();
     check_liveness();
   }
-  for (const auto& observer : observers_) observer->on_end();
   count_footprint();
   return report_;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "emulator/check/init.h"
+#include "emulator/check/wgmma_registers.h"
 #include "emulator/machine/cta.h"
 #include "emulator/machine/machine.h"
 
@@ -26,6 +27,16 @@ bool mergeable(const Split& split) {
   return !split.resumed && (!split.blocked || waits_for_convergence(split));
 }
 
+/// Seeds a warp's own random numbers: from the run's seed and who it is, not from when it started.
+uint64_t stream_seed(const Machine& machine, const Cta& cta, int index) {
+  uint64_t seed = machine.options().seed;
+  for (const uint64_t part : {static_cast<uint64_t>(cta.grid->index), cta.cluster->index,
+                              uint64_t{cta.rank}, static_cast<uint64_t>(index)}) {
+    seed = Random(seed ^ part).next();
+  }
+  return seed;
+}
+
 }  // namespace
 
 void Waitable::wake_all() {
@@ -39,7 +50,11 @@ void Waitable::wake_all() {
 }
 
 Warp::Warp(Machine& machine, Cta& cta, const Program& program, int index)
-    : machine_(machine), cta_(cta), program_(program), index_(index) {
+    : machine_(machine),
+      cta_(cta),
+      program_(program),
+      index_(index),
+      random_(stream_seed(machine, cta, index)) {
   const uint32_t first = static_cast<uint32_t>(index) * kWarpSize;
   const uint32_t count = std::min<uint32_t>(cta.num_threads - first, kWarpSize);
   live_ = count == kWarpSize ? kFullMask : (1u << count) - 1;
@@ -49,12 +64,22 @@ Warp::Warp(Machine& machine, Cta& cta, const Program& program, int index)
   storage_ = machine.pool().take(program.register_file_bytes);
   base_[0] = storage_;
   base_[1] = const_cast<uint8_t*>(program.constants.data());
-  if (machine.options().check_init) written_.assign(program.register_names.size(), 0);
+  if (machine.options().check_init) {
+    written_.assign(program.register_names.size(), 0);
+    settled_.assign(program.instructions.size(), 0);
+  }
+  if (machine.options().check_sync && program.num_wgmma_registers != 0)
+    wgmma_registers_ = std::make_unique<WgmmaRegisters>(*this);
 }
 
 Warp::~Warp() {
   machine_.pool().give_back(storage_, program_.register_file_bytes);
   machine_.pool().give_back(local_, size_t{program_.local_bytes} * kWarpSize);
+}
+
+uint32_t Warp::index_in_cluster() const {
+  return cta_.rank * static_cast<uint32_t>(cta_.warp_registers.size()) +
+         static_cast<uint32_t>(index_);
 }
 
 uint8_t* Warp::local(int lane) {
@@ -106,10 +131,6 @@ void Warp::part(LaneMask lanes) {
 }
 
 Step Warp::exit(LaneMask lanes) {
-  if (machine_.observed()) {
-    machine_.notify(
-        SyncEvent{SyncEvent::Kind::kThreadExit, this, lanes, &cta_, 0, 0, &instruction()});
-  }
   Split& split = splits_[current_];
   split.lanes &= ~lanes;
   ++split.pc;
@@ -223,8 +244,11 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
       const LaneMask guard = mask(inst.guard);
       active &= inst.guard_negated ? ~guard : guard;
     }
-    if constexpr (kChecked) check_registers(inst, active);
+    if constexpr (kChecked) {
+      if (settled_[split->pc] == 0) check_registers(inst, active);
+    }
     if (active != 0) [[likely]] {
+      if (inst.touches_wgmma && wgmma_registers_ != nullptr) wgmma_registers_->access(inst, active);
       step = inst.handler(*this, inst, active);
       if (step == Step::kBlocked) break;
       ++counters.warp_instructions[static_cast<size_t>(inst.instruction_class)];
@@ -255,7 +279,7 @@ uint64_t Warp::run(uint64_t budget) {
     Split& chosen = splits_[current_];
     uint64_t limit = budget - spent;
     if (diverged) {
-      if (chosen.turn == 0) chosen.turn = kSplitTurn + machine_.random().below(kSplitTurn);
+      if (chosen.turn == 0) chosen.turn = kSplitTurn + random_.below(kSplitTurn);
       limit = std::min<uint64_t>(limit, chosen.turn);
     }
     const uint64_t before = spent;
@@ -284,9 +308,11 @@ void Warp::check_registers(const Instruction& inst, LaneMask active) {
   const bool moves = inst.instruction_class == InstructionClass::kMove;
   const bool accumulates = inst.instruction_class == InstructionClass::kWgmma;
   LaneMask defined = kFullMask;
+  LaneMask all_written = kFullMask;  // lanes in which every register of the instruction holds
   for (uint32_t i = 0; i < inst.num_reads; ++i) {
     const RegisterAccess& access = accesses[i];
     const LaneMask written = written_[access.register_index];
+    all_written &= written;
     const bool is_guard = access.slot == inst.guard;
     const LaneMask needed = is_guard ? lanes : active;
     if ((needed & ~written) == 0) continue;
@@ -297,10 +323,17 @@ void Warp::check_registers(const Instruction& inst, LaneMask active) {
       written_[access.register_index] |= needed;  // once
     }
   }
+  if (accumulates) return;  // isa/wgmma_operation.cpp marks them once it has looked at them
+  LaneMask lost = 0;
   for (uint32_t i = inst.num_reads; i < uint32_t{inst.num_reads} + inst.num_writes; ++i) {
     LaneMask& written = written_[accesses[i].register_index];
+    const LaneMask before = written;
     written = (written & ~active) | (active & defined);
+    lost |= before & ~written;
+    all_written &= written;
   }
+  if (lost != 0) std::fill(settled_.begin(), settled_.end(), 0);
+  if (all_written == kFullMask) settled_[splits_[current_].pc] = 1;
 }
 
 void Warp::check_written(const Instruction& inst, const RegisterAccess& access, LaneMask lanes) {

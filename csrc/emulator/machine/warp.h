@@ -5,16 +5,21 @@
 
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "emulator/machine/random.h"
 #include "emulator/program.h"
 
 namespace pykernels::emulator {
 
 class Cta;
 class Machine;
+class WgmmaRegisters;
 struct Grid;
+struct WarpRaces;
 
 /// Something that splits wait for. Waking makes every waiting split run its instruction again.
 class Waitable {
@@ -59,6 +64,13 @@ struct Split {
   Wait wait;             // meaningful while blocked or resumed
 };
 
+/// One side of a finding: an instruction and who executes it; `lane` -1 for the whole warp.
+struct Party {
+  const Warp* warp = nullptr;
+  const Instruction* instruction = nullptr;
+  int lane = -1;
+};
+
 class Warp {
  public:
   Warp(Machine& machine, Cta& cta, const Program& program, int index);
@@ -83,6 +95,7 @@ class Warp {
   int index() const { return index_; }  // warp in the CTA
   int warpgroup() const { return index_ / 4; }
   LaneMask live() const { return live_; }  // lanes that exist and have not ended
+  Random& random() { return random_; }     // the warp's own
   uint8_t* local(int lane);                // local memory of a lane, program().local_bytes
 
   // ---- control, for handlers ----
@@ -117,15 +130,27 @@ class Warp {
   /// Init check, for operands that the loop does not look at (those read only under a condition):
   /// reports the register unless all lanes have written it. Nothing where the check is off.
   void check_written(const Instruction& inst, const RegisterAccess& access, LaneMask lanes);
-  /// griddepcontrol.wait has not been executed in a launch that may overlap the one before.
-  bool before_grid_wait() const { return before_grid_wait_; }
-  void set_grid_waited() { before_grid_wait_ = false; }
+  /// Init check, for registers that the loop does not mark as written.
+  void set_written(const RegisterAccess& access, LaneMask lanes) {
+    if (!written_.empty()) written_[access.register_index] |= lanes;
+  }
+  /// Sync check of the registers that WGMMA works on; null where it is off or there are none.
+  WgmmaRegisters* wgmma_registers() { return wgmma_registers_.get(); }
+  /// Lanes that have not executed griddepcontrol.wait in a launch that may overlap the one before.
+  LaneMask before_grid_wait() const { return before_grid_wait_; }
+  bool before_grid_wait(int lane) const { return lane < 0 || (before_grid_wait_ >> lane & 1) != 0; }
+  void set_grid_waited(LaneMask lanes) { before_grid_wait_ &= ~lanes; }
+
+  std::shared_ptr<WarpRaces> races;  // of the race detector; null where it is off
 
   // ---- barrier.cluster ----
   LaneMask cluster_arrived = 0;  // lanes that have arrived and not yet waited
   LaneMask cluster_parity = 0;   // of the generation that each arrived in
 
   // ---- for the machine ----
+  uint32_t index_in_cluster() const;  // by CTA
+  int64_t priority = 0;               // of the priority schedule: the highest runs
+  uint64_t issued_operations = 0;     // asynchronous ones
   /// Runs until nothing can run, or `budget` warp instructions are spent. Returns those spent.
   uint64_t run(uint64_t budget);
   bool runnable() const;
@@ -148,17 +173,21 @@ class Warp {
   Cta& cta_;
   const Program& program_;
   int index_;
+  Random random_;
   LaneMask live_;
   size_t current_ = 0;
   std::vector<Split> splits_;
   uint32_t stop_pc_ = 0;  // where the current split may meet another
   bool yield_ = false;
   bool queued_ = false;  // in the cluster's list of runnable warps
-  bool before_grid_wait_ = false;
+  LaneMask before_grid_wait_ = 0;
   uint8_t* storage_ = nullptr;     // from the machine's pool: register file
   uint8_t* local_ = nullptr;       // from the pool, on first use
   uint8_t* base_[2];               // register file, constants
   std::vector<LaneMask> written_;  // init check: lanes written, by register index; empty if off
+  std::vector<uint8_t> settled_;   // by instruction: all of its registers are written in all lanes,
+                                   // so that the init check has nothing left to find there
+  std::unique_ptr<WgmmaRegisters> wgmma_registers_;
 };
 
 /// Calls body(lane) for each active lane, without a test where all are.
