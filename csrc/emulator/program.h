@@ -67,6 +67,7 @@ struct Instruction {
   Handler handler = nullptr;
   Slot guard = kNoSlot;
   bool guard_negated = false;
+  bool touches_wgmma = false;  // an operand is a register that WGMMA of the kernel works on
   InstructionClass instruction_class = InstructionClass::kMove;
   uint16_t variant =
       0;  // for the handler: modifiers that are cheaper to branch on than to compile in
@@ -109,6 +110,9 @@ struct Program {
   std::vector<std::string> texts;  // the statement as written, for findings; parallel to locations
   std::vector<RegisterAccess> accesses;
   std::vector<std::string> register_names;
+  // Registers that WGMMA works on while it is in flight, numbered; by register index.
+  std::vector<int32_t> wgmma_registers;  // -1: none; empty where the kernel has no WGMMA
+  uint32_t num_wgmma_registers = 0;
   std::vector<uint8_t> constants;  // broadcast immediates
   std::vector<std::unique_ptr<SideData>> side_data;
   std::vector<Parameter> parameters;

@@ -11,8 +11,9 @@
 namespace pykernels::emulator {
 
 struct VirtualRegister {
-  int bits = 0;         // 1 for a predicate
-  bool pinned = false;  // has a slot of its own: written by operations in flight
+  int bits = 0;               // 1 for a predicate
+  bool pinned = false;        // has a slot of its own: written by operations in flight
+  bool asynchronous = false;  // WGMMA in flight reads or writes it
 };
 
 /// How control leaves an instruction.

@@ -14,15 +14,16 @@ bool same_instructions(const Finding& a, const Finding& b) {
 
 }  // namespace
 
-void Report::add(Finding finding) {
+Finding* Report::add(Finding finding) {
   for (Finding& known : findings) {
     const bool same = known.kind == finding.kind && same_instructions(known, finding) &&
                       (!finding.sites.empty() || known.message == finding.message);
     if (!same) continue;
     known.occurrences += finding.occurrences;
-    return;
+    return nullptr;
   }
   findings.push_back(std::move(finding));
+  return &findings.back();
 }
 
 }  // namespace pykernels::emulator

@@ -21,6 +21,12 @@ bool has_rounding(const Statement& statement) {
 
 }  // namespace
 
+std::string form_name(const Statement& statement) {
+  std::string name = statement.opcode;
+  for (const std::string& modifier : statement.modifiers) name += "." + modifier;
+  return name;
+}
+
 Resolver::Resolver(const LoadedModule& module, const Function& entry)
     : module_(module), entry_(entry) {
   for (const Function& function : module.parsed.functions) functions_[function.name] = &function;
@@ -41,6 +47,7 @@ std::unique_ptr<Program> Resolver::resolve() {
   names_statements_ = true;
   run_pass();
   program_->register_file_bytes = layout_.bytes;
+  mark_wgmma_registers();
   for (const int32_t index : added_) program_->has_contractible_arithmetic |= multiplied_[index];
   return std::move(program_);
 }
@@ -102,11 +109,28 @@ void Resolver::expand_body(Frame& frame) {
   for (const Statement& statement : frame.function->statements) {
     starts_[id++] = static_cast<uint32_t>(program_->instructions.size());
     if (names_statements_) text_ = to_string(*frame.function, statement);
-    expand_statement(frame, statement);
+    if (refusals_ == nullptr) {
+      expand_statement(frame, statement);
+    } else {
+      expand_or_refuse(frame, statement);
+    }
     if (program_->instructions.size() > kMaxInstructions)
       fail(statement, "the program is too large");
   }
   starts_[id] = static_cast<uint32_t>(program_->instructions.size());
+}
+
+void Resolver::collect_refusals(std::vector<Refusal>* refusals) {
+  refusals_ = refusals;
+  run_pass();
+}
+
+void Resolver::expand_or_refuse(const Frame& frame, const Statement& statement) {
+  try {
+    expand_statement(frame, statement);
+  } catch (const PtxError& error) {
+    refusals_->push_back({error.line(), error.source_line(), form_name(statement), error.what()});
+  }
 }
 
 void Resolver::expand_statement(const Frame& frame, const Statement& statement) {
@@ -198,9 +222,7 @@ Frame Resolver::scratch_frame(const Frame& frame, std::vector<int32_t> registers
 void Resolver::expand_form(const Frame& frame, const Statement& statement) {
   const Form* form = Table::instance().find(statement);
   if (form == nullptr) {
-    std::string name = statement.opcode;
-    for (const std::string& modifier : statement.modifiers) name += "." + modifier;
-    fail(statement, "unknown instruction form '" + name + "'");
+    fail(statement, "unknown instruction form '" + form_name(statement) + "'");
   }
   StatementBuilder builder(*this, frame, statement);
   builder.build(*form);
@@ -234,6 +256,25 @@ void Resolver::note_arithmetic(const Statement& statement, const Instruction& in
   }
   for (int i = inst.num_reads; i < inst.num_reads + inst.num_writes && product; ++i) {
     multiplied_[accesses[i].register_index] = true;
+  }
+}
+
+/// Numbers the registers that WGMMA works on while it is in flight, and marks the instructions of
+/// threads that name one.
+void Resolver::mark_wgmma_registers() {
+  std::vector<int32_t>& numbers = program_->wgmma_registers;
+  for (size_t i = 0; i < registers_.size(); ++i) {
+    if (!registers_[i].asynchronous) continue;
+    numbers.resize(registers_.size(), -1);
+    numbers[i] = static_cast<int32_t>(program_->num_wgmma_registers++);
+  }
+  if (numbers.empty()) return;
+  for (Instruction& inst : program_->instructions) {
+    if (inst.instruction_class == InstructionClass::kWgmma) continue;
+    const RegisterAccess* accesses = program_->accesses.data() + inst.accesses_begin;
+    inst.touches_wgmma =
+        std::any_of(accesses, accesses + inst.num_reads + inst.num_writes,
+                    [&](const auto& access) { return numbers[access.register_index] >= 0; });
   }
 }
 

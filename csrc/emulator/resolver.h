@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "emulator/isa/table.h"
+#include "emulator/module_check.h"
 #include "emulator/program.h"
 #include "emulator/register_packing.h"
 
@@ -45,6 +46,9 @@ class Resolver {
 
   std::unique_ptr<Program> resolve();
 
+  /// Adds what is refused; `resolve` would throw the first of it.
+  void collect_refusals(std::vector<Refusal>* refusals);
+
   // ---- for StatementBuilder ----
   const std::vector<VirtualRegister>& registers() const { return registers_; }
   VirtualRegister& register_at(int32_t index) { return registers_[index]; }
@@ -73,6 +77,7 @@ class Resolver {
   void run_pass();
   Frame open_frame(const Function& function, const Frame* caller);
   void expand_body(Frame& frame);
+  void expand_or_refuse(const Frame& frame, const Statement& statement);
   void expand_statement(const Frame& frame, const Statement& statement);
   void expand_call(const Frame& frame, const Statement& statement);
   void inline_call(const Frame& frame, const Statement& statement, const Function& callee,
@@ -91,6 +96,7 @@ class Resolver {
   bool is_thread_parameter(const Frame& frame, const Statement& statement) const;
   void bind_targets();
   void note_arithmetic(const Statement& statement, const Instruction& inst);
+  void mark_wgmma_registers();
 
   const LoadedModule& module_;
   const Function& entry_;
@@ -111,8 +117,15 @@ class Resolver {
   std::vector<int32_t> added_;    // registers that a contractible sum reads
   int32_t carry_register_ = -1;
   uint32_t next_id_ = 0;
-  uint32_t local_top_ = 0;  // of the frames that are open
-  std::string text_;        // of the statement being expanded
+  uint32_t local_top_ = 0;                    // of the frames that are open
+  std::string text_;                          // of the statement being expanded
+  std::vector<Refusal>* refusals_ = nullptr;  // where set, expansion goes on after what it refuses
 };
+
+/// Opcode and modifiers as written.
+std::string form_name(const Statement& statement);
+
+/// A module with memory for its variables, of which no kernel is resolved yet.
+std::shared_ptr<LoadedModule> parse_module(std::string_view text);
 
 }  // namespace pykernels::emulator

@@ -125,7 +125,15 @@ Slot StatementBuilder::accumulator(const Operand& operand, Type type) {
   const int32_t index = program_register(operand);
   check_width(index, type);
   resolver_.register_at(index).pinned = true;
+  resolver_.register_at(index).asynchronous = true;
   return write(index);
+}
+
+Slot StatementBuilder::fragment(const Operand& operand, Type type) {
+  if (operand.kind == Operand::Kind::kRegister) {
+    resolver_.register_at(program_register(operand)).asynchronous = true;
+  }
+  return source(operand, type);
 }
 
 Slot StatementBuilder::predicate(const Operand& operand, bool* negated) {

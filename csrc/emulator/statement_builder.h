@@ -19,6 +19,7 @@ class StatementBuilder final : public Builder {
   Slot source(const Operand& operand, Type type) override;
   Slot destination(const Operand& operand, Type type) override;
   Slot accumulator(const Operand& operand, Type type) override;
+  Slot fragment(const Operand& operand, Type type) override;
   Slot predicate(const Operand& operand, bool* negated) override;
   Slot carry(bool is_write) override;
   int register_bits(const Operand& operand) const override;

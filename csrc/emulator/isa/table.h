@@ -29,6 +29,8 @@ class Builder {
   virtual Slot destination(const Operand& operand, Type type) = 0;
   /// A register of a list that is both read and written (WGMMA accumulators).
   virtual Slot accumulator(const Operand& operand, Type type) = 0;
+  /// A register that is read also after the instruction has been issued (fragments of A).
+  virtual Slot fragment(const Operand& operand, Type type) = 0;
   /// Slot of a predicate that is read (register or literal 0/1/-1); negated operands get *negated.
   virtual Slot predicate(const Operand& operand, bool* negated) = 0;
   /// Slot of the thread's carry flag (CC.CF), a predicate that add.cc and the like write.

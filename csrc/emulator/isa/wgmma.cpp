@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "emulator/check/wgmma_registers.h"
 #include "emulator/isa/table.h"
 #include "emulator/isa/wgmma_operation.h"
 #include "emulator/machine/machine.h"
@@ -13,17 +14,6 @@ namespace pykernels::emulator {
 namespace {
 
 // ---- handlers ----
-
-void notify(Warp& warp, const Instruction& inst, SyncEvent::Kind kind, uint64_t detail = 0) {
-  if (!warp.machine().observed()) return;
-  SyncEvent event{kind};
-  event.warp = &warp;
-  event.lanes = warp.live();
-  event.owner = &warp.cta();
-  event.detail = detail;
-  event.instruction = &inst;
-  warp.machine().notify(event);
-}
 
 /// All instructions here need all lanes of four complete warps.
 void check_warpgroup(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -58,8 +48,7 @@ Step wgmma_mma_async(Warp& warp, const Instruction& inst, LaneMask active) {
 Step wgmma_fence(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
-  Warpgroup::of(warp).state(warp).fenced = true;
-  notify(warp, inst, SyncEvent::Kind::kWgmmaFence);
+  if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->fence();
   return Step::kNext;
 }
 
@@ -69,7 +58,6 @@ Step wgmma_commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
   Warpgroup::of(warp).state(warp).groups.commit();
-  notify(warp, inst, SyncEvent::Kind::kWgmmaCommit);
   return Step::kNext;
 }
 
@@ -106,11 +94,12 @@ Step wgmma_wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
       return warp.block(wait);
     }
   }
+  size_t num_operations = 0;
   for (const auto& committed : state.groups.take_older(keep)) {
     for (const auto& operation : committed) AsyncQueue::force(warp.machine(), *operation);
-    state.fenced = false;
+    num_operations += committed.size();
   }
-  notify(warp, inst, SyncEvent::Kind::kWgmmaWait, keep);
+  if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->complete(num_operations);
   return Step::kNext;
 }
 
@@ -246,7 +235,7 @@ class FormReader {
     if (form_->a_in_registers) {
       if (a.elements.size() != 4) builder_.fail("a must list 4 registers");
       for (size_t i = 0; i < 4; ++i) {
-        form_->a_registers[i] = builder_.source(a.elements[i], Type::kB32);
+        form_->a_registers[i] = builder_.fragment(a.elements[i], Type::kB32);
       }
     } else {
       form_->a_descriptor = builder_.source(a, Type::kB64);

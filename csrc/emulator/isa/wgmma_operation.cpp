@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "emulator/check/wgmma_registers.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/isa/wgmma_operands.h"
 #include "emulator/machine/machine.h"
@@ -33,6 +34,17 @@ bool read_scale_d(Warp& warp, const Instruction& inst, const WgmmaForm& form) {
     warp.machine().report("sync", "lanes of the warp give different values of scale-d", warp, inst);
   }
   return (lanes != 0) != form.scale_d_negated;
+}
+
+/// Init check: accumulators are read only where scale-d says so, and hold values afterwards.
+void check_accumulators(Warp& warp, const Instruction& inst, bool scale_d) {
+  if (!warp.machine().options().check_init) return;
+  const RegisterAccess* writes =
+      warp.program().accesses.data() + inst.accesses_begin + inst.num_reads;
+  for (int i = 0; i < inst.num_writes; ++i) {
+    if (scale_d) warp.check_written(inst, writes[i], warp.live());
+    warp.set_written(writes[i], warp.live());
+  }
 }
 
 void negate_elements(const WgmmaForm& form, uint8_t* bytes, size_t count) {
@@ -72,13 +84,6 @@ Accumulators::Accumulators(const WgmmaForm& form)
   for (size_t i = 0; i < lanes_.size(); i += kWarpSize) registers_.push_back(&lanes_[i]);
 }
 
-bool Accumulators::overlaps(const WgmmaForm& form) const {
-  return std::any_of(slots_.begin(), slots_.end(), [&](Slot slot) {
-    return std::find(form.accumulators.begin(), form.accumulators.end(), slot) !=
-           form.accumulators.end();
-  });
-}
-
 void Accumulators::take(Warp& warp, bool keep_values) {
   const int position = warp.index() % kGroupWarps;
   if (warps_[position] != nullptr) return;
@@ -100,17 +105,6 @@ void Accumulators::give_back() {
       source += kWarpSize;
     }
   }
-}
-
-bool Accumulators::unchanged(Warp& warp) const {
-  const uint32_t* expected = values(warp.index() % kGroupWarps);
-  for (const Slot slot : slots_) {
-    if (std::memcmp(warp.lanes<uint32_t>(slot), expected, kWarpSize * sizeof(uint32_t)) != 0) {
-      return false;
-    }
-    expected += kWarpSize;
-  }
-  return true;
 }
 
 bool Accumulators::holds_nan() const {
@@ -158,6 +152,7 @@ void WgmmaOperation::add(Warp& warp, const Instruction& inst) {
     b_descriptor_ = b;
     scale_d_ = scale_d;
   }
+  check_accumulators(warp, inst, scale_d);
   accumulators_->take(warp, scale_d);
   issued_ |= 1u << warp.index() % kGroupWarps;
   ++num_issued_;
@@ -235,7 +230,7 @@ void WgmmaOperation::finish(Machine& machine) {
     if (form_->kind == WgmmaForm::Kind::kFp8 && accumulators_->holds_nan()) {
       rely_on(machine, Fact::kFp8WgmmaNan);
     }
-    group_.retire(machine, std::move(accumulators_));
+    group_.retire(accumulators_);
   }
 }
 
@@ -260,15 +255,17 @@ Warpgroup& Warpgroup::of(Warp& warp) {
 }
 
 void Warpgroup::issue(Warp& warp, const Instruction& inst) {
+  if (WgmmaRegisters* registers = warp.wgmma_registers()) {
+    registers->issue(inst, static_cast<const WgmmaForm&>(*inst.side).shape);
+  }
   WarpState& state = this->state(warp);
   const uint64_t number = state.num_issued++;
   if (number - first_ == operations_.size()) {
-    std::shared_ptr<Accumulators> accumulators = find_accumulators(warp, inst);
+    std::shared_ptr<Accumulators> accumulators = find_accumulators(inst);
     ++accumulators->num_operations;
     operations_.push_back(std::make_shared<WgmmaOperation>(*this, std::move(accumulators)));
   }
   const std::shared_ptr<WgmmaOperation> operation = operations_[number - first_];
-  if (!state.fenced) check_fenced(warp, inst, operation->accumulators());
   operation->add(warp, inst);
   state.groups.open.push_back(operation);
   if (operation->complete()) {
@@ -277,33 +274,13 @@ void Warpgroup::issue(Warp& warp, const Instruction& inst) {
   }
 }
 
-std::shared_ptr<Accumulators> Warpgroup::find_accumulators(Warp& warp, const Instruction& inst) {
+std::shared_ptr<Accumulators> Warpgroup::find_accumulators(const Instruction& inst) {
   const auto& form = static_cast<const WgmmaForm&>(*inst.side);
   for (const auto& accumulators : in_flight_) {
     if (accumulators->same_registers(form)) return accumulators;
-    if (accumulators->overlaps(form)) {
-      warp.machine().report("sync",
-                            "some accumulator registers belong to a WGMMA of another shape that is "
-                            "still in flight",
-                            warp, inst);
-    }
   }
   in_flight_.push_back(std::make_shared<Accumulators>(form));
   return in_flight_.back();
-}
-
-/// Without wgmma.fence since the last wait, the accumulators must be as the last WGMMA left them.
-void Warpgroup::check_fenced(Warp& warp, const Instruction& inst,
-                             const Accumulators& accumulators) {
-  if (accumulators.has_taken(warp) || !warp.machine().options().check_sync) return;
-  const auto& form = static_cast<const WgmmaForm&>(*inst.side);
-  for (auto snapshot = snapshots_.rbegin(); snapshot != snapshots_.rend(); ++snapshot) {
-    if ((*snapshot)->same_registers(form) && (*snapshot)->unchanged(warp)) return;
-  }
-  warp.machine().report("sync",
-                        "no wgmma.fence between the last access to the accumulator registers and "
-                        "this instruction",
-                        warp, inst);
 }
 
 void Warpgroup::pop_through(Machine& machine, const WgmmaOperation& operation) {
@@ -315,12 +292,9 @@ void Warpgroup::pop_through(Machine& machine, const WgmmaOperation& operation) {
   ++first_;
 }
 
-void Warpgroup::retire(Machine& machine, std::shared_ptr<Accumulators> accumulators) {
+void Warpgroup::retire(const std::shared_ptr<Accumulators>& accumulators) {
   accumulators->give_back();
   in_flight_.erase(std::find(in_flight_.begin(), in_flight_.end(), accumulators));
-  if (!machine.options().check_sync) return;
-  if (snapshots_.size() == kMaxSnapshots) snapshots_.pop_front();
-  snapshots_.push_back(std::move(accumulators));
 }
 
 }  // namespace pykernels::emulator

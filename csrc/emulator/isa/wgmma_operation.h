@@ -56,18 +56,12 @@ class Accumulators {
   explicit Accumulators(const WgmmaForm& form);
 
   bool same_registers(const WgmmaForm& form) const { return slots_ == form.accumulators; }
-  bool overlaps(const WgmmaForm& form) const;
 
   /// Takes the values of a warp, once, and poisons its registers.
   void take(Warp& warp, bool keep_values);
   /// Gives all warps their values back.
   void give_back();
-  /// Whether the warp's registers still hold what give_back left there.
-  bool unchanged(Warp& warp) const;
   bool holds_nan() const;
-  bool has_taken(const Warp& warp) const {
-    return warps_[static_cast<size_t>(warp.index() % kGroupWarps)] != nullptr;
-  }
 
   AccumulatorTile tile(int n) { return {registers_.data(), n}; }
 
@@ -100,7 +94,6 @@ class WgmmaOperation : public AsyncOperation {
   bool complete() const { return num_issued_ == kGroupWarps; }
   /// Warps that have issued it, as bits.
   uint32_t issued() const { return issued_; }
-  const Accumulators& accumulators() const { return *accumulators_; }
 
   void finish(Machine& machine) override;
   bool ready() const override { return complete(); }
@@ -131,7 +124,6 @@ class Warpgroup : public WarpgroupState {
   struct WarpState {
     uint64_t num_issued = 0;
     AsyncGroups groups;
-    bool fenced = false;  // since the kernel's start, or since the last wait_group
   };
 
   static Warpgroup& of(Warp& warp);
@@ -142,19 +134,15 @@ class Warpgroup : public WarpgroupState {
   // ---- for WgmmaOperation ----
   /// Finishes the operations before this one, and takes all of them off the list.
   void pop_through(Machine& machine, const WgmmaOperation& operation);
-  void retire(Machine& machine, std::shared_ptr<Accumulators> accumulators);
+  void retire(const std::shared_ptr<Accumulators>& accumulators);
 
  private:
-  static constexpr size_t kMaxSnapshots = 4;
-
-  std::shared_ptr<Accumulators> find_accumulators(Warp& warp, const Instruction& inst);
-  void check_fenced(Warp& warp, const Instruction& inst, const Accumulators& accumulators);
+  std::shared_ptr<Accumulators> find_accumulators(const Instruction& inst);
 
   std::array<WarpState, kGroupWarps> warps_;
   std::deque<std::shared_ptr<WgmmaOperation>> operations_;  // the first is number first_
   uint64_t first_ = 0;
   std::vector<std::shared_ptr<Accumulators>> in_flight_;
-  std::deque<std::shared_ptr<Accumulators>> snapshots_;  // given back, newest last
 };
 
 /// Init check of a register operand that the execution loop leaves to the handler.
