@@ -314,7 +314,9 @@ class emulator:  # noqa: N801 - a submodule
     @staticmethod
     def load_module(text: str) -> list[emulator.Kernel]: ...
     @staticmethod
-    def check_module(text: str) -> tuple[int, int, dict[str, int], list[tuple[int, str, str, str]]]: ...
+    def check_module(
+        text: str,
+    ) -> tuple[int, int, dict[str, int], list[tuple[int, str, str, str]]]: ...
     @staticmethod
     def run(
         options: emulator.Options, launches: Sequence[emulator.MachineLaunch]

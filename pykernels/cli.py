@@ -1,4 +1,4 @@
-"""The command line: ``python -m pykernels demo | doctor | bench | calibrate``."""
+"""The command line: ``python -m pykernels demo | doctor | bench | calibrate | emulate-check``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "emulate-check":
+            from pykernels.emulator import load_check
+
+            return load_check.run(options.path, None if options.json else _console("demo"))
         console = _console("bench" if options.command == "bench" else "demo")
         if options.command == "bench":
             from pykernels.bench import answer
@@ -85,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument("results", type=Path, help="validation.json, bench.json or bench.jsonl")
     calibrate.add_argument("--gpu", help="the GPU's name, where the file does not tell it")
+    emulate_check = commands.add_parser(
+        "emulate-check",
+        help="say which PTX files the emulator loads and what it refuses",
+        description="Loads a PTX file, or every .ptx file in a folder, and lists each statement "
+        "that the emulator refuses. Exit status 1 if there is any.",
+    )
+    emulate_check.add_argument("path", type=Path, help="a file or a folder")
+    emulate_check.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return parser
 
 

@@ -57,11 +57,16 @@ const Program* LoadedModule::find(const std::string& name) const {
   return nullptr;
 }
 
-std::shared_ptr<LoadedModule> load_module(std::string_view text) {
+std::shared_ptr<LoadedModule> parse_module(std::string_view text) {
   auto module = std::make_shared<LoadedModule>();
   module->parsed = parse(text);
   place_variables(module->parsed, module->storage);
   relocate(module->parsed, module->storage);
+  return module;
+}
+
+std::shared_ptr<LoadedModule> load_module(std::string_view text) {
+  auto module = parse_module(text);
   for (const Function& function : module->parsed.functions) {
     if (function.is_entry && !function.is_extern) {
       module->kernels.push_back(Resolver(*module, function).resolve());
