@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "emulator/isa/lanewise.h"
 #include "emulator/isa/memory_access.h"
 #include "emulator/machine/cta.h"
 
@@ -23,26 +24,54 @@ inline Lane extended(Element value) {
   return static_cast<Lane>(value);
 }
 
+template <typename Element>
+inline Element element_at(const uint8_t* place) {
+  Element value;
+  std::memcpy(&value, place, sizeof(Element));
+  return value;
+}
+
+/// Lanes read neighbouring elements: no pointers are needed.
+template <typename Element, typename Lane, int kCount>
+void load_row(Warp& warp, const Instruction& inst, Lane kept, const uint8_t* row) {
+  for (int i = 0; i < kCount; ++i) {
+    if (inst.operands[i] == kNoSlot) continue;
+    Lane* values = warp.lanes<Lane>(inst.operands[i]);
+    if constexpr (kCount == 1 && sizeof(Element) == sizeof(Lane)) {
+      std::memcpy(values, row, sizeof(Lane) * kWarpSize);
+    } else {
+      PK_INDEPENDENT_LANES
+      for (int lane = 0; lane < kWarpSize; ++lane) {
+        const auto element = element_at<Element>(row + (lane * kCount + i) * sizeof(Element));
+        values[lane] = extended<Lane>(element) & kept;
+      }
+    }
+  }
+}
+
 template <typename Element, typename Lane, int kCount>
 Step load(Warp& warp, const Instruction& inst, LaneMask active) {
+  constexpr uint32_t kBytes = sizeof(Element) * kCount;
+  const Lane kept =
+      (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
+  if (active == kFullMask) {
+    const uint8_t* row =
+        access_row(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kRead);
+    if (row != nullptr) {
+      load_row<Element, Lane, kCount>(warp, inst, kept, row);
+      return Step::kNext;
+    }
+  }
   uint64_t addresses[kWarpSize];
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
-  access(warp, inst, addresses, sizeof(Element) * kCount, AccessKind::kRead, active, pointers);
-  const Lane kept =
-      (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
-  if (kCount == 1 && sizeof(Element) == sizeof(Lane) && active == kFullMask &&
-      contiguous(pointers, sizeof(Element)) && inst.operands[0] != kNoSlot) {
-    std::memcpy(warp.lanes<Lane>(inst.operands[0]), pointers[0], sizeof(Lane) * kWarpSize);
-    return Step::kNext;
-  }
+  access(warp, inst, addresses, kBytes, AccessKind::kRead, active, pointers);
   for (int i = 0; i < kCount; ++i) {
     if (inst.operands[i] == kNoSlot) continue;
     Lane* values = warp.lanes<Lane>(inst.operands[i]);
     for_lanes(active, [&](int lane) {
-      Element value;
-      std::memcpy(&value, pointers[lane] + i * sizeof(Element), sizeof(Element));
-      values[lane] = extended<Lane>(value) & kept;
+      const auto element = element_at<Element>(pointers[lane] + i * sizeof(Element));
+      values[lane] = extended<Lane>(element) & kept;
     });
   }
   return Step::kNext;
@@ -78,16 +107,35 @@ Step load_b128(Warp& warp, const Instruction& inst, LaneMask active) {
 }
 
 template <typename Element, typename Lane, int kCount>
+void store_row(Warp& warp, const Instruction& inst, uint8_t* row) {
+  for (int i = 0; i < kCount; ++i) {
+    const Lane* values = warp.lanes<Lane>(inst.operands[i]);
+    if constexpr (kCount == 1 && sizeof(Element) == sizeof(Lane)) {
+      std::memcpy(row, values, sizeof(Lane) * kWarpSize);
+    } else {
+      PK_INDEPENDENT_LANES
+      for (int lane = 0; lane < kWarpSize; ++lane) {
+        const auto value = static_cast<Element>(values[lane]);
+        std::memcpy(row + (lane * kCount + i) * sizeof(Element), &value, sizeof(Element));
+      }
+    }
+  }
+}
+
+template <typename Element, typename Lane, int kCount>
 Step store(Warp& warp, const Instruction& inst, LaneMask active) {
+  constexpr uint32_t kBytes = sizeof(Element) * kCount;
+  if (active == kFullMask) {
+    uint8_t* row = access_row(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kWrite);
+    if (row != nullptr) {
+      store_row<Element, Lane, kCount>(warp, inst, row);
+      return Step::kNext;
+    }
+  }
   uint64_t addresses[kWarpSize];
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
-  access(warp, inst, addresses, sizeof(Element) * kCount, AccessKind::kWrite, active, pointers);
-  if (kCount == 1 && sizeof(Element) == sizeof(Lane) && active == kFullMask &&
-      contiguous(pointers, sizeof(Element))) {
-    std::memcpy(pointers[0], warp.lanes<Lane>(inst.operands[0]), sizeof(Lane) * kWarpSize);
-    return Step::kNext;
-  }
+  access(warp, inst, addresses, kBytes, AccessKind::kWrite, active, pointers);
   for (int i = 0; i < kCount; ++i) {
     const Lane* values = warp.lanes<Lane>(inst.operands[i]);
     for_lanes(active, [&](int lane) {

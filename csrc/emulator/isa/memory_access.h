@@ -8,19 +8,9 @@
 #include "emulator/machine/machine.h"
 #include "emulator/machine/memory.h"
 #include "emulator/machine/warp.h"
+#include "emulator/memory_model.h"
 
 namespace pykernels::emulator {
-
-enum class Semantics : uint8_t {
-  kWeak,
-  kVolatile,
-  kRelaxed,
-  kAcquire,
-  kRelease,
-  kAcquireRelease,
-  kMmio
-};
-enum class Scope : uint8_t { kNone, kCta, kCluster, kGpu, kSys };
 
 /// The modifiers of a load, store or atomic. Cache operators, eviction priorities and prefetch
 /// sizes are accepted and have no effect.
@@ -87,13 +77,25 @@ Slot register_destination(Builder& builder, const Operand& operand, Type type);
 /// base + offset of all 32 lanes. `slot` kNoSlot: the same offset for all.
 void lane_addresses(Warp& warp, const Instruction& inst, Slot slot, uint64_t* addresses);
 
+/// An access that has been resolved.
+struct WarpAccess {
+  Space space;  // of all active lanes; kGeneric: lanes lie in several
+  AccessKind kind;
+  bool row;        // all 32 lanes, each one's bytes behind those of the one before
+  uint32_t bytes;  // a lane
+  LaneMask active;
+  const uint64_t* addresses;  // of the active lanes; of a row only lane 0's
+};
+
 /// Host pointers of all active lanes, whatever the space; counts the bytes and, in shared memory,
 /// the bank conflicts. Inactive lanes' pointers are undefined.
 void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
             AccessKind kind, LaneMask active, uint8_t** pointers);
 
-/// True where every lane's pointer follows the one before by `bytes`.
-bool contiguous(uint8_t* const* pointers, uint32_t bytes);
+/// The same where all 32 lanes access neighbouring elements, told by the bases in `slot` alone: a
+/// pointer to the first, or nullptr, and nothing done, where they do not or need a closer look.
+uint8_t* access_row(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes,
+                    AccessKind kind);
 
 /// Wavefronts beyond the least that the access needs: 32 banks of 4 bytes, 16-byte accesses in
 /// phases of eight lanes, 8-byte ones of sixteen.
