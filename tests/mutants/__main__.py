@@ -1,14 +1,25 @@
-"""``python -m tests.mutants``: what catches each mutant, as a table."""
+"""``python -m tests.mutants [kernel ...]``: what catches each mutant, as a table a kernel."""
+
+import sys
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from tests.mutants.hunt import SHAPES, hunt
+from tests.mutants.harmless import reason
+from tests.mutants.hunt import SHAPES, Hunter
 
-for kernel in SHAPES:
-    table = Table("line", "instruction", "change", "caught by", title=kernel)
-    for outcome in hunt(kernel):
-        mutant = outcome.mutant
-        caught = outcome.caught_by or "[red]nothing[/red]"
-        table.add_row(mutant.source, mutant.instruction.split()[0], mutant.change, caught)
-    Console(width=180).print(table)
+console = Console(width=200)
+for kernel in sys.argv[1:] or SHAPES:
+    hunter = Hunter(kernel)
+    table = Table("", "line", "instruction", "change", "caught by", title=kernel)
+    survivors = 0
+    for mutant in track(hunter.mutants, kernel, console=Console(stderr=True)):
+        caught = hunter.hunt(mutant).caught_by
+        if caught is None:
+            survivors += 1
+            caught = reason(kernel, mutant) or "[red]nothing[/red]"
+        what = f"{mutant.source} ({mutant.copy})"
+        table.add_row(str(mutant.ordinal), what, mutant.opcode, mutant.change, caught)
+    console.print(table)
+    console.print(f"{len(hunter.mutants) - survivors} of {len(hunter.mutants)} mutants reported")

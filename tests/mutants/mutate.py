@@ -1,21 +1,20 @@
-"""Makes the mutants of a kernel's PTX: each wait, arrive, commit and expect_tx removed in turn."""
+"""Makes the mutants of a kernel's PTX: each instruction that orders is removed or weakened."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ENTRY = re.compile(r"\.entry\s+(\w+)")
-STATEMENT = re.compile(r"^\s*(?:@!?%?\w+\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>[^;]*);")
-# The caller of an inlined PTX wrapper says more than the wrapper.
-LOCATION = re.compile(
-    r"^\s*\.loc\s+(?:.*inlined_at\s+)?(?P<file>\d+)\s+(?P<line>\d+)",
+STATEMENT = re.compile(
+    r"^\s*(?P<guard>@!?%?\w+\s+|)(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>[^;]*);"
 )
+# The caller of an inlined PTX wrapper says more than the wrapper.
+LOCATION = re.compile(r"^\s*\.loc\s+(?:.*inlined_at\s+)?(?P<file>\d+)\s+(?P<line>\d+)")
 FILE = re.compile(r'^\s*\.file\s+(?P<file>\d+)\s+"(?P<path>[^"]+)"', re.MULTILINE)
 
-# What counts as a wait, an arrival, a commit or an expect_tx, by opcode prefix. Not bar.warp.sync:
-# lanes that run in step do not show its absence, which takes a race detector.
+# Waits, arrivals, commits, barriers and fences, by opcode prefix: what can be taken out.
 SYNCHRONISING = (
     "mbarrier.try_wait",
     "mbarrier.test_wait",
@@ -25,71 +24,114 @@ SYNCHRONISING = (
     "barrier.cluster.wait",
     "bar.sync",
     "bar.arrive",
+    "bar.warp.sync",
     "barrier.sync",
     "barrier.arrive",
     "cp.async.bulk.commit_group",
     "cp.async.bulk.wait_group",
+    "cp.async.commit_group",
+    "cp.async.wait_",
+    "cp.async.mbarrier.arrive",
+    "fence.",
+    "membar.",
+    "wgmma.fence",
     "wgmma.commit_group",
     "wgmma.wait_group",
     "griddepcontrol.wait",
 )
+# An order or a scope that an opcode names, not part of `.shared::cluster` or `barrier.cluster`.
+ORDER = re.compile(r"\.(acquire|release|acq_rel)(?=\.(?:cta|cluster|gpu|sys)\.)")
+SCOPE = re.compile(r"(?<=\.)(acquire|release|acq_rel|relaxed|sc)\.(cluster|gpu|sys)(?![\w:])")
+NARROWER = {"cluster": "cta", "gpu": "cta", "sys": "gpu"}
+# Forms whose scope or order is part of their name.
+ONE_FORM = ("fence.mbarrier_init", "fence.proxy.async")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A kernel with one instruction taken out, or reduced."""
+    """A kernel with one instruction taken out, or weakened."""
 
     ordinal: int  # among the kernel's mutants, in the order of the text
-    change: str  # "removed", or what the instruction became
+    copy: int  # among those of the same source line, opcode and change: loops are unrolled
+    change: str  # what has become of the instruction
     instruction: str
     ptx_line: int
     source: str  # CUDA file and line of the instruction
     ptx: str
 
     @property
+    def opcode(self) -> str:
+        return self.instruction.split(" ")[0]
+
+    @property
     def id(self) -> str:
-        return f"{self.ordinal:02d}-{self.instruction.split()[0]}-{self.source}"
+        return f"{self.ordinal:03d}-{self.source}-{self.opcode}-{self.change}"
 
 
 def mutants(ptx: str) -> Iterator[Mutant]:
     """Yields the mutants of the one kernel in this PTX text.
 
-    A removed try_wait leaves its predicate true, as if the wait had ended at once; from
-    ``arrive.expect_tx`` the expected bytes are also taken out alone.
+    A removed try_wait leaves its predicate true, as if the wait had ended at once.
     """
     files = {match["file"]: match["path"] for match in FILE.finditer(ptx)}
     lines = ptx.splitlines()
     location = "?"
     ordinal = 0
+    copies: Counter[tuple[str, ...]] = Counter()
     for index, line in enumerate(lines):
         if found := LOCATION.match(line):
             location = f"{files[found['file']].rsplit('/', 1)[-1]}:{found['line']}"
         statement = STATEMENT.match(line)
-        if statement is None or not statement["opcode"].startswith(SYNCHRONISING):
+        if statement is None:
             continue
-        for change, text in _replacements(statement["opcode"], statement["operands"]):
-            mutated = [
-                *lines[:index],
-                line.replace(statement[0].strip(), text),
-                *lines[index + 1 :],
-            ]
+        opcode, operands = statement["opcode"], statement["operands"].strip()
+        for change, text in _replacements(opcode, operands):
+            begin = statement.start("opcode" if text else "guard")
+            mutated = line[:begin] + text + line[statement.end() :]
+            key = (location, opcode, change)
             yield Mutant(
                 ordinal,
+                copies[key],
                 change,
-                statement[0].strip().rstrip(";"),
+                f"{opcode} {operands}".strip(),
                 index + 1,
                 location,
-                "\n".join(mutated) + "\n",
+                "\n".join([*lines[:index], mutated, *lines[index + 1 :]]) + "\n",
             )
+            copies[key] += 1
             ordinal += 1
 
 
 def _replacements(opcode: str, operands: str) -> Iterator[tuple[str, str]]:
-    if opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait")):
-        predicate = operands.split(",")[0]
-        yield "removed", f"setp.eq.u32 {predicate}, 0, 0;"
-        return
-    yield "removed", ""
+    """What the statement becomes behind its guard; empty if the guard goes, too."""
+    if opcode.startswith(SYNCHRONISING):
+        yield "removed", _without(opcode, operands)
     if opcode.startswith("mbarrier.arrive.expect_tx"):
         state, barrier, _ = (part.strip() for part in operands.rsplit(",", 2))
         yield "expect_tx removed", f"{opcode.replace('.expect_tx', '')} {state}, {barrier};"
+    if ".wait_group" in opcode:
+        yield "one group more", _statement(opcode, str(int(operands) + 1))
+        if opcode == "cp.async.bulk.wait_group":
+            yield "only the sources", _statement(opcode + ".read", operands)
+    if opcode.startswith(ONE_FORM):
+        return
+    if opcode.startswith(("barrier.cluster.arrive.release", "barrier.cluster.arrive.aligned")):
+        relaxed = opcode.replace(".release", "").replace(".arrive", ".arrive.relaxed")
+        yield "relaxed", _statement(relaxed, operands)
+    elif not opcode.startswith("fence.") and (order := ORDER.search(opcode)):
+        relaxed = opcode[: order.start()] + ".relaxed" + opcode[order.end() :]
+        yield f"{order[1]} relaxed", _statement(relaxed, operands)
+    if scope := SCOPE.search(opcode):
+        narrow = opcode[: scope.start(2)] + NARROWER[scope[2]] + opcode[scope.end(2) :]
+        yield f"{scope[2]} narrowed to {NARROWER[scope[2]]}", _statement(narrow, operands)
+
+
+def _without(opcode: str, operands: str) -> str:
+    if opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait")):
+        predicate = operands.split(",")[0]
+        return f"setp.eq.u32 {predicate}, 0, 0;"
+    return ""
+
+
+def _statement(opcode: str, operands: str) -> str:
+    return f"{opcode} {operands};" if operands else f"{opcode};"

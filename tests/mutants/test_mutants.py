@@ -1,39 +1,123 @@
-"""Every wait, arrive, commit and expect_tx of the kernels is needed, and its absence is noticed."""
+"""Every fence, barrier, wait, arrive and commit of the kernels is needed: without it, a finding."""
 
 from __future__ import annotations
 
+import random
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from tests.mutants.hunt import SHAPES, hunt
+from tests.mutants.harmless import HARMLESS, reason
+from tests.mutants.hunt import SHAPES, Hunter
 from tests.mutants.mutate import mutants
 
-
-@pytest.mark.parametrize("kernel", SHAPES)
-def test_every_mutant_is_caught(kernel: str) -> None:
-    outcomes = list(hunt(kernel))
-    for outcome in outcomes:
-        print(f"{outcome.mutant.id} {outcome.mutant.change}: {outcome.caught_by}")
-    survivors = [outcome.mutant.id for outcome in outcomes if outcome.caught_by is None]
-    assert not survivors, f"survived {outcomes[0].runs} and more runs: {survivors}"
-    assert len(outcomes) >= 20
+SAMPLE = 12  # of each kernel
 
 
-def test_a_removed_try_wait_leaves_its_predicate_true() -> None:
-    ptx = """.file 1 "a.cuh"
+@pytest.fixture(scope="module", params=SHAPES)
+def hunter(request: pytest.FixtureRequest) -> Hunter:
+    return Hunter(request.param)
+
+
+def commit() -> str:
+    """The commit that is tested; without git, always the same."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return head.stdout.strip() or "no commit"
+
+
+def check(hunter: Hunter, chosen: list[int]) -> None:
+    """Those of the list survive, all others do not."""
+    wrong = []
+    for index in chosen:
+        outcome = hunter.hunt(hunter.mutants[index])
+        print(f"{outcome.mutant.id}: {outcome.caught_by}")
+        listed = reason(hunter.kernel, outcome.mutant)
+        if outcome.caught_by is None and listed is None:
+            wrong.append(f"{outcome.mutant.id} survived {outcome.runs} runs")
+        elif outcome.caught_by is not None and listed is not None:
+            wrong.append(f"{outcome.mutant.id} is listed as harmless: {outcome.caught_by}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_sample_is_caught(hunter: Hunter) -> None:
+    """Another one with each commit."""
+    choice = random.Random(commit())
+    check(hunter, sorted(choice.sample(range(len(hunter.mutants)), SAMPLE)))
+
+
+@pytest.mark.slow
+def test_every_mutant_is_caught(hunter: Hunter) -> None:
+    check(hunter, list(range(len(hunter.mutants))))
+
+
+def test_hardly_any_is_harmless() -> None:
+    made = [(kernel, mutant) for kernel in SHAPES for mutant in Hunter(kernel).mutants]
+    harmless = [mutant.id for kernel, mutant in made if reason(kernel, mutant) is not None]
+    assert len(harmless) <= 0.05 * len(made), f"{len(harmless)} of {len(made)}: {harmless}"
+    unused = [e for e in HARMLESS if not any(e.covers(kernel, m) for kernel, m in made)]
+    assert not unused
+    assert all(entry.because for entry in HARMLESS)
+
+
+PROGRAM = """.file 1 "a.cuh"
 .visible .entry k()
 {
     .loc 1 7 3
-    mbarrier.try_wait.parity.shared::cta.b64 %p, [%r1], %r2;
-    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], %r3;
+    mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p, [%r1], %r2;
+    mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%r1], %r3;
+    .loc 1 8 3
+    @%p1 bar.warp.sync -1;
+    fence.mbarrier_init.release.cluster;
+    wgmma.wait_group.sync.aligned 1;
+    cp.async.bulk.wait_group 0;
+    barrier.cluster.arrive.aligned;
+    fence.acq_rel.sys;
+    @!%p1 red.release.gpu.global.add.u32 [%rd1], 1;
+    st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r1], %r2, [%r3];
     add.s32 %r1, %r1, 1;
 }
 """
-    made = list(mutants(ptx))
-    assert [(m.change, m.source, m.ptx_line) for m in made] == [
-        ("removed", "a.cuh:7", 5),
-        ("removed", "a.cuh:7", 6),
-        ("expect_tx removed", "a.cuh:7", 6),
+WEAKENED = [
+    (5, "removed", "setp.eq.u32 %p, 0, 0;"),
+    (5, "acquire relaxed",
+     "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 %p, [%r1], %r2;"),
+    (5, "cluster narrowed to cta",
+     "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 %p, [%r1], %r2;"),
+    (6, "removed", ""),
+    (6, "expect_tx removed", "mbarrier.arrive.release.cta.shared::cta.b64 _, [%r1];"),
+    (6, "release relaxed", "mbarrier.arrive.expect_tx.relaxed.cta.shared::cta.b64 _, [%r1], %r3;"),
+    (8, "removed", ""),
+    (9, "removed", ""),
+    (10, "removed", ""),
+    (10, "one group more", "wgmma.wait_group.sync.aligned 2;"),
+    (11, "removed", ""),
+    (11, "one group more", "cp.async.bulk.wait_group 1;"),
+    (11, "only the sources", "cp.async.bulk.wait_group.read 0;"),
+    (12, "removed", ""),
+    (12, "relaxed", "barrier.cluster.arrive.relaxed.aligned;"),
+    (13, "removed", ""),
+    (13, "sys narrowed to gpu", "fence.acq_rel.gpu;"),
+    (14, "release relaxed", "@!%p1 red.relaxed.gpu.global.add.u32 [%rd1], 1;"),
+    (14, "gpu narrowed to cta", "@!%p1 red.release.cta.global.add.u32 [%rd1], 1;"),
+]  # fmt: skip
+
+
+def test_each_instruction_is_removed_and_weakened() -> None:
+    made = list(mutants(PROGRAM))
+    assert [(m.ptx_line, m.change, m.ptx.splitlines()[m.ptx_line - 1].strip()) for m in made] == [
+        *WEAKENED
     ]
-    assert "setp.eq.u32 %p, 0, 0;" in made[0].ptx
-    assert "mbarrier.arrive.shared::cta.b64 _, [%r1];" in made[2].ptx
-    assert all(m.ptx.count("add.s32") == 1 for m in made)
+    assert [m.source for m in made[5:7]] == ["a.cuh:7", "a.cuh:8"]
+    unchanged = PROGRAM.splitlines()
+    for mutant in made:
+        changed = mutant.ptx.splitlines()
+        assert [i + 1 for i, line in enumerate(unchanged) if line != changed[i]] == [
+            mutant.ptx_line
+        ]
