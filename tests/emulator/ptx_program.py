@@ -26,22 +26,33 @@ _REGISTERS = """
 
 
 def ptx_program(body: str, args: Mapping[str, Argument], *, module: str = "") -> str:
-    """The text of a module with one kernel, ``kernel``.
+    """The text of a module with one kernel, ``kernel``; see :func:`ptx_entry`.
+
+    Args:
+        body: Instructions.
+        args: By name.
+        module: Declarations at module scope (shared variables and the like).
+    """
+    return f"{_HEADER}{module}\n{ptx_entry(body, args)}"
+
+
+def ptx_entry(body: str, args: Mapping[str, Argument], *, name: str = "kernel") -> str:
+    """One kernel of a module.
 
     Args:
         body: Instructions. ``tid`` and ``lane`` hold the thread; a register of each argument's
             name its value: the address of an array, the generic address of a tensor map, a number.
         args: By name; they decide the parameters' types.
-        module: Declarations at module scope (shared variables and the like).
+        name: The kernel's.
     """
     params = []
     prologue = ["mov.u32 tid, %tid.x;", "mov.u32 lane, %laneid;"]
-    for name, value in args.items():
-        kind, loads = _parameter(name, value)
+    for argument, value in args.items():
+        kind, loads = _parameter(argument, value)
         params.append(kind)
         prologue += loads
     return (
-        f"{_HEADER}{module}\n.visible .entry kernel(\n    "
+        f".visible .entry {name}(\n    "
         + ",\n    ".join(params)
         + f"\n)\n{{\n{_REGISTERS}    "
         + "\n    ".join(prologue)
@@ -75,6 +86,8 @@ def _parameter(name: str, value: Argument) -> tuple[str, list[str]]:
             f"mov.b64 {name}, {param};",
             f"cvta.param.u64 {name}, {name};",
         ]
+    if isinstance(value, bytes):
+        return f".param .align 16 .b8 {param}[{len(value)}]", []
     if isinstance(value, (float, np.float32)):
         kind = "f32"
     elif isinstance(value, (int, np.integer)):
