@@ -132,7 +132,7 @@ class EmulatedDevice(Device):
         max_warp_instructions: int = 1099511627776,
         schedule: str = "random",
         num_change_points: int = 3,
-        expected_instructions: int = 0,
+        expected_steps: int = 0,
         record_trace: bool = False,
         traces: Sequence[Sequence[tuple[int, int, int, int, int]]] | None = None,
     ) -> None: ...
@@ -292,7 +292,7 @@ class emulator:  # noqa: N801 - a submodule
             self,
             schedule: str,
             num_change_points: int = 3,
-            expected_instructions: int = 0,
+            expected_steps: int = 0,
             record_trace: bool = False,
         ) -> None: ...
         def set_trace(self, steps: Sequence[tuple[int, int, int, int, int]]) -> None: ...

@@ -16,6 +16,7 @@
 #include "emulator/emulated_device.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/ir.h"
+#include "emulator/machine/independent.h"
 #include "emulator/machine/machine.h"
 #include "emulator/module_check.h"
 #include "emulator/program.h"
@@ -47,12 +48,13 @@ Completion completion_from_name(const std::string& name) {
 }
 
 void enable_check(MachineOptions& options, const std::string& name) {
-  PK_CHECK(name != "race", "checks must not contain \"race\": there is no race detector yet");
-  PK_CHECK(name == "all" || name == "memory" || name == "init" || name == "sync",
-           "checks must be \"all\" or a set out of \"memory\", \"init\", \"sync\", got \"", name,
-           "\"");
+  PK_CHECK(
+      name == "all" || name == "memory" || name == "init" || name == "race" || name == "sync",
+      "checks must be \"all\" or a set out of \"memory\", \"init\", \"race\", \"sync\", got \"",
+      name, "\"");
   options.check_memory |= name == "memory" || name == "all";
   options.check_init |= name == "init" || name == "all";
+  options.check_race |= name == "race" || name == "all";
   options.check_sync |= name == "sync" || name == "all";
 }
 
@@ -78,29 +80,31 @@ emulator::Schedule schedule_from_name(const std::string& name) {
 
 /// Sets how the options choose who runs next.
 void set_schedule(MachineOptions& options, const std::string& schedule, uint32_t num_change_points,
-                  uint64_t expected_instructions, bool record_trace) {
+                  uint64_t expected_steps, bool record_trace) {
   options.schedule = schedule_from_name(schedule);
   options.num_change_points = num_change_points;
-  options.expected_instructions = expected_instructions;
+  options.expected_steps = expected_steps;
   options.record_trace = record_trace;
 }
 
 MachineOptions make_options(int num_sms, uint64_t seed, const std::string& async_completion,
                             const py::object& checks,
-                            uint64_t max_warp_instructions = kMaxWarpInstructions) {
+                            uint64_t max_warp_instructions = kMaxWarpInstructions,
+                            uint32_t num_threads = 0) {
   require_processor();
   PK_CHECK(num_sms >= 1, "num_sms must be at least 1, got ", num_sms);
   MachineOptions options;
   options.num_sms = num_sms;
   options.seed = seed;
   options.completion = completion_from_name(async_completion);
-  options.check_memory = options.check_init = options.check_sync = false;
+  options.check_memory = options.check_init = options.check_race = options.check_sync = false;
   if (py::isinstance<py::str>(checks)) {
     enable_check(options, checks.cast<std::string>());
   } else {
     for (const py::handle name : py::iter(checks)) enable_check(options, name.cast<std::string>());
   }
   options.max_warp_instructions = max_warp_instructions;
+  options.num_threads = num_threads;
   options.poll = poll_signals;
   return options;
 }
@@ -114,6 +118,7 @@ py::dict to_dict(const emulator::Site& site) {
   result["ptx_line"] = site.ptx_line;
   result["cuda_file"] = site.cuda_file;
   result["cuda_line"] = site.cuda_line;
+  result["source"] = site.source;
   result["grid"] = site.grid;
   result["ctaid"] = py::make_tuple(site.ctaid[0], site.ctaid[1], site.ctaid[2]);
   result["thread"] = site.thread;
@@ -170,6 +175,7 @@ py::dict to_dict(const emulator::Report& report) {
   result["notes"] = report.notes;
   result["seed"] = report.seed;
   result["async_completion"] = report.async_completion;
+  result["visible_instructions"] = report.counters.visible_instructions();
   result["trace"] = to_list(report.trace);
   return result;
 }
@@ -295,9 +301,9 @@ void bind_machine(py::module_& module) {
   py::class_<MachineOptions>(module, "Options", "What an emulator is made of.")
       .def(py::init(&make_options), py::arg("num_sms"), py::arg("seed"),
            py::arg("async_completion"), py::arg("checks"),
-           py::arg("max_warp_instructions") = kMaxWarpInstructions)
+           py::arg("max_warp_instructions") = kMaxWarpInstructions, py::arg("num_threads") = 0)
       .def("set_schedule", &set_schedule, py::arg("schedule"), py::arg("num_change_points") = 3,
-           py::arg("expected_instructions") = 0, py::arg("record_trace") = false)
+           py::arg("expected_steps") = 0, py::arg("record_trace") = false)
       .def(
           "set_trace",
           [](MachineOptions& options, const std::vector<TraceTuple>& steps) {
@@ -322,8 +328,7 @@ void bind_machine(py::module_& module) {
         emulator::Report report;
         {
           py::gil_scoped_release release;
-          emulator::Machine machine(options, launches);
-          report = machine.run();
+          report = emulator::run_launches(options, launches);
         }
         return to_dict(report);
       },
@@ -366,12 +371,12 @@ void bind_device(py::module_& module) {
       .def(py::init([](int num_sms, uint64_t seed, const std::string& async_completion,
                        const py::object& checks, uint64_t max_warp_instructions,
                        const std::string& schedule, uint32_t num_change_points,
-                       uint64_t expected_instructions, bool record_trace,
-                       const std::optional<std::vector<std::vector<TraceTuple>>>& traces) {
-             MachineOptions options =
-                 make_options(num_sms, seed, async_completion, checks, max_warp_instructions);
-             set_schedule(options, schedule, num_change_points, expected_instructions,
-                          record_trace);
+                       uint64_t expected_steps, bool record_trace,
+                       const std::optional<std::vector<std::vector<TraceTuple>>>& traces,
+                       uint32_t num_threads) {
+             MachineOptions options = make_options(num_sms, seed, async_completion, checks,
+                                                   max_warp_instructions, num_threads);
+             set_schedule(options, schedule, num_change_points, expected_steps, record_trace);
              auto device = std::make_unique<emulator::EmulatedDevice>(options);
              if (traces) {
                std::vector<std::shared_ptr<const emulator::Trace>> converted;
@@ -383,8 +388,9 @@ void bind_device(py::module_& module) {
            py::kw_only(), py::arg("num_sms") = 132, py::arg("seed") = 0,
            py::arg("async_completion") = "late", py::arg("checks") = "all",
            py::arg("max_warp_instructions") = kMaxWarpInstructions, py::arg("schedule") = "random",
-           py::arg("num_change_points") = 3, py::arg("expected_instructions") = 0,
-           py::arg("record_trace") = false, py::arg("traces") = py::none())
+           py::arg("num_change_points") = 3, py::arg("expected_steps") = 0,
+           py::arg("record_trace") = false, py::arg("traces") = py::none(),
+           py::arg("num_threads") = 0)
       .def_property_readonly(
           "reports",
           [](const emulator::EmulatedDevice& device) {

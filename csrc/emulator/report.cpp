@@ -14,6 +14,17 @@ bool same_instructions(const Finding& a, const Finding& b) {
 
 }  // namespace
 
+uint64_t Counters::visible_instructions() const {
+  uint64_t sum = 0;
+  for (const InstructionClass visible :
+       {InstructionClass::kMemory, InstructionClass::kAtomic, InstructionClass::kBarrier,
+        InstructionClass::kMbarrier, InstructionClass::kBulkCopy, InstructionClass::kFence,
+        InstructionClass::kMatrix, InstructionClass::kWgmma}) {
+    sum += warp_instructions[static_cast<size_t>(visible)];
+  }
+  return sum;
+}
+
 Finding* Report::add(Finding finding) {
   for (Finding& known : findings) {
     const bool same = known.kind == finding.kind && same_instructions(known, finding) &&

@@ -20,7 +20,7 @@ struct Site {
   std::string cuda_file;  // empty where the PTX has no .loc
   int cuda_line = 0;
   std::string source;  // with the functions inlined around it; set when the finding is new
-  int grid = 0;  // index in launch_concurrent
+  int grid = 0;        // index in launch_concurrent
   std::array<uint32_t, 3> ctaid = {};
   int thread = -1;  // linear in the CTA; -1 for an asynchronous agent
 };
@@ -46,6 +46,9 @@ struct Counters {
   uint64_t tma_bytes_loaded = 0;  // global -> shared, whole boxes, once per multicast
   uint64_t tma_bytes_stored = 0;
   uint64_t shared_bank_conflicts = 0;  // extra wavefronts of ld/st/ldmatrix/stmatrix
+
+  /// Warp instructions that other warps can notice: between others, interleavings do not differ.
+  uint64_t visible_instructions() const;
 };
 
 struct Report {

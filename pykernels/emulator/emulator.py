@@ -99,7 +99,7 @@ class Emulator:
         max_warp_instructions: int = MAX_WARP_INSTRUCTIONS,
         schedule: str = "random",
         num_change_points: int = 3,
-        expected_instructions: int = 0,
+        expected_steps: int = 0,
         record_trace: bool = False,
         trace: Trace | None = None,
     ) -> None:
@@ -119,8 +119,8 @@ class Emulator:
                 priorities too.
             num_change_points: How often, at instructions that the seed draws, the running warp
                 falls behind all others (``"priority"`` only).
-            expected_instructions: About how many warp instructions a launch executes: change
-                points are drawn from these. 0 if unknown.
+            expected_steps: About how many of its instructions other warps can notice: change points
+                are drawn from these. ``report.visible_instructions`` of a run before; 0 if unknown.
             record_trace: Whether the scheduler's decisions are kept; see :attr:`trace`.
             trace: Decisions to follow. ``num_sms``, ``seed`` and ``async_completion`` are then the
                 trace's, and ``schedule`` has no effect. Each launch follows the next of its runs.
@@ -136,7 +136,7 @@ class Emulator:
             max_warp_instructions,
             schedule,
             num_change_points,
-            expected_instructions,
+            expected_steps,
             record_trace,
             trace,
         )
@@ -144,7 +144,7 @@ class Emulator:
         schedule_names = (
             "schedule",
             "num_change_points",
-            "expected_instructions",
+            "expected_steps",
             "record_trace",
         )
         schedule_options = {name: options.pop(name) for name in schedule_names}

@@ -39,7 +39,7 @@ class Outcome:
         results: Bytes of the arrays; empty after an error.
         differences: Findings for results with other bits than these.
         trace: What was decided, if that was recorded.
-        instructions: Warp instructions of the longest launch.
+        steps: Visible instructions of the longest launch.
     """
 
     findings: tuple[Finding, ...]
@@ -47,7 +47,7 @@ class Outcome:
     results: Sequence[bytes]
     differences: Callable[[Sequence[bytes]], list[Finding]]
     trace: Trace
-    instructions: int
+    steps: int
 
 
 class Target(Protocol):
@@ -100,7 +100,7 @@ class LaunchTarget:
             results,
             lambda expected: self._snapshot.differences(expected, results),
             emulator.trace,
-            max(report.counters.instructions for report in reports),
+            max(report.visible_instructions for report in reports),
         )
 
     def restore(self) -> None:
@@ -140,7 +140,7 @@ class CalledTarget:
             got,
             lambda expected: results.differences(expected, got),
             report.trace,
-            max((launch.counters.instructions for _, launch in report.launches), default=0),
+            max((launch.visible_instructions for _, launch in report.launches), default=0),
         )
 
     def restore(self) -> None:

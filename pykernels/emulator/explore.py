@@ -201,7 +201,7 @@ class _Search:
         self._same_bits = same_bits
         self._max_reduction_runs = max_reduction_runs
         self._expected: Sequence[bytes] | None = None
-        self._instructions = 0
+        self._steps = 0
         self._known: dict[frozenset[tuple[str, str, int]], int] = {}
         self.failures: list[Failure] = []
         self.runs = 0
@@ -209,10 +209,10 @@ class _Search:
 
     def run(self, variant: Variant, options: Mapping[str, Any]) -> bool:
         """True where the run failed."""
-        options = {**options, "expected_instructions": self._instructions}
+        options = {**options, "expected_steps": self._steps}
         outcome = self._target.run(variant, options)
         self.runs += 1
-        self._instructions = self._instructions or outcome.instructions
+        self._steps = self._steps or outcome.steps
         findings = self._findings(outcome)
         if outcome.error is None and self._same_bits and self._expected is None:
             self._expected = outcome.results

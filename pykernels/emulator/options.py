@@ -14,7 +14,7 @@ _LIMITS = {
     "seed": (0, 2**64 - 1),
     "max_warp_instructions": (1, 2**64 - 1),
     "num_change_points": (0, 1 << 16),
-    "expected_instructions": (0, 2**63),
+    "expected_steps": (0, 2**63),
 }
 
 
@@ -27,7 +27,7 @@ def checked_options(
     max_warp_instructions: int = MAX_WARP_INSTRUCTIONS,
     schedule: str = "random",
     num_change_points: int = 3,
-    expected_instructions: int = 0,
+    expected_steps: int = 0,
     record_trace: bool = False,
     trace: Trace | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def checked_options(
         "seed": seed,
         "max_warp_instructions": max_warp_instructions,
         "num_change_points": num_change_points,
-        "expected_instructions": expected_instructions,
+        "expected_steps": expected_steps,
     }
     for name, value in numbers.items():
         least, most = _LIMITS[name]

@@ -23,6 +23,7 @@ class Site:
         ptx_line: Its line in the PTX, from 1.
         cuda_file: The CUDA source, empty where the PTX names none.
         cuda_line: The line in it.
+        source: The same with the lines at which the functions around it were inlined.
         grid: Index of the launch in ``launch_concurrent``, else 0.
         ctaid: The CTA, (x, y, z).
         thread: Linear index in the CTA, or -1 for an asynchronous agent or a whole warp.
@@ -33,16 +34,17 @@ class Site:
     ptx_line: int
     cuda_file: str
     cuda_line: int
+    source: str
     grid: int
     ctaid: tuple[int, int, int]
     thread: int
 
     def __str__(self) -> str:
-        source = f", {self.cuda_file}:{self.cuda_line}" if self.cuda_file else ""
+        source = f"\n      from {self.source}" if self.source else ""
         thread = f" thread {self.thread}" if self.thread >= 0 else ""
         return (
-            f"{self.kernel}, PTX line {self.ptx_line}{source}: {self.ptx.strip()} "
-            f"(CTA {self.ctaid}{thread})"
+            f"{self.kernel}, PTX line {self.ptx_line}: {self.ptx.strip()} "
+            f"(CTA {self.ctaid}{thread}){source}"
         )
 
 
@@ -162,6 +164,8 @@ class Report:
         notes: What the result relies on that is not certain.
         seed: Of the emulator.
         async_completion: Of the emulator.
+        visible_instructions: Warp instructions that other warps can notice: memory, atomics,
+            barriers, fences, copies, matrices.
         trace: What the scheduler decided; empty unless it was to be recorded.
     """
 
@@ -171,6 +175,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seed: int = 0
     async_completion: str = "late"
+    visible_instructions: int = 0
     trace: Steps = field(default=(), repr=False)
 
     @classmethod
@@ -187,6 +192,7 @@ class Report:
             tuple(values["notes"]),
             values["seed"],
             values["async_completion"],
+            values["visible_instructions"],
             steps_from_native(values["trace"]),
         )
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/launch.h"
@@ -31,8 +32,8 @@ struct MachineOptions {
   uint64_t seed = 0;
   Completion completion = Completion::kLate;
   Schedule schedule = Schedule::kRandom;
-  uint32_t num_change_points = 3;      // kPriority: times at which the running warp falls behind
-  uint64_t expected_instructions = 0;  // kPriority: change points are drawn below; 0: unknown
+  uint32_t num_change_points = 3;  // kPriority: times at which the running warp falls behind
+  uint64_t expected_steps = 0;     // kPriority: change points are drawn below; 0: unknown
   bool record_trace = false;
   std::shared_ptr<const Trace> trace;  // replayed, in place of a schedule; then lowest warps first
   bool check_memory = true;
@@ -40,7 +41,11 @@ struct MachineOptions {
   bool check_race = true;
   bool check_sync = true;
   uint64_t max_warp_instructions = 1ull << 40;  // then the launch is ended as hung
+  uint32_t num_threads = 0;    // at most so many run a grid of independent clusters; 0: all cores
   std::function<void()> poll;  // called now and then; may throw to end the launch (Ctrl-C)
+
+  /// num_threads, or the cores that the process may use.
+  uint32_t threads() const;
 };
 
 class RaceDetector;
@@ -56,6 +61,8 @@ struct MachineLaunch {
   uint32_t rank = 0;  // the GPU: launches of different ones synchronise at sys scope
   std::vector<uint8_t> parameters;
   std::vector<Allocation> memory;
+  uint64_t first_cluster = 0;  // clusters of the grid that run, where not all do; to end_cluster
+  uint64_t end_cluster = UINT64_MAX;
 };
 
 /// A launch in execution. Clusters become resident in the order of their index, as SMs allow. Its
@@ -66,7 +73,7 @@ struct Grid : Waitable {
   Grid* prerequisite = nullptr;  // griddepcontrol.wait waits for its end
   uint32_t cluster_size = 1;
   uint32_t ctas_per_sm = 1;
-  uint64_t num_clusters = 0;
+  uint64_t num_clusters = 0;  // those below first_cluster, which do not run, count as finished
   uint64_t next_cluster = 0;
   uint64_t finished_clusters = 0;
   uint64_t dependents_launched =
@@ -86,21 +93,35 @@ uint32_t max_ctas_per_sm(uint32_t threads, uint32_t registers, uint32_t shared_b
 
 /// What the priority schedule and replays keep; see priority_schedule.cpp.
 struct PriorityState {
-  std::vector<uint64_t> change_points;  // in warp instructions, the next one last
+  std::vector<uint64_t> change_points;  // in Counters::visible_instructions, the next one last
   int64_t lowest = 0;                   // given to a warp that falls behind; descends
   const Warp* running = nullptr;        // the warp of the last turn, if its cluster is resident
   uint64_t run_length = 0;              // its instructions since something else had a turn
   size_t next_step = 0;                 // of the trace that is replayed
 };
 
+/// The instruction as a finding shows it, executed by a thread of the CTA (-1: no one thread).
+Site make_site(const MachineLaunch& launch, const Instruction& inst, int grid,
+               const std::array<uint32_t, 3>& ctaid, int thread);
+
 /// Deterministic: the same launches, inputs and options give the same run.
 class Machine {
  public:
-  Machine(const MachineOptions& options, std::vector<MachineLaunch> launches);
+  /// `pool`: of the caller, to use in place of an own one.
+  Machine(const MachineOptions& options, std::vector<MachineLaunch> launches,
+          PagePool* pool = nullptr);
   ~Machine();
 
   /// Runs all grids to their end. Throws EmulationError where that is not possible.
   Report run();
+
+  // ---- of a slice of clusters, for the whole grid ----
+  const Report& report() const { return report_; }
+  uint64_t instructions() const { return instructions_; }
+  /// Sectors of global memory that were read or written.
+  Footprint take_footprint(AccessKind kind) {
+    return std::move(kind == AccessKind::kRead ? read_ : written_);
+  }
 
   // ---- for handlers ----
   const MachineOptions& options() const { return options_; }
@@ -114,9 +135,11 @@ class Machine {
     return instructions_ + clock_reads_++;
   }  // %clock64: advances with instructions
   Warp& current_warp() { return *current_warp_; }
-  PagePool& pool() { return pool_; }
+  PagePool& pool() { return *pool_; }
 
   Site site(const Warp& warp, const Instruction& inst, int lane) const;
+  size_t num_grids() const { return grids_.size(); }
+  std::vector<Finding>& findings() { return report_.findings; }
   /// Records a finding about the instruction; `lane` -1 for the whole warp. Goes on.
   void report(const std::string& kind, const std::string& message, const Warp& warp,
               const Instruction& inst, int lane = -1);
@@ -153,6 +176,7 @@ class Machine {
 
  private:
   void check_launch(const Grid& grid);
+  void take_slice(Grid& grid);
   void start_cluster(Grid& grid);
   void retire(Cluster& cluster);
   void end_ctas(Cluster& cluster);
@@ -185,7 +209,8 @@ class Machine {
   MachineOptions options_;
   Random random_;
   PriorityState priorities_;
-  PagePool pool_;  // outlives the warps of grids_
+  PagePool own_pool_;  // outlives the warps of grids_
+  PagePool* pool_;
   Allocations allocations_;
   Report report_;
   Footprint read_;  // of all grids

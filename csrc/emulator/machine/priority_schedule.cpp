@@ -4,7 +4,8 @@
 // Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010): every warp has a random
 // priority, the highest that can run does, and at a few change points the running one falls behind
 // all others. A bug that needs d orderings shows with a probability that falls with the run's
-// length to the power of d - 1, not with the number of interleavings.
+// length to the power of d - 1, not with the number of interleavings. The length counts visible
+// instructions only, and change points come right behind one.
 #include <algorithm>
 
 #include "emulator/machine/machine.h"
@@ -14,9 +15,9 @@ namespace {
 
 // All in warp instructions.
 constexpr uint64_t kTurn = 4096;
-constexpr uint64_t kReplayTurn = 1 << 16;  // most of a step: the machine looks at Ctrl-C between
-constexpr uint64_t kSpin = 32 * 1024;      // without a block or another's turn: it may poll
-constexpr uint64_t kUnknownLength = 1 << 22;
+constexpr uint64_t kReplayTurn = 1 << 16;     // most of a step: the machine looks at Ctrl-C between
+constexpr uint64_t kSpin = 32 * 1024;         // without a block or another's turn: it may poll
+constexpr uint64_t kUnknownLength = 1 << 16;  // in visible instructions
 constexpr uint64_t kChangePointStream = 0x7063742070747363ull;  // apart from what the machine draws
 
 /// From 1 to `most`, each power of two as likely.
@@ -31,12 +32,11 @@ uint64_t log_uniform(Random& random, uint64_t most) {
 /// Every second one lies early more often: setting up is short, and races in it are as many. The
 /// first n are the same whatever their number.
 void Machine::draw_change_points() {
-  if (options_.schedule != Schedule::kPriority) return;
+  if (options_.schedule != Schedule::kPriority || options_.trace != nullptr) return;
   Random random(options_.seed ^ kChangePointStream);
-  const uint64_t length =
-      options_.expected_instructions == 0 ? kUnknownLength : options_.expected_instructions;
+  const uint64_t length = options_.expected_steps == 0 ? kUnknownLength : options_.expected_steps;
   for (uint32_t i = 0; i < options_.num_change_points; ++i) {
-    const bool even = i % 2 == 0 && options_.expected_instructions != 0;
+    const bool even = i % 2 == 0 && options_.expected_steps != 0;
     priorities_.change_points.push_back(even ? 1 + random.next() % length
                                              : log_uniform(random, length));
   }
@@ -143,10 +143,13 @@ bool Machine::run_priority_turn() {
   priorities_.running = warp;
   std::vector<uint64_t>& change_points = priorities_.change_points;
   uint64_t budget = kTurn;
-  if (!change_points.empty()) budget = std::min(budget, change_points.back() - instructions_);
+  if (!change_points.empty()) {  // no more instructions than there are visible ones until then
+    budget = std::min(budget, change_points.back() - report_.counters.visible_instructions());
+  }
   priorities_.run_length += run_warp(*warp, budget);
   if (priorities_.run_length >= kSpin || warp->yield_) demote(*warp);
-  while (!change_points.empty() && change_points.back() <= instructions_) {
+  const uint64_t visible = report_.counters.visible_instructions();
+  while (!change_points.empty() && change_points.back() <= visible) {
     change_points.pop_back();
     demote(*warp);
   }
