@@ -16,6 +16,15 @@ enum class Semantics : uint8_t {
 };
 enum class Scope : uint8_t { kNone, kCta, kCluster, kGpu, kSys };
 
+/// How an access takes part in synchronisation.
+struct MemoryOrder {
+  Semantics semantics = Semantics::kWeak;
+  Scope scope = Scope::kNone;
+  bool non_coherent = false;  // .nc
+
+  bool is_strong() const { return semantics != Semantics::kWeak; }
+};
+
 inline bool acquires(Semantics semantics) {
   return semantics == Semantics::kAcquire || semantics == Semantics::kAcquireRelease;
 }

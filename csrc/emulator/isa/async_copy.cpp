@@ -1,5 +1,6 @@
 // cp.async: copies of 4 to 16 bytes a thread from global to shared memory, their groups, and their
 // arrival on mbarriers.
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/check/sync.h"
 #include "emulator/isa/memory_access.h"
 #include "emulator/machine/bulk_operation.h"
@@ -22,12 +24,15 @@ class CopyOperation : public AsyncOperation {
     SharedRange to;
     uint64_t from = 0;
     uint32_t from_bytes = 0;  // the rest of the range is filled with zeros
+    int lane = 0;
+    std::shared_ptr<AgentRaces> agent;  // of the race detector: each lane is one
   };
 
   std::vector<Piece> pieces;
 
   void finish(Machine& machine) override {
     for (const Piece& piece : pieces) {
+      if (RaceDetector* races = machine.races()) races->set_current(piece.agent.get());
       uint8_t* destination = resolve_shared(machine, *piece.to.cta, piece.to.offset, piece.to.bytes,
                                             AccessKind::kWrite, instruction, issuer);
       std::memset(destination, 0, piece.to.bytes);
@@ -37,6 +42,12 @@ class CopyOperation : public AsyncOperation {
                                  instruction, issuer),
                   piece.from_bytes);
     }
+  }
+
+  const AgentRaces* agent_of(int lane) const {
+    const auto piece = std::find_if(pieces.begin(), pieces.end(),
+                                    [&](const Piece& other) { return other.lane == lane; });
+    return piece == pieces.end() ? nullptr : piece->agent.get();
   }
 
   std::string describe() const override {
@@ -52,12 +63,17 @@ class CopyOperation : public AsyncOperation {
 class ArriveOperation : public AsyncOperation {
  public:
   CompletionBarrier barrier;
+  int lane = 0;
   std::vector<std::shared_ptr<AsyncOperation>> copies;
 
   void finish(Machine& machine) override {
-    for (const auto& copy : copies) AsyncQueue::force(machine, *copy);
-    copies.clear();
     Mbarrier* mbarrier = barrier.cta->find_mbarrier(barrier.offset);
+    for (const auto& copy : copies) {
+      AsyncQueue::force(machine, *copy);
+      const AgentRaces* agent = static_cast<const CopyOperation&>(*copy).agent_of(lane);
+      if (agent != nullptr && mbarrier != nullptr) machine.races()->complete_tx(*agent, *mbarrier);
+    }
+    copies.clear();
     const char* misuse = mbarrier == nullptr ? "the mbarrier to arrive on does not exist any more"
                                              : mbarrier->arrive(1);
     if (misuse != nullptr) machine.report("sync", misuse, *issuer, *instruction);
@@ -124,6 +140,10 @@ Step copy(Warp& warp, const Instruction& inst, LaneMask active) {
     CopyOperation::Piece piece = make_piece({warp, inst, lane}, form);
     check_overwritten_mbarrier(*piece.to.cta, piece.to.offset, piece.to.bytes, warp, inst, lane);
     piece.to.cta->poison(piece.to.offset, piece.to.bytes);
+    piece.lane = lane;
+    if (RaceDetector* races = warp.machine().races()) {
+      piece.agent = races->issue_copy(warp, inst, lane);
+    }
     warp.machine().count_global(piece.from, piece.from_bytes, AccessKind::kRead);
     counters.shared_bytes_written += form.bytes;
     operation->pieces.push_back(piece);
@@ -142,8 +162,16 @@ Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
 Step wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
   for_lanes(active, [&](int lane) {
     const auto groups = thread_groups(warp, lane).take_older(static_cast<size_t>(inst.immediate));
+    std::vector<const AgentRaces*> agents;
     for (const auto& group : groups) {
-      for (const auto& operation : group) AsyncQueue::force(warp.machine(), *operation);
+      for (const auto& operation : group) {
+        AsyncQueue::force(warp.machine(), *operation);
+        const AgentRaces* agent = static_cast<const CopyOperation&>(*operation).agent_of(lane);
+        if (agent != nullptr) agents.push_back(agent);
+      }
+    }
+    if (RaceDetector* races = warp.machine().races()) {
+      races->wait_for(warp, 1u << lane, agents, false);
     }
   });
   return Step::kNext;
@@ -163,6 +191,7 @@ Step arrive(Warp& warp, const Instruction& inst, LaneMask active) {
   const auto& form = static_cast<const ArriveForm&>(*inst.side);
   for_lanes(active, [&](int lane) {
     auto operation = std::make_shared<ArriveOperation>();
+    operation->lane = lane;
     operation->barrier = completion_barrier({warp, inst, lane}, form.barrier.at(warp, lane));
     Mbarrier* mbarrier = operation->barrier.cta->find_mbarrier(operation->barrier.offset);
     if (mbarrier == nullptr) return;

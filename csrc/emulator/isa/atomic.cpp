@@ -199,6 +199,7 @@ Step async_store(Warp& warp, const Instruction& inst, LaneMask active) {
     auto operation = std::make_shared<BulkOperation>();
     operation->bytes = bytes;
     operation->reduction = form.reduction;
+    operation->async_proxy = false;
     operation->data.resize(bytes);
     for (int i = 0; i < form.count; ++i) {
       const uint64_t value = read_lane(warp, form.source[i], lane, form.bytes);

@@ -4,6 +4,8 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "emulator/check/race/detector.h"
+#include "emulator/check/sync.h"
 #include "emulator/isa/table.h"
 #include "emulator/machine/machine.h"
 
@@ -13,6 +15,7 @@ namespace {
 // Bits of Instruction::variant.
 constexpr uint16_t kAligned = 1;
 constexpr uint16_t kNegated = 2;  // the predicate of .red
+constexpr uint16_t kRelaxed = 4;  // barrier.cluster.arrive.relaxed
 
 constexpr int kDestinationSlot = 0;
 constexpr int kBarrierSlot = 1;
@@ -22,6 +25,18 @@ constexpr int kPredicateSlot = 3;
 enum class Action : uint8_t { kSync, kArrive, kPopc, kAnd, kOr };
 
 // ---- named barriers ----
+
+/// Threads that can still arrive in this generation.
+uint32_t threads_left(const Cta& cta, const NamedBarrier& barrier) {
+  uint32_t threads = 0;
+  for (const auto& warp : cta.warps) {
+    const auto index = static_cast<size_t>(warp->index());
+    const bool whole = barrier.expected != 0 && (barrier.warps >> index & 1) == 0;
+    const LaneMask lanes = whole ? kFullMask : warp->live() & ~barrier.lanes[index];
+    if (!warp->finished()) threads += static_cast<uint32_t>(__builtin_popcount(lanes));
+  }
+  return threads;
+}
 
 std::string describe_barrier(const Warp& warp, const Wait& wait) {
   const Cta& cta = const_cast<Warp&>(warp).cta();
@@ -33,9 +48,13 @@ std::string describe_barrier(const Warp& warp, const Wait& wait) {
     missing +=
         concat(missing.empty() ? "" : ", ", other->index(), other->finished() ? " (ended)" : "");
   }
+  const uint32_t left = threads_left(cta, barrier);
   return concat("barrier ", wait.detail[0], ", generation ", barrier.generation, ": ",
                 barrier.arrived, " of ", needed, " threads have arrived",
-                missing.empty() ? "" : concat("; warps that have not: ", missing));
+                missing.empty() ? "" : concat("; warps that have not: ", missing),
+                barrier.arrived + left < needed
+                    ? concat("; it can never complete, the CTA has ", left, " more threads")
+                    : "");
 }
 
 /// The operand's value, the same in all lanes that take part.
@@ -70,12 +89,29 @@ void check_count(Warp& warp, const Instruction& inst, uint32_t index, NamedBarri
     const auto text = [](uint32_t threads) {
       return threads == 0 ? std::string("all") : std::to_string(threads);
     };
-    warp.machine().report(
-        "sync",
+    const std::string message =
         concat("barrier ", index, " is given ", text(count), " threads, and was given ",
-               text(barrier.expected), " by those that wait there"),
-        warp, inst);
+               text(barrier.expected), " by those that wait there");
+    warp.machine().report("sync", message, Party{&warp, &inst, -1}, barrier.last);
   }
+}
+
+/// Keeps who arrives, and reports more threads than the barrier counts.
+void check_arrival(Warp& warp, const Instruction& inst, uint32_t index, NamedBarrier& barrier,
+                   LaneMask active) {
+  const Party self{&warp, &inst, active == warp.live() ? -1 : __builtin_ctz(active)};
+  const auto arriving = static_cast<uint32_t>(__builtin_popcount(active));
+  if (barrier.expected != 0 && barrier.arrived + arriving > barrier.expected) {
+    const std::string message =
+        concat("barrier ", index, " counts ", barrier.expected, " threads, of which ",
+               barrier.arrived, " have arrived, and ", arriving, " more arrive");
+    if (barrier.last.warp != nullptr) {
+      warp.machine().report("sync", message, self, barrier.last);
+    } else {
+      warp.machine().report("sync", message, warp, inst, self.lane);
+    }
+  }
+  barrier.last = self;
 }
 
 /// bar.red: what all threads gave, once the generation is complete.
@@ -131,7 +167,9 @@ Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
       votes = warp.mask(inst.operands[kPredicateSlot]) ^
               ((inst.variant & kNegated) != 0 ? kFullMask : 0);
     }
+    check_arrival(warp, inst, index, barrier, active);
     split.wait.token = barrier.generation;
+    if (RaceDetector* races = warp.machine().races()) races->barrier_arrive(warp, barrier, active);
     cta.arrive(barrier, warp, active, votes);
     if constexpr (kAction == Action::kArrive) return Step::kNext;
   }
@@ -143,6 +181,9 @@ Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
     wait.describe = describe_barrier;
     wait.detail[0] = index;
     return warp.block(wait);
+  }
+  if (RaceDetector* races = warp.machine().races()) {
+    races->barrier_wait(warp, barrier, split.wait.token, active);
   }
   write_result<kAction>(warp, inst, barrier, active);
   return Step::kNext;
@@ -174,6 +215,7 @@ std::string describe_cluster(const Warp& warp, const Wait& wait) {
 Step cluster_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
   if ((inst.variant & kAligned) != 0 && !warp.aligned())
     return warp.block_until_converged(kFullMask);
+  if ((inst.variant & kAligned) != 0) check_aligned_guard(warp, inst, active);
   Cluster& cluster = *warp.cta().cluster;
   if (const LaneMask twice = warp.cluster_arrived & active; twice != 0) {
     warp.machine().report("sync",
@@ -185,6 +227,10 @@ Step cluster_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
   warp.cluster_parity =
       (cluster.generation & 1) != 0 ? warp.cluster_parity | active : warp.cluster_parity & ~active;
   cluster.arrived += static_cast<uint32_t>(__builtin_popcount(active));
+  if (RaceDetector* races = warp.machine().races()) {
+    const bool relaxed = (inst.variant & kRelaxed) != 0;
+    races->cluster_arrive(warp, active, relaxed ? Semantics::kRelaxed : Semantics::kRelease);
+  }
   cluster.complete_if_due();
   return Step::kNext;
 }
@@ -209,6 +255,7 @@ Step cluster_wait(Warp& warp, const Instruction& inst, LaneMask active) {
     return warp.block(wait);
   }
   warp.cluster_arrived &= ~active;
+  if (RaceDetector* races = warp.machine().races()) races->cluster_wait(warp, active);
   return Step::kNext;
 }
 
@@ -268,6 +315,7 @@ Build build_cluster_barrier(Handler handler, bool aligned) {
     if (builder.num_operands() != 0) builder.fail("no operands are expected");
     builder.instruction().handler = handler;
     builder.instruction().variant = aligned ? kAligned : 0;
+    if (builder.has_modifier("relaxed")) builder.instruction().variant |= kRelaxed;
   };
 }
 

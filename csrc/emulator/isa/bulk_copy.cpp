@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/isa/bulk_copy_forms.h"
 #include "emulator/isa/memory_access.h"
@@ -144,9 +145,16 @@ Step commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
 
 Step wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
   for_lanes(active, [&](int lane) {
-    for (const auto& group :
-         thread_groups(warp, lane).take_older(static_cast<size_t>(inst.immediate))) {
-      for (const auto& operation : group) AsyncQueue::force(warp.machine(), *operation);
+    const auto groups = thread_groups(warp, lane).take_older(static_cast<size_t>(inst.immediate));
+    std::vector<const AgentRaces*> agents;
+    for (const auto& group : groups) {
+      for (const auto& operation : group) {
+        AsyncQueue::force(warp.machine(), *operation);
+        agents.push_back(operation->agent.get());
+      }
+    }
+    if (RaceDetector* races = warp.machine().races()) {
+      races->wait_for(warp, 1u << lane, agents, false);
     }
   });
   return Step::kNext;
@@ -157,10 +165,15 @@ Step wait_group_read(Warp& warp, const Instruction& inst, LaneMask active) {
   for_lanes(active, [&](int lane) {
     const auto& committed = thread_groups(warp, lane).committed;
     const auto keep = static_cast<size_t>(inst.immediate);
+    std::vector<const AgentRaces*> agents;
     for (size_t i = 0; i + keep < committed.size(); ++i) {
       for (const auto& operation : committed[i]) {
         AsyncQueue::force_source(warp.machine(), *operation);
+        agents.push_back(operation->agent.get());
       }
+    }
+    if (RaceDetector* races = warp.machine().races()) {
+      races->wait_for(warp, 1u << lane, agents, true);
     }
   });
   return Step::kNext;

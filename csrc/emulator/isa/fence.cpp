@@ -1,8 +1,10 @@
 // Fences of memory and of proxies. The emulator's memory is sequentially consistent and completed
-// asynchronous operations are visible to all, so they order nothing here: the race detector is told.
+// asynchronous operations are visible to all, so they order nothing here: the race detector is
+// told.
 #include <string>
 #include <utility>
 
+#include "emulator/check/race/detector.h"
 #include "emulator/isa/table.h"
 #include "emulator/machine/machine.h"
 #include "emulator/memory_model.h"
@@ -18,18 +20,26 @@ constexpr uint16_t kGlobal = 2;
 constexpr uint16_t kTensorMap = 4;
 
 Step memory_fence(Warp& warp, const Instruction& inst, LaneMask active) {
-  (void)warp, (void)inst, (void)active;
+  if (RaceDetector* races = warp.machine().races()) {
+    races->fence(warp, active, static_cast<Semantics>(inst.variant & 7),
+                 static_cast<Scope>(inst.variant >> kScopeShift));
+  }
   return Step::kNext;
 }
 
 Step proxy_fence(Warp& warp, const Instruction& inst, LaneMask active) {
-  (void)warp, (void)inst, (void)active;
+  if (RaceDetector* races = warp.machine().races()) {
+    races->fence_proxy(warp, active,
+                       {(inst.variant & kShared) != 0, (inst.variant & kGlobal) != 0,
+                        (inst.variant & kTensorMap) != 0});
+  }
   return Step::kNext;
 }
 
 /// fence.mbarrier_init.release.cluster;      PTX 8.0, sm_90. Orders only mbarrier.init before it.
 Step mbarrier_init_fence(Warp& warp, const Instruction& inst, LaneMask active) {
-  (void)warp, (void)inst, (void)active;
+  (void)inst;
+  if (RaceDetector* races = warp.machine().races()) races->fence_mbarrier_init(warp, active);
   return Step::kNext;
 }
 

@@ -1,16 +1,24 @@
 // mbarrier objects: init, inval, arrivals, transaction bytes, waits by parity or state.
 #include <array>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
+#include "emulator/check/sync.h"
 #include "emulator/isa/mbarrier_address.h"
 
 namespace pykernels::emulator {
 namespace {
 
 constexpr uint32_t kSpuriousFailure = 8;  // one try_wait in so many ends early with false
+
+MemoryOrder mbarrier_order(const Instruction& inst) {
+  return {static_cast<Semantics>(inst.variant >> kSemanticsShift & 7),
+          static_cast<Scope>(inst.variant >> kScopeShift & 7), false};
+}
 
 uint32_t value(Warp& warp, const Instruction& inst, int lane) {
   return warp.lanes<uint32_t>(inst.operands[kMbarrierValueSlot])[lane];
@@ -44,11 +52,34 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
       barrier->wake_all();
     }
     barrier = std::make_unique<Mbarrier>(count);
+    if (RaceDetector* races = warp.machine().races()) {
+      races->mbarrier_init(warp, inst, lane, *barrier);
+    }
     if (!location.cta->shared_initialised.empty()) {
       std::fill_n(location.cta->shared_initialised.begin() + location.offset, Mbarrier::kBytes, 1);
     }
   }
   return Step::kNext;
+}
+
+/// Nothing may need an mbarrier that is invalidated.
+void check_unused(Warp& warp, const Instruction& inst, int lane, const MbarrierLocation& location,
+                  const Mbarrier& barrier) {
+  const auto report = [&](const char* misuse, const Party& second) {
+    const std::string message =
+        concat(misuse, ": mbarrier at ", shared_place(warp.program(), location.offset), ", ",
+               barrier.describe());
+    if (second.warp == nullptr) {
+      warp.machine().report("sync", message, warp, inst, lane);
+    } else {
+      warp.machine().report("sync", message, Party{&warp, &inst, lane}, second);
+    }
+  };
+  if (const std::optional<Party> waiter = find_waiter(*location.cta, barrier)) {
+    report("invalidated while a thread waits for it", *waiter);
+  } else if (barrier.tx_bytes() != 0) {
+    report("invalidated while transaction bytes are outstanding", barrier.expecting);
+  }
 }
 
 /// mbarrier.inval{.shared{::cta}}.b64 [addr];      PTX 7.0, sm_80
@@ -59,7 +90,9 @@ Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
     MbarrierLocation location;
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
+    check_unused(warp, inst, lane, location, *barrier);
     barrier->wake_all();  // those that wait find none any more, which is reported there
+    location.cta->invalidated[location.offset] = Party{&warp, &inst, lane};
     location.cta->mbarriers.erase(location.offset);
     location.cta->poison(location.offset, Mbarrier::kBytes);
   }
@@ -104,6 +137,13 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
     const uint32_t operand =
         inst.operands[kMbarrierValueSlot] == kNoSlot ? 1 : value(warp, inst, lane);
     const uint64_t state = barrier->state();
+    if (location.cta == &warp.cta())
+      barrier->set_next(warp.index() * kWarpSize + lane, state >> 20);
+    if (kTransaction && operand != 0) barrier->expecting = Party{&warp, &inst, lane};
+    if (RaceDetector* races = warp.machine().races()) {
+      races->mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
+      races->mbarrier_arrive(warp, lane, *location.cta, *barrier, mbarrier_order(inst));
+    }
     const char* misuse =
         arrive(*barrier, kArrival, kTransaction ? 1 : operand, kTransaction ? operand : 0);
     if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
@@ -123,10 +163,29 @@ Step mbarrier_tx(Warp& warp, const Instruction& inst, LaneMask active) {
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
     const int64_t bytes = value(warp, inst, lane);
+    if (RaceDetector* races = warp.machine().races()) {
+      races->mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
+    }
+    if (!kComplete && bytes != 0) barrier->expecting = Party{&warp, &inst, lane};
     const char* misuse = kComplete ? barrier->complete_tx(bytes) : barrier->expect_tx(bytes);
     if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
   }
   return Step::kNext;
+}
+
+/// What is known of a thread that waits by parity for a phase that may be over: an mbarrier tells
+/// only two phases apart.
+std::string describe_lapped(const Warp& warp, const Wait& wait, const Mbarrier& barrier) {
+  for (const Split& split : warp.splits()) {
+    if (&split.wait != &wait || split.lanes == 0) continue;
+    const int thread = warp.index() * kWarpSize + __builtin_ctz(split.lanes);
+    const std::optional<uint64_t> next = barrier.next(thread);
+    if (!next || (*next & 1) != wait.detail[1] || barrier.phase() < *next + 2) return {};
+    return concat("; for the thread phase ", *next,
+                  " was the next, and the mbarrier has completed ", barrier.phase() - *next,
+                  " since: a wait by parity cannot tell that phase from the present one");
+  }
+  return {};
 }
 
 std::string describe_wait(const Warp& warp, const Wait& wait) {
@@ -135,7 +194,8 @@ std::string describe_wait(const Warp& warp, const Wait& wait) {
   const Mbarrier* barrier = cta.find_mbarrier(offset);
   return concat("mbarrier at ", shared_place(warp.program(), offset), ", the phase of ",
                 wait.token != 0 ? "state " : "parity ", wait.detail[1], "; it is in ",
-                barrier == nullptr ? "no phase: it was invalidated" : barrier->describe());
+                barrier == nullptr ? "no phase: it was invalidated" : barrier->describe(),
+                barrier == nullptr || wait.token != 0 ? "" : describe_lapped(warp, wait, *barrier));
 }
 
 /// Lanes whose phase has completed. One without an mbarrier counts, so that its loop ends.
@@ -159,6 +219,31 @@ LaneMask completed_lanes(Warp& warp, const Instruction& inst, const MbarrierAddr
     done |= static_cast<LaneMask>(lane_done(lane)) << lane;
   }
   return done;
+}
+
+/// The lanes know what the phases that they have waited for have released.
+void acquire_phase(Warp& warp, const Instruction& inst, const MbarrierAddresses& addresses,
+                   bool uniform, LaneMask done) {
+  RaceDetector& races = *warp.machine().races();
+  while (done != 0) {
+    const int lane = __builtin_ctz(done);
+    const LaneMask lanes = uniform ? done : 1u << lane;
+    const MbarrierLocation location = addresses.location(lane);
+    if (Mbarrier* barrier = location.cta->find_mbarrier(location.offset)) {
+      races.mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
+      races.mbarrier_wait(warp, lanes, *barrier, mbarrier_order(inst));
+    }
+    done &= ~lanes;
+  }
+}
+
+/// What lanes that have waited may wait for next, for reports of a deadlock.
+void keep_next(Warp& warp, const MbarrierAddresses& addresses, LaneMask done) {
+  for_lanes(done, [&](int lane) {
+    const MbarrierLocation location = addresses.location(lane);
+    Mbarrier* barrier = location.cta->find_mbarrier(location.offset);
+    if (barrier != nullptr) barrier->set_next(warp.index() * kWarpSize + lane, barrier->phase());
+  });
 }
 
 /// True where the lanes give the same phase, so that one wait serves all.
@@ -206,7 +291,11 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
       return warp.block(wait);
     }
   }
+  if (done != 0 && warp.machine().races() != nullptr) {
+    acquire_phase(warp, inst, addresses, uniform, done);
+  }
   if (done != active) warp.yield();
+  if (warp.machine().options().check_sync) keep_next(warp, addresses, done);
   if (inst.operands[kMbarrierResultSlot] != kNoSlot) {
     LaneMask& p = warp.mask(inst.operands[kMbarrierResultSlot]);
     p = (p & ~active) | done;
@@ -239,6 +328,11 @@ void build_object(Builder& builder, const Operand& operand, std::string_view spa
   MemoryModifiers modifiers;
   modifiers.space = space.empty() ? Space::kGeneric : Space::kShared;
   modifiers.cluster = space == ".shared::cluster";
+  // An arrival releases and a wait acquires unless they say .relaxed; the CTA is the scope unless
+  // they name one.
+  modifiers.semantics =
+      builder.has_modifier("relaxed") ? Semantics::kRelaxed : Semantics::kAcquireRelease;
+  modifiers.scope = builder.has_modifier("cluster") ? Scope::kCluster : Scope::kCta;
   build_address(builder, operand, modifiers, kMbarrierAddressSlot);
 }
 

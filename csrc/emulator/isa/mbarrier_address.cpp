@@ -44,16 +44,23 @@ MbarrierLocation MbarrierAddresses::location(int lane) const {
   return location;
 }
 
+void MbarrierAddresses::report_missing(int lane, const MbarrierLocation& location) const {
+  const auto invalidated = location.cta->invalidated.find(location.offset);
+  const bool was_there = invalidated != location.cta->invalidated.end();
+  const std::string message = concat(
+      was_there ? "the mbarrier was invalidated at " : "no mbarrier has been initialised at ",
+      shared_place(warp_.program(), location.offset), " of the CTA of rank ", location.cta->rank);
+  if (was_there) {
+    warp_.machine().report("sync", message, Party{&warp_, &inst_, lane}, invalidated->second);
+  } else {
+    warp_.machine().report("sync", message, warp_, inst_, lane);
+  }
+}
+
 Mbarrier* MbarrierAddresses::find(int lane, MbarrierLocation* location) const {
   *location = this->location(lane);
   Mbarrier* barrier = location->cta->find_mbarrier(location->offset);
-  if (barrier == nullptr) {
-    warp_.machine().report("sync",
-                           concat("no mbarrier has been initialised at ",
-                                  shared_place(warp_.program(), location->offset),
-                                  " of the CTA of rank ", location->cta->rank),
-                           warp_, inst_, lane);
-  }
+  if (barrier == nullptr) report_missing(lane, *location);
   return barrier;
 }
 

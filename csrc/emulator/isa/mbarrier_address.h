@@ -30,6 +30,8 @@ class MbarrierAddresses {
   bool uniform(LaneMask active) const;
 
  private:
+  void report_missing(int lane, const MbarrierLocation& location) const;
+
   Warp& warp_;
   const Instruction& inst_;
   uint64_t lanes_[kWarpSize];

@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "emulator/check/race/detector.h"
 #include "emulator/check/sync.h"
 #include "emulator/isa/lanewise.h"
 #include "emulator/machine/cta.h"
@@ -222,9 +223,25 @@ void check_mbarriers(Warp& warp, const Instruction& inst, const WarpAccess& acce
   }
 }
 
+/// The race detector's part of an access.
+void check_races(RaceDetector& races, Warp& warp, const Instruction& inst,
+                 const WarpAccess& access) {
+  ThreadAccess seen;
+  seen.space = access.space;
+  seen.generic = access_space(inst) == Space::kGeneric;
+  seen.row = access.row;
+  seen.kind = access.kind;
+  seen.order = memory_order(inst, access.kind);
+  seen.bytes = access.bytes;
+  seen.active = access.active;
+  seen.addresses = access.addresses;
+  races.access(warp, inst, seen);
+}
+
 /// What counters and checks make of an access that has been resolved.
 void account(Warp& warp, const Instruction& inst, const WarpAccess& access) {
   Machine& machine = warp.machine();
+  if (RaceDetector* races = machine.races()) check_races(*races, warp, inst, access);
   const bool mixed = access.space == Space::kGeneric;
   const LaneMask global = mixed ? lanes_in(Space::kGlobal, access.addresses, access.active)
                           : access.space == Space::kGlobal ? access.active

@@ -47,6 +47,17 @@ inline Space access_space(const Instruction& inst) {
   return static_cast<Space>(inst.variant >> kSpaceShift & 7);
 }
 
+/// Atomics are relaxed for the GPU unless they say more; volatile accesses for the system.
+inline MemoryOrder memory_order(const Instruction& inst, AccessKind kind) {
+  MemoryOrder order{static_cast<Semantics>(inst.variant >> kSemanticsShift & 7),
+                    static_cast<Scope>(inst.variant >> kScopeShift & 7),
+                    (inst.variant & kNonCoherent) != 0};
+  if (kind == AccessKind::kAtomic && !order.is_strong()) order.semantics = Semantics::kRelaxed;
+  if (order.semantics == Semantics::kVolatile) order.scope = Scope::kSys;
+  if (order.is_strong() && order.scope == Scope::kNone) order.scope = Scope::kGpu;
+  return order;
+}
+
 /// Fills base slot `slot`, offset and variant of the instruction from the address operand.
 void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers,
                    int slot);

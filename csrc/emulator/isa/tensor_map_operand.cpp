@@ -7,6 +7,8 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
+#include "emulator/check/sync.h"
 #include "emulator/isa/memory_access.h"
 
 namespace pykernels::emulator {
@@ -114,6 +116,20 @@ void replace_field(const Issuer& issuer, const ReplaceForm& form, uint64_t value
   }
 }
 
+/// The generic address of the same bytes.
+uint64_t generic_address(const Warp& warp, Space space, uint64_t address) {
+  if (space != Space::kShared) return address;
+  const uint64_t rank = uint64_t{const_cast<Warp&>(warp).cta().rank} << kClusterRankShift;
+  return kSharedWindow | address | rank;
+}
+
+void note_access(Warp& warp, Space space, uint64_t address, int lane, AccessKind kind) {
+  RaceDetector* const races = warp.machine().races();
+  if (races == nullptr) return;
+  races->access_range(warp, warp.instruction(), lane, generic_address(warp, space, address),
+                      kMapBytes, kind);
+}
+
 void load_map(Warp& warp, Space space, uint64_t address, int lane, TensorMap& map) {
   for (uint32_t at = 0; at < kMapBytes; at += kPiece) {
     std::memcpy(map.bytes + at, resolve(warp, space, address + at, kPiece, AccessKind::kRead, lane),
@@ -137,6 +153,7 @@ Step tensormap_replace(Warp& warp, const Instruction& inst, LaneMask active) {
                                             : warp.lanes<uint32_t>(form.value)[lane];
     TensorMap map;
     load_map(warp, form.space, address, lane, map);
+    note_access(warp, form.space, address, lane, AccessKind::kWrite);
     TensorMapFields fields = decode(issuer, map);
     replace_field(issuer, form, value, fields);
     store_map(warp, form.space, address, lane, encode_emulated(fields));
@@ -176,10 +193,13 @@ struct CopyForm : SideData {
 /// The warp copies one map from shared to global memory; the fences have nothing to order here.
 Step copy_map(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
+  check_aligned_guard(warp, inst, active);
   const auto& form = static_cast<const CopyForm&>(*inst.side);
   const int lane = __builtin_ctz(active);
   TensorMap map;
   load_map(warp, Space::kShared, form.source.at(warp, lane), lane, map);
+  note_access(warp, Space::kShared, form.source.at(warp, lane), lane, AccessKind::kRead);
+  note_access(warp, Space::kGlobal, form.destination.at(warp, lane), lane, AccessKind::kWrite);
   store_map(warp, Space::kGlobal, form.destination.at(warp, lane), lane, map);
   return Step::kNext;
 }
@@ -205,6 +225,9 @@ TensorMapFields read_tensor_map(const Issuer& issuer, uint64_t address) {
   }
   TensorMap map;
   load_map(issuer.warp, Space::kGeneric, address, issuer.lane, map);
+  if (RaceDetector* races = issuer.warp.machine().races()) {
+    races->read_tensor_map(issuer.warp, issuer.instruction, issuer.lane, address);
+  }
   const TensorMapFields fields = decode(issuer, map);
   check_usable(issuer, fields);
   return fields;

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/isa/table.h"
 #include "emulator/machine/machine.h"
 
@@ -273,10 +274,7 @@ Step bar_warp_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   } else if (!members_present(warp, inst, active, &required)) {
     return warp.block_until_converged(required);
   }
-  if (warp.machine().observed()) {
-    warp.machine().notify(
-        SyncEvent{SyncEvent::Kind::kWarpSync, &warp, required, nullptr, 0, required, &inst});
-  }
+  if (RaceDetector* races = warp.machine().races()) races->warp_sync(warp, required);
   return Step::kNext;
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/check/wgmma_registers.h"
 #include "emulator/isa/table.h"
 #include "emulator/isa/wgmma_operation.h"
@@ -95,10 +96,16 @@ Step wgmma_wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
     }
   }
   size_t num_operations = 0;
-  for (const auto& committed : state.groups.take_older(keep)) {
-    for (const auto& operation : committed) AsyncQueue::force(warp.machine(), *operation);
+  const AgentRaces* newest = nullptr;
+  const auto groups = state.groups.take_older(keep);
+  for (const auto& committed : groups) {
+    for (const auto& operation : committed) {
+      AsyncQueue::force(warp.machine(), *operation);
+      newest = operation->agent.get();
+    }
     num_operations += committed.size();
   }
+  if (newest != nullptr) warp.machine().races()->wait_for(warp, kFullMask, {&newest, 1}, false);
   if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->complete(num_operations);
   return Step::kNext;
 }

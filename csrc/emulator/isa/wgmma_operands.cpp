@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/machine/machine.h"
 #include "emulator/machine/memory.h"
@@ -26,7 +27,7 @@ class ChunkReader {
   explicit ChunkReader(const OperandReader& reader)
       : reader_(reader),
         check_init_(!reader.cta.shared_initialised.empty()),
-        observed_(reader.machine.observed()) {}
+        races_(reader.machine.races()) {}
 
   void read(uint32_t address, uint8_t* destination) {
     const uint32_t offset = (address & kAddressMask) - kSharedBase;
@@ -36,7 +37,9 @@ class ChunkReader {
     }
     std::memcpy(destination, &reader_.cta.shared[offset], kChunkBytes);
     if (check_init_) check_initialised(offset);
-    if (observed_) notify(offset);
+    if (races_ != nullptr) {
+      races_->async_shared(reader_.cta, offset, kChunkBytes, AccessKind::kRead);
+    }
   }
 
  private:
@@ -60,21 +63,9 @@ class ChunkReader {
         reader_.issuer, reader_.instruction);
   }
 
-  void notify(uint32_t offset) const {
-    MemoryEvent event;
-    event.space = Space::kShared;
-    event.kind = AccessKind::kRead;
-    event.proxy = Proxy::kAsync;
-    event.owner = &reader_.cta;
-    event.address = offset;
-    event.bytes = kChunkBytes;
-    event.instruction = &reader_.instruction;
-    reader_.machine.notify(event);
-  }
-
   const OperandReader& reader_;
   bool check_init_;
-  bool observed_;
+  RaceDetector* races_;
   bool reported_ = false;
 };
 

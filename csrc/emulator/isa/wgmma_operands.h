@@ -34,7 +34,7 @@ struct MatrixDescriptor {
   uint32_t swizzled(uint32_t address) const;
 };
 
-/// Where an operand is read: for bounds, findings and observers.
+/// Where an operand is read: for bounds and findings.
 struct OperandReader {
   Machine& machine;
   Cta& cta;

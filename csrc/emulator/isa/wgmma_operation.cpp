@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/check/wgmma_registers.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/isa/wgmma_operands.h"
@@ -267,6 +268,9 @@ void Warpgroup::issue(Warp& warp, const Instruction& inst) {
   }
   const std::shared_ptr<WgmmaOperation> operation = operations_[number - first_];
   operation->add(warp, inst);
+  if (RaceDetector* races = warp.machine().races()) {
+    races->issue_wgmma(*operation, warp, inst, number + 1);
+  }
   state.groups.open.push_back(operation);
   if (operation->complete()) {
     wake_all();

@@ -4,9 +4,30 @@
 #include <iterator>
 #include <utility>
 
+#include "emulator/check/race/detector.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
+namespace {
+
+/// While an operation reads or writes, the race detector takes it for the agent.
+class CurrentAgent {
+ public:
+  CurrentAgent(Machine& machine, const AsyncOperation& operation) : races_(machine.races()) {
+    if (races_ != nullptr) before_ = races_->set_current(operation.agent.get());
+  }
+  ~CurrentAgent() {
+    if (races_ != nullptr) races_->set_current(before_);
+  }
+  CurrentAgent(const CurrentAgent&) = delete;
+  CurrentAgent& operator=(const CurrentAgent&) = delete;
+
+ private:
+  RaceDetector* races_;
+  AgentRaces* before_ = nullptr;
+};
+
+}  // namespace
 
 void AsyncQueue::issue(Machine& machine, std::shared_ptr<AsyncOperation> operation) {
   operation->issuer = &machine.current_warp();
@@ -20,6 +41,7 @@ void AsyncQueue::issue(Machine& machine, std::shared_ptr<AsyncOperation> operati
 void AsyncQueue::force_source(Machine& machine, AsyncOperation& operation) {
   if (operation.finished || operation.source_read) return;
   operation.source_read = true;
+  const CurrentAgent agent(machine, operation);
   operation.read_source(machine);
 }
 
@@ -27,6 +49,7 @@ void AsyncQueue::force(Machine& machine, AsyncOperation& operation) {
   if (operation.finished) return;
   force_source(machine, operation);
   operation.finished = true;
+  const CurrentAgent agent(machine, operation);
   operation.finish(machine);
   machine.progress();
 }

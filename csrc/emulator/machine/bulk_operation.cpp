@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/check/sync.h"
 #include "emulator/machine/tensor_copy.h"
 
@@ -64,9 +65,14 @@ SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
 
 CompletionBarrier completion_barrier(const Issuer& issuer, uint64_t address) {
   const SharedRange range = shared_range(issuer, address, 8, 8);
-  if (range.cta->find_mbarrier(range.offset) == nullptr) {
-    issuer.warp.machine().report("sync", concat("no mbarrier was initialised in ", place(range)),
-                                 issuer.warp, issuer.instruction, issuer.lane);
+  Machine& machine = issuer.warp.machine();
+  const Mbarrier* mbarrier = range.cta->find_mbarrier(range.offset);
+  if (mbarrier == nullptr) {
+    machine.report("sync", concat("no mbarrier was initialised in ", place(range)), issuer.warp,
+                   issuer.instruction, issuer.lane);
+  } else if (RaceDetector* races = machine.races()) {
+    races->mbarrier_use(issuer.warp, issuer.instruction, issuer.lane, *range.cta, range.offset,
+                        *mbarrier);
   }
   return {range.cta, range.offset};
 }
@@ -80,7 +86,7 @@ void check_global_range(const Issuer& issuer, const GlobalRange& range, AccessKi
         global_bounds_message(machine.allocations(), allocation, range.address, range.bytes, kind),
         issuer.warp, issuer.instruction, issuer.lane);
   }
-  if (issuer.warp.before_grid_wait()) {
+  if (issuer.warp.before_grid_wait() && issuer.warp.before_grid_wait(issuer.lane)) {
     report_before_grid_wait(issuer.warp, issuer.instruction, issuer.lane, *allocation);
   }
 }
@@ -122,6 +128,7 @@ void BulkOperation::deliver_global(Machine& machine) {
 void BulkOperation::signal(Machine& machine) {
   for (const CompletionBarrier& barrier : barriers) {
     Mbarrier* mbarrier = barrier.cta->find_mbarrier(barrier.offset);
+    if (mbarrier != nullptr && agent != nullptr) machine.races()->complete_tx(*agent, *mbarrier);
     const char* misuse = mbarrier == nullptr
                              ? "the mbarrier to be signalled does not exist any more"
                              : mbarrier->complete_tx(bytes);
@@ -170,12 +177,19 @@ void issue_bulk(const Issuer& issuer, std::shared_ptr<BulkOperation> operation) 
   if (!operation->reduction) {
     for (const SharedRange& range : operation->to_shared) poison_box(range, operation->swizzle);
   }
+  if (RaceDetector* races = machine.races(); races != nullptr && operation->agent == nullptr) {
+    races->issue_signalling(*operation, issuer.warp, issuer.instruction, issuer.lane,
+                            operation->async_proxy);
+  }
   machine.async().issue(machine, std::move(operation));
 }
 
 void issue_in_bulk_group(const Issuer& issuer, std::shared_ptr<BulkOperation> operation) {
   const auto thread = static_cast<uint32_t>(issuer.warp.index() * kWarpSize + issuer.lane);
   issuer.warp.cta().bulk_groups[thread].open.push_back(operation);
+  if (RaceDetector* races = issuer.warp.machine().races()) {
+    races->issue_in_bulk_group(*operation, issuer.warp, issuer.instruction, issuer.lane);
+  }
   issue_bulk(issuer, std::move(operation));
 }
 

@@ -76,6 +76,7 @@ class BulkOperation : public AsyncOperation {
 
   std::vector<CompletionBarrier> barriers;  // signalled with `bytes` each
   uint32_t bytes = 0;
+  bool async_proxy = true;  // false for st.async and red.async: generic ones
 
   AccessKind destination_access() const {
     return reduction ? AccessKind::kAtomic : AccessKind::kWrite;

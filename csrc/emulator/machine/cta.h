@@ -52,6 +52,7 @@ class Cta {
   std::vector<uint8_t> shared;              // static, then dynamic; poisoned with 0xff
   std::vector<uint8_t> shared_initialised;  // a byte per byte; empty if the init check is off
   std::map<uint32_t, std::unique_ptr<Mbarrier>> mbarriers;  // by offset in `shared`
+  std::map<uint32_t, Party> invalidated;  // the last mbarrier.inval there, by offset
   std::array<NamedBarrier, 16> barriers;
   std::vector<std::unique_ptr<Warp>> warps;
   std::vector<std::unique_ptr<WarpgroupState>> warpgroups;  // made on first use
@@ -63,9 +64,9 @@ class Cta {
   std::vector<uint32_t> warp_registers;  // per warp, a thread's share
   std::map<int, std::vector<Party>> register_changes;  // setmaxnreg in their order, by warpgroup
   std::vector<uint32_t> num_register_changes;          // per warp
-  Waitable register_release;             // woken when the pool grows
+  Waitable register_release;                           // woken when the pool grows
   uint32_t live_warps = 0;
-  std::shared_ptr<CtaRaces> races;       // of the race detector; null where it is off
+  std::shared_ptr<CtaRaces> races;  // of the race detector; null where it is off
   bool launched_dependents = false;
   bool exited = false;
 

@@ -26,6 +26,13 @@ void Footprint::add(uint64_t address, uint64_t bytes) {
   }
 }
 
+void Footprint::add(const Footprint& other) {
+  for (const auto& [number, words] : other.pages_) {
+    Page& sum = page(number);
+    for (uint32_t i = 0; i < kPageWords; ++i) sum[i] |= (*words)[i];
+  }
+}
+
 uint64_t Footprint::bytes() const {
   uint64_t sectors = 0;
   for (const auto& [number, page] : pages_) {

@@ -14,6 +14,8 @@ class Footprint {
  public:
   /// Adds the sectors of [address, address + bytes).
   void add(uint64_t address, uint64_t bytes);
+  /// Adds those of another set.
+  void add(const Footprint& other);
   /// 32 times the sectors.
   uint64_t bytes() const;
 

@@ -1,6 +1,8 @@
 // Grids and their clusters: checking a launch, making CTAs resident, retiring them; findings.
 #include "emulator/machine/machine.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -23,6 +25,7 @@ constexpr uint64_t kSharedBytesPerSm = 228 * 1024;
 constexpr uint64_t kReservedSharedBytes = 1024;  // of each CTA, by the system
 constexpr uint64_t kMaxSharedBytes = 232448;
 constexpr uint64_t kMaxClusterSize = 16;
+constexpr uint64_t kPortableClusterSize = 8;
 constexpr uint32_t kMaxGridX = 0x7fffffff;
 constexpr uint32_t kMaxGridYz = 65535;
 constexpr uint32_t kDynamicAlignment = 1024;
@@ -62,14 +65,24 @@ double Grid::occupied(uint64_t clusters) const {
   return static_cast<double>(clusters) * cluster_size / ctas_per_sm;
 }
 
-Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches)
-    : options_(options), random_(options.seed) {
+uint32_t MachineOptions::threads() const {
+  if (num_threads != 0) return num_threads;
+  cpu_set_t usable;
+  CPU_ZERO(&usable);
+  if (sched_getaffinity(0, sizeof(usable), &usable) != 0) return 1;
+  return static_cast<uint32_t>(std::max(CPU_COUNT(&usable), 1));
+}
+
+Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches, PagePool* pool)
+    : options_(options), random_(options.seed), pool_(pool == nullptr ? &own_pool_ : pool) {
   report_.seed = options.seed;
   static constexpr const char* kModes[] = {"early", "late", "random"};
   report_.async_completion = kModes[static_cast<size_t>(options.completion)];
   if (options.check_memory) report_.checks.emplace_back("memory");
   if (options.check_init) report_.checks.emplace_back("init");
+  if (options.check_race) report_.checks.emplace_back("race");
   if (options.check_sync) report_.checks.emplace_back("sync");
+  if (options.check_race) races_ = std::make_unique<RaceDetector>(*this);
   for (MachineLaunch& launch : launches) {
     auto grid = std::make_unique<Grid>();
     grid->index = static_cast<int>(grids_.size());
@@ -82,6 +95,9 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
     const Dim3& size = grid->launch.cluster;
     grid->cluster_size = static_cast<uint32_t>(volume(size));
     grid->num_clusters = volume(grid->launch.grid) / grid->cluster_size;
+    if (grid->launch.end_cluster < grid->num_clusters || grid->launch.first_cluster != 0) {
+      take_slice(*grid);
+    }
     grid->ctas_per_sm =
         max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
     if (grid->launch.programmatic_dependent && !grids_.empty())
@@ -96,6 +112,13 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
 }
 
 Machine::~Machine() = default;
+
+/// Only some of the grid's clusters run, and draw other numbers than the rest.
+void Machine::take_slice(Grid& grid) {
+  grid.num_clusters = std::min(grid.launch.end_cluster, grid.num_clusters);
+  grid.next_cluster = grid.finished_clusters = grid.launch.first_cluster;
+  random_ = Random(Random(options_.seed ^ ~grid.launch.first_cluster).next());
+}
 
 void Machine::check_launch(const Grid& grid) {
   const MachineLaunch& launch = grid.launch;
@@ -112,6 +135,10 @@ void Machine::check_launch(const Grid& grid) {
   PK_CHECK(cluster >= 1 && cluster <= kMaxClusterSize && launch.cluster.x <= kMaxClusterSize &&
                launch.cluster.y <= kMaxClusterSize && launch.cluster.z <= kMaxClusterSize,
            who, "a cluster must have 1 to 16 CTAs, got ", text(launch.cluster));
+  if (cluster > kPortableClusterSize) {
+    note(concat("'", program.name, "' has clusters of ", cluster, " CTAs: beyond ",
+                kPortableClusterSize, " a launch needs the attribute NON_PORTABLE_CLUSTER_SIZE_ALLOWED"));
+  }
   PK_CHECK(launch.grid.x % launch.cluster.x == 0 && launch.grid.y % launch.cluster.y == 0 &&
                launch.grid.z % launch.cluster.z == 0,
            who, "the grid must be a multiple of the cluster, got ", text(launch.grid), " and ",
@@ -131,6 +158,9 @@ void Machine::check_launch(const Grid& grid) {
   PK_CHECK(program.max_threads == 0 || threads <= program.max_threads, who,
            "the kernel was compiled for at most ", program.max_threads, " threads (.maxntid), got ",
            threads);
+  const uint64_t whole_warps = (threads + kWarpSize - 1) / kWarpSize * kWarpSize;
+  PK_CHECK(launch.registers * whole_warps <= kRegistersPerSm, who, "an SM has ", kRegistersPerSm,
+           " registers, got ", launch.registers, " for each of ", whole_warps, " threads");
   PK_CHECK(!program.instructions.empty(), who, "the kernel has no instructions");
 }
 
@@ -179,6 +209,7 @@ void Machine::start_cluster(Grid& grid) {
       add_runnable(*cta->warps.back());
     }
   }
+  if (races_ != nullptr) races_->start(*cluster);
   grid.resident.push_back(std::move(cluster));
 }
 
@@ -187,9 +218,11 @@ void Machine::end_ctas(Cluster& cluster) {
   for (const auto& cta : cluster.ctas) {
     if (cta->exited || cta->live_threads != 0) continue;
     report_unfinished_operations(*this, *cta);
+    if (races_ != nullptr) races_->end(*cta);
     for (const auto& operation : std::deque(cluster.async.operations())) {
       if (operation->ready() && operation->touches(*cta)) AsyncQueue::force(*this, *operation);
     }
+    report_unfinished_barriers(*this, *cta);
     cta->exited = true;
     if (!cta->launched_dependents) ++cta->grid->dependents_launched;
     cta->launched_dependents = true;
@@ -210,24 +243,30 @@ void Machine::retire(Cluster& cluster) {
   if (grid.finished()) grid.wake_all();
 }
 
-Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
+Site make_site(const MachineLaunch& launch, const Instruction& inst, int grid,
+               const std::array<uint32_t, 3>& ctaid, int thread) {
   Site site;
-  const Program& program = warp.program();
-  const Cta& cta = const_cast<Warp&>(warp).cta();
+  const Program& program = *launch.program;
   site.kernel = program.name;
   if (inst.statement < program.texts.size()) site.ptx = program.texts[inst.statement];
   if (inst.statement < program.locations.size()) {
     const SourceLocation& location = program.locations[inst.statement];
     site.ptx_line = location.ptx_line;
     site.cuda_line = location.line;
-    const auto& files = cta.grid->launch.module->parsed.files;
+    const auto& files = launch.module->parsed.files;
     if (const auto file = files.find(location.file); file != files.end())
       site.cuda_file = file->second;
   }
-  site.grid = cta.grid->index;
-  site.ctaid = cta.ctaid;
-  if (lane >= 0) site.thread = warp.index() * kWarpSize + lane;
+  site.grid = grid;
+  site.ctaid = ctaid;
+  site.thread = thread;
   return site;
+}
+
+Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
+  const Cta& cta = const_cast<Warp&>(warp).cta();
+  return make_site(cta.grid->launch, inst, cta.grid->index, cta.ctaid,
+                   lane >= 0 ? warp.index() * kWarpSize + lane : -1);
 }
 
 void Machine::report(const std::string& kind, const std::string& message, const Warp& warp,

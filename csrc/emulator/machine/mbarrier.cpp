@@ -47,21 +47,21 @@ const char* Mbarrier::complete_tx(int64_t bytes) {
 void Mbarrier::complete_phase_if_due() {
   if (pending_ != 0 || tx_bytes_ != 0) return;
   ++phase_;
-  if (races != nullptr) races->clock.complete(true);
+  if (races != nullptr) races->complete();
   pending_ = expected_;
   wake_all();
 }
 
-void Mbarrier::set_seen(int thread, uint64_t phase) {
+void Mbarrier::set_next(int thread, uint64_t phase) {
   const auto index = static_cast<size_t>(thread);
-  if (seen_.size() <= index) seen_.resize(index + 1, 0);
-  seen_[index] = phase + 1;
+  if (next_.size() <= index) next_.resize(index + 1, 0);
+  next_[index] = phase + 1;
 }
 
-std::optional<uint64_t> Mbarrier::seen(int thread) const {
+std::optional<uint64_t> Mbarrier::next(int thread) const {
   const auto index = static_cast<size_t>(thread);
-  if (index >= seen_.size() || seen_[index] == 0) return std::nullopt;
-  return seen_[index] - 1;
+  if (index >= next_.size() || next_[index] == 0) return std::nullopt;
+  return next_[index] - 1;
 }
 
 std::string Mbarrier::describe() const {

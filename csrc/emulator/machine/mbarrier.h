@@ -44,10 +44,10 @@ class Mbarrier : public Waitable {
 
   // ---- for findings ----
   Party expecting;  // who has announced transaction bytes last
-  /// A thread of the CTA has seen this phase completed, or has arrived in it.
-  void set_seen(int thread, uint64_t phase);
-  /// The phase that it has seen last; no value if none.
-  std::optional<uint64_t> seen(int thread) const;
+  /// The phase that a thread of the CTA has arrived in, or the one after that which it has waited
+  /// for: the next that it may wait for.
+  void set_next(int thread, uint64_t phase);
+  std::optional<uint64_t> next(int thread) const;
 
   std::shared_ptr<MbarrierRaces> races;  // of the race detector; null where it is off
 
@@ -58,7 +58,7 @@ class Mbarrier : public Waitable {
   uint32_t pending_;
   int64_t tx_bytes_ = 0;
   uint64_t phase_ = 0;
-  std::vector<uint64_t> seen_;  // the phase + 1, by thread; empty until someone waits
+  std::vector<uint64_t> next_;  // the phase + 1, by thread; empty until someone arrives or waits
 };
 
 }  // namespace pykernels::emulator

@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "emulator/check/init.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/check/sync.h"
 #include "emulator/machine/machine.h"
 
@@ -158,7 +159,7 @@ uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t
                  global_bounds_message(machine.allocations(), allocation, address, bytes, kind),
                  warp, inst, lane);
   }
-  if (warp.before_grid_wait() && space != Space::kConst)
+  if (warp.before_grid_wait() && warp.before_grid_wait(lane) && space != Space::kConst)
     report_before_grid_wait(warp, inst, lane, *allocation);
   return reinterpret_cast<uint8_t*>(address);
 }
@@ -319,6 +320,7 @@ uint8_t* resolve_shared(Machine& machine, Cta& cta, uint32_t offset, uint32_t by
   if (!cta.shared_initialised.empty() && kind != AccessKind::kRead) {
     std::memset(cta.shared_initialised.data() + offset, 1, bytes);
   }
+  if (RaceDetector* races = machine.races()) races->async_shared(cta, offset, bytes, kind);
   return cta.shared.data() + offset;
 }
 
@@ -331,6 +333,7 @@ uint8_t* resolve_global(Machine& machine, uint64_t address, uint64_t bytes, Acce
     if (issuer == nullptr || instruction == nullptr) machine.fail("memory", message);
     machine.fail("memory", message, *issuer, *instruction);
   }
+  if (RaceDetector* races = machine.races()) races->async_global(address, bytes, kind);
   return reinterpret_cast<uint8_t*>(address);
 }
 

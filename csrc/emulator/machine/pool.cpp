@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <new>
 
 namespace pykernels::emulator {
@@ -24,6 +25,7 @@ uint8_t* PagePool::take(size_t bytes) {
   if (!free.empty()) {
     uint8_t* block = free.back();
     free.pop_back();
+    std::memset(block, 0, bytes);
     return block;
   }
   void* block = mmap(nullptr, size, PROT_READ | PROT_WRITE,

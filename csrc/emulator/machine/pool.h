@@ -1,6 +1,6 @@
 // Blocks of memory that the system pages in on first touch. Warps of hundreds of resident CTAs come
-// and go, and most of their registers are never touched: blocks are neither cleared nor given back
-// in between.
+// and go, and most of their registers are never touched: blocks are kept for the next owner, and
+// cleared for it.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ class PagePool {
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
-  /// At least this many bytes, page-aligned: zeros, or what a former owner of the block left.
+  /// At least this many zeros, page-aligned.
   uint8_t* take(size_t bytes);
   void give_back(uint8_t* block, size_t bytes);
 

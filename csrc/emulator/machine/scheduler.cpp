@@ -188,7 +188,7 @@ Report Machine::run() {
   draw_change_points();
   while (prioritised() ? run_priority_turn() : run_random_turn()) {
     if (instructions_ < next_poll_) continue;
-    next_poll_ = instructions_ + kPollInterval;
+    next_poll_ = std::min(instructions_ + kPollInterval, options_.max_warp_instructions + 1);
     if (options_.poll) options_.poll();
     check_liveness();
   }

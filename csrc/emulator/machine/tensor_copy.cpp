@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "emulator/check/race/detector.h"
+
 namespace pykernels::emulator {
 namespace {
 
@@ -91,7 +93,12 @@ class RowMemory {
   /// Called once for each row that is moved: it is counted here.
   uint8_t* at(const Run& run) const {
     machine_.count_global(run.address, run.bytes, kind_);
-    if (all_known_) return reinterpret_cast<uint8_t*>(run.address);
+    if (all_known_) {
+      if (RaceDetector* races = machine_.races()) {
+        races->async_global(run.address, run.bytes, kind_);
+      }
+      return reinterpret_cast<uint8_t*>(run.address);
+    }
     return resolve_global(machine_, run.address, run.bytes, kind_, instruction_, issuer_);
   }
 

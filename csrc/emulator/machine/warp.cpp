@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "emulator/check/init.h"
+#include "emulator/check/race/detector.h"
+#include "emulator/check/sync.h"
 #include "emulator/check/wgmma_registers.h"
 #include "emulator/machine/cta.h"
 #include "emulator/machine/machine.h"
@@ -131,6 +133,9 @@ void Warp::part(LaneMask lanes) {
 }
 
 Step Warp::exit(LaneMask lanes) {
+  if ((before_grid_wait_ & lanes) != 0)
+    report_exit_before_grid_wait(*this, before_grid_wait_ & lanes);
+  if (RaceDetector* races = machine_.races()) races->end_lanes(*this, lanes);
   Split& split = splits_[current_];
   split.lanes &= ~lanes;
   ++split.pc;

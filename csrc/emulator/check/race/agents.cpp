@@ -15,6 +15,16 @@ bool includes(Scope scope, const Place& place, const Place& other) {
   }
 }
 
+void Release::join_into(Knowledge& into, bool only_executed) const {
+  into.join(known, only_executed);
+  const Layer layer = only_executed ? Layer::kExecuted : Layer::kKnown;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const uint32_t clock = (view.own >> lane & 1) != 0 ? view.now : view.synced;
+    if (clock == 0) continue;
+    into.raise(known->cluster, layer, view.first + static_cast<uint32_t>(lane), clock);
+  }
+}
+
 void SyncClock::join(const KnowledgeRef& known, bool only_executed) {
   if (known == last_joined_ && only_executed == last_only_executed_) return;
   gathered_.join(known, only_executed);

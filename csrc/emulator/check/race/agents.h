@@ -28,11 +28,31 @@ struct Place {
 /// Whether a scope around one place holds the other.
 bool includes(Scope scope, const Place& place, const Place& other);
 
-/// Something released: what is known where, and for whom.
+/// What an access or an operation rests on: knowledge, and the accesses of its own warp.
+struct View {
+  const Knowledge* known = nullptr;
+  uint32_t first = 0;  // component of the warp's lane 0
+  LaneMask own = 0;    // lanes whose accesses up to `now` come before
+  uint32_t now = 0;
+  uint32_t synced = 0;  // of the other lanes
+
+  uint32_t at(Layer layer, uint32_t component) const {
+    const uint32_t value = known->own.at(layer, component);
+    const uint32_t lane = component - first;
+    if (lane >= static_cast<uint32_t>(kWarpSize) || layer > Layer::kExecuted) return value;
+    const uint32_t warp = (own >> lane & 1) != 0 ? now : synced;
+    return value > warp ? value : warp;
+  }
+};
+
+/// Something released: what a lane knew, where it stands, and for whom.
 struct Release {
   Scope scope = Scope::kCta;
   Place place;
-  KnowledgeRef knowledge;
+  KnowledgeRef known;
+  View view;  // into `known`
+
+  void join_into(Knowledge& into, bool only_executed) const;
 };
 
 /// What a lane's fences have released and may still acquire.
@@ -48,38 +68,26 @@ struct WarpRaces {
   uint32_t synced = 0;  // accesses up to this clock are known to all lanes of the warp
   Place place;
   std::array<KnowledgeRef, kWarpSize> known;
-  bool uniform = true;  // all lanes' `known` are one
+  bool uniform = true;                                        // all lanes' `known` are one
   std::unique_ptr<std::array<LaneFences, kWarpSize>> fences;  // made on first use
-  uint32_t copies = ~0u;  // first of 32 components: cp.async of each lane
-  uint32_t bulk = ~0u;    // first of 64 components: bulk groups of each lane, sources then results
-  std::array<uint32_t, kWarpSize> num_copies = {};
-  std::array<uint32_t, kWarpSize> num_bulk = {};
-};
-
-/// What an access or an operation rests on: knowledge, and the accesses of its own warp.
-struct View {
-  KnowledgeRef known;
-  uint32_t first = 0;  // component of the warp's lane 0
-  LaneMask own = 0;    // lanes whose accesses up to `now` come before
-  uint32_t now = 0;
-  uint32_t synced = 0;  // of the other lanes
-
-  uint32_t at(Layer layer, uint32_t component) const {
-    const uint32_t value = known->own.at(layer, component);
-    const uint32_t lane = component - first;
-    if (lane >= static_cast<uint32_t>(kWarpSize) || layer > Layer::kExecuted) return value;
-    const uint32_t warp = (own >> lane & 1) != 0 ? now : synced;
-    return value > warp ? value : warp;
-  }
+  // Components by lane, made on first use.
+  std::map<int, uint32_t> copies;  // cp.async
+  std::map<int, uint32_t> bulk;    // bulk groups: of their sources; behind it of their results
+  std::map<int, uint32_t> inits;   // the mbarriers that the lane initialises
 };
 
 /// The clock of a barrier: arrivals gather, a completed phase is what waiters acquire.
 class SyncClock {
  public:
-  explicit SyncClock(uint32_t cluster) { gathered_.cluster = cluster; }
+  explicit SyncClock(uint32_t cluster, uint64_t num_completed = 0) : num_completed_(num_completed) {
+    gathered_.cluster = cluster;
+  }
 
   /// Joins what is known; skips what the arrival before has joined.
   void join(const KnowledgeRef& known, bool only_executed);
+  void join(const Release& release, bool only_executed) {
+    release.join_into(gathered_, only_executed);
+  }
   void raise(Layer layer, uint32_t component, uint32_t clock) {
     gathered_.own.raise(layer, component, clock);
   }
@@ -89,8 +97,7 @@ class SyncClock {
   KnowledgeRef completed(uint64_t phase) const;
   KnowledgeRef last() const { return completed_.empty() ? nullptr : completed_.back(); }
   /// `known` joined with `released`; warps that know the same share the result.
-  KnowledgeRef acquire(const KnowledgeRef& known, const KnowledgeRef& released,
-                       bool only_executed);
+  KnowledgeRef acquire(const KnowledgeRef& known, const KnowledgeRef& released, bool only_executed);
 
  private:
   static constexpr size_t kKept = 8;
@@ -98,26 +105,32 @@ class SyncClock {
   Knowledge gathered_;
   KnowledgeRef last_joined_;
   bool last_only_executed_ = false;
-  uint64_t num_completed_ = 0;
+  uint64_t num_completed_;
   std::deque<KnowledgeRef> completed_;
   KnowledgeRef cached_known_, cached_released_, cached_result_;
 };
 
 /// An asynchronous operation as an agent: what its issuer knew, and its accesses' components.
 struct AgentRaces {
-  std::vector<View> views;  // all must have an access before it: one, or four of a warpgroup
+  std::vector<View> views;  // all must have an access before them: one, or four of a warpgroup
+  std::vector<KnowledgeRef> kept;  // what the views point into
   uint32_t cluster = 0;
   uint32_t read_component = 0;
   uint32_t write_component = 0;
   uint32_t clock = 0;
-  uint32_t instruction = 0;
-  bool async_proxy = true;
+  uint32_t what = 0;  // of its accesses
 };
 
-/// An mbarrier's clock, and its initialisation.
+/// An mbarrier's clocks, and its initialisation. A waiter with the scope of its CTA sees what its
+/// own CTA and completed copies have released; of what others have, only that it is over.
 struct MbarrierRaces {
-  explicit MbarrierRaces(uint32_t cluster) : clock(cluster) {}
-  SyncClock clock;
+  explicit MbarrierRaces(uint32_t cluster) : local(cluster), remote(cluster) {}
+  void complete() {
+    local.complete(true);
+    remote.complete(true);
+  }
+  SyncClock local;
+  SyncClock remote;
   Epoch init;
 };
 
@@ -127,6 +140,7 @@ struct CtaRaces {
   std::vector<Line> lines;
   std::map<uint32_t, Epoch> remote;  // last touch, by component, of agents that are not its threads
   std::unique_ptr<SyncClock> ended;  // what its ended threads knew
+  Epoch exit;                        // the last of them
 };
 
 /// A component behind those of threads: who issued its operations.
@@ -142,9 +156,9 @@ struct ClusterRaces {
   const MachineLaunch* launch = nullptr;
   std::array<uint32_t, 3> cluster_ctaid = {};
   uint32_t warps_per_cta = 0;
-  uint32_t num_threads = 0;      // components of threads (whole warps)
-  std::vector<AgentSlot> slots;  // the components behind those
-  std::map<uint32_t, std::vector<uint32_t>> free_slots;  // used again, by issuing thread
+  uint32_t num_threads = 0;                            // components of threads (whole warps)
+  std::vector<AgentSlot> slots;                        // the components behind those
+  std::map<uint32_t, std::vector<uint32_t>> slots_of;  // used again, by issuing thread
 
   uint32_t num_ctas = 0;
 

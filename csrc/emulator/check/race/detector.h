@@ -1,7 +1,8 @@
 // The race detector: follows every access and every synchronisation of a run, and reports accesses
-// that happens-before does not order. check/race/README of the emulator's README states the rules.
+// that happens-before does not order. The emulator's README states the rules.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -34,6 +35,22 @@ struct ProxyFence {
   bool tensor_map = false;
 };
 
+/// A load, store or atomic of a warp's active lanes.
+struct ThreadAccess {
+  Space space = Space::kGlobal;  // kGeneric: each address tells
+  bool generic = false;          // addresses are generic ones (or .shared::cluster)
+  bool row = false;  // lane i's bytes follow lane i - 1's; only the first address counts
+  AccessKind kind = AccessKind::kRead;
+  MemoryOrder order;
+  uint32_t bytes = 0;
+  LaneMask active = 0;
+  const uint64_t* addresses = nullptr;
+
+  uint64_t address(int lane) const {
+    return row ? addresses[0] + uint64_t{bytes} * static_cast<uint32_t>(lane) : addresses[lane];
+  }
+};
+
 class RaceDetector {
  public:
   explicit RaceDetector(Machine& machine) : machine_(machine) {}
@@ -46,37 +63,33 @@ class RaceDetector {
   void end(Cta& cta);
 
   // ---- accesses of threads ----
-  /// A load, store or atomic of the active lanes; pointers as `access` has resolved them.
-  void access(Warp& warp, const Instruction& inst, const uint64_t* addresses,
-              uint8_t* const* pointers, uint32_t bytes, AccessKind kind, LaneMask active);
-  /// An access of one lane to a place that is known already: tensor maps.
+  void access(Warp& warp, const Instruction& inst, const ThreadAccess& access);
+  /// One lane reads a tensor map through its own proxy, before an operation that it issues.
+  void read_tensor_map(Warp& warp, const Instruction& inst, int lane, uint64_t generic_address);
+  /// One lane reads or writes consecutive bytes.
   void access_range(Warp& warp, const Instruction& inst, int lane, uint64_t generic_address,
-                    uint32_t bytes, AccessKind kind, bool tensor_map_proxy);
+                    uint32_t bytes, AccessKind kind);
 
   // ---- asynchronous operations ----
   /// A copy that signals an mbarrier: an agent of its own.
-  void issue_signalling(AsyncOperation& operation, Warp& warp, int lane, bool async_proxy);
-  /// A copy of the lane's bulk groups, or of its cp.async groups.
-  void issue_in_bulk_group(AsyncOperation& operation, Warp& warp, int lane);
-  uint32_t issue_copy(Warp& warp, int lane);
-  /// A warp's share of a WGMMA; `number`: the operation's in its warpgroup, from 0.
-  void issue_wgmma(AsyncOperation& operation, Warp& warp, const Instruction& inst,
-                   uint64_t number);
-  /// Makes the operation the one that async_access speaks of; returns the one before.
+  void issue_signalling(AsyncOperation& operation, Warp& warp, const Instruction& inst, int lane,
+                        bool async_proxy);
+  /// A copy of the lane's bulk groups.
+  void issue_in_bulk_group(AsyncOperation& operation, Warp& warp, const Instruction& inst,
+                           int lane);
+  /// A lane's share of a cp.async.
+  std::shared_ptr<AgentRaces> issue_copy(Warp& warp, const Instruction& inst, int lane);
+  /// A warp's share of a WGMMA; `number`: the operation's in its warpgroup, from 1.
+  void issue_wgmma(AsyncOperation& operation, Warp& warp, const Instruction& inst, uint64_t number);
+  /// Makes this the agent that async_shared and async_global speak of; returns the one before.
   AgentRaces* set_current(AgentRaces* agent);
   void async_shared(Cta& cta, uint32_t offset, uint32_t bytes, AccessKind kind);
   void async_global(uint64_t address, uint64_t bytes, AccessKind kind);
-  /// A lane's piece of a cp.async takes effect.
-  void copy_access(Warp& warp, const Instruction& inst, int lane, uint32_t number,
-                   const View& view, Cta& cta, uint32_t offset, uint32_t bytes, uint64_t from,
-                   uint32_t from_bytes);
-  View view(Warp& warp, int lane) const;
-
-  void complete_tx(const AsyncOperation& operation, Mbarrier& mbarrier);
-  void copies_arrive(Warp& warp, int lane, uint32_t number, Mbarrier& mbarrier);
-  void wait_bulk(Warp& warp, int lane, uint32_t number, bool only_sources);
-  void wait_copies(Warp& warp, int lane, uint32_t number);
-  void wait_wgmma(Warp& warp, uint64_t number);
+  /// The operation signals the mbarrier: before it does.
+  void complete_tx(const AgentRaces& agent, Mbarrier& mbarrier);
+  /// The lane has waited for these: their results, or only for their sources to have been read.
+  void wait_for(Warp& warp, LaneMask lanes, std::span<const AgentRaces* const> agents,
+                bool only_sources);
 
   // ---- synchronisation of threads ----
   void warp_sync(Warp& warp, LaneMask lanes);
@@ -84,88 +97,121 @@ class RaceDetector {
   void barrier_wait(Warp& warp, NamedBarrier& barrier, uint64_t generation, LaneMask lanes);
   void cluster_arrive(Warp& warp, LaneMask lanes, Semantics semantics);
   void cluster_wait(Warp& warp, LaneMask lanes);
-  void mbarrier_init(Warp& warp, const Instruction& inst, int lane, Cta& owner, uint32_t offset,
-                     Mbarrier& mbarrier);
+  void mbarrier_init(Warp& warp, const Instruction& inst, int lane, Mbarrier& mbarrier);
   /// Any use by a thread, before what it does; `owner` is the CTA that the mbarrier lies in.
   void mbarrier_use(Warp& warp, const Instruction& inst, int lane, Cta& owner, uint32_t offset,
-                    Mbarrier& mbarrier);
-  void mbarrier_arrive(Warp& warp, const Instruction& inst, int lane, Cta& owner,
-                       Mbarrier& mbarrier);
-  void mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask lanes, Mbarrier& mbarrier);
+                    const Mbarrier& mbarrier);
+  void mbarrier_arrive(Warp& warp, int lane, const Cta& owner, Mbarrier& mbarrier,
+                       MemoryOrder order);
+  void mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier, MemoryOrder order);
   void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope);
   void fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces);
   void fence_mbarrier_init(Warp& warp, LaneMask lanes);
   void grid_wait(Warp& warp, LaneMask lanes, const Grid& before);
 
-  /// Conflicts between the clusters of a grid that ran apart: they order nothing among them.
-  static void merge(Report& report, std::vector<std::unique_ptr<RaceDetector>>& slices);
-
  private:
-  friend struct RaceMerge;
-
   /// An access as it is checked.
   struct Access {
     Epoch epoch;
     std::span<const View> views;
     bool writes = false;
-    Layer proxy = Layer::kKnown;  // kAsyncShared, ...: an earlier generic write needs a fence
-    uint32_t bytes = 0;
-    Cta* owner = nullptr;  // of shared memory
+    Layer proxy = Layer::kKnown;  // another: an earlier generic write needs its fence
+    Cta* owner = nullptr;         // of shared memory
   };
   enum class Verdict : uint8_t { kOrdered, kUnordered, kNeedsProxyFence, kNonCoherent };
 
   // access.cpp
-  bool striped_access(Warp& warp, const Instruction& inst, uint8_t* const* pointers,
-                      uint32_t bytes, AccessKind kind);
-  void lane_accesses(Warp& warp, const Instruction& inst, const uint64_t* addresses,
-                     uint8_t* const* pointers, uint32_t bytes, AccessKind kind, LaneMask active);
+  Cta* owner_of(Warp& warp, const ThreadAccess& access, uint64_t* address) const;
+  bool access_lines(Warp& warp, const Instruction& inst, const ThreadAccess& access);
+  void access_line(Warp& warp, Line& line, const Access& access, uint64_t address,
+                   uint32_t bytes_per_lane);
+  void access_lane(Warp& warp, const Instruction& inst, const ThreadAccess& access, int lane);
+  void access_same(Warp& warp, const Instruction& inst, const ThreadAccess& access);
   void range(const Access& access, uint64_t address, uint64_t bytes);
   void line_range(Line& line, const Access& access, uint64_t line_address, uint32_t begin,
                   uint32_t end);
   void cell(Cell& cell, const Access& access, uint64_t address);
+  Line& line_of(const Access& access, uint64_t address);
+  void touch(Cta& owner, const Epoch& epoch);
+  Epoch thread_epoch(const Warp& warp, const Instruction& inst, LaneMask lanes,
+                     const ThreadAccess& access) const;
+
+  // order.cpp
   Verdict judge(const Epoch& earlier, bool earlier_writes, const Access& access) const;
   bool knows(const View& view, const Epoch& epoch, Layer layer) const;
-  bool needs_split(const Cell& cell, const Access& access) const;
+  bool both_strong(const Epoch& a, const Epoch& b) const;
+  Place place_of(const Epoch& epoch) const;
+  bool has_other_stripe(const Cell& cell, const Access& access) const;
   bool supersedes(const Access& access, const Epoch& earlier) const;
   void note_read(Cell& cell, const Access& access);
+  void note_reader(ReadSet& readers, const Access& access);
   void clear_readers(Cell& cell);
-  Line& line_of(const Access& access, uint64_t address);
-  void touch_remote(Cta& owner, const Epoch& epoch);
-  Epoch thread_epoch(const Warp& warp, const Instruction& inst, LaneMask lanes) const;
+  Epoch make_read_set(ReadSet readers);
+  void split(Line& line, uint32_t shift);
+  /// The cell's readers since its last write.
+  std::span<const Epoch> readers(const Cell& cell) const;
 
   // sync.cpp
+  View view(const Warp& warp, int lane) const;
   void set_known(Warp& warp, LaneMask lanes, const KnowledgeRef& known);
   void release_into(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed);
-  void acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, const KnowledgeRef& released,
-                    bool only_executed);
-  KnowledgeRef snapshot(const Warp& warp, int lane) const;
-  /// `body(known, lanes)` for the lanes of each distinct knowledge.
-  template <typename Body>
-  void for_knowledge(Warp& warp, LaneMask lanes, Body body);
+  void acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed);
+  Release release_of(const Warp& warp, int lane, Scope scope) const;
   LaneFences& fences(Warp& warp, int lane);
-  void raise_known(Warp& warp, LaneMask lanes, std::span<const std::pair<uint32_t, uint32_t>> values);
-  uint32_t add_slot(ClusterRaces& cluster, uint32_t owner);
+
+  // async.cpp
+  std::shared_ptr<AgentRaces> make_agent(Warp& warp, const Instruction& inst, int lane,
+                                         bool async_proxy);
+  uint32_t add_slots(ClusterRaces& cluster, uint32_t owner, uint32_t count);
+  uint32_t take_slot(ClusterRaces& cluster, uint32_t thread, const View& view);
 
   // locations.cpp
-  void strong_access(Warp& warp, const Instruction& inst, int lane, uint64_t key, AccessKind kind);
-  void forget_location(uint64_t key, uint64_t bytes);
+  void synchronise(Warp& warp, int lane, uint64_t key, AccessKind kind, MemoryOrder order);
+  void acquire_location(Warp& warp, int lane, const std::vector<Release>& released,
+                        MemoryOrder order);
+  void forget_location(const Access& access, uint64_t address);
 
   // findings.cpp
   void report(const Access& access, const Epoch& earlier, bool earlier_writes, Verdict verdict,
               uint64_t address);
-  void report_pair(const std::string& message, const Epoch& later, const Epoch& earlier);
+  void report_pair(const std::string& kind, const std::string& message, const Epoch& first,
+                   const Epoch* second);
   Site site_of(const Epoch& epoch) const;
-  std::string place_of(const Access& access, uint64_t address) const;
+  std::string memory_of(const Access& access, uint64_t address) const;
   std::string agent_of(const Epoch& epoch) const;
+  const Instruction& instruction_of(const Epoch& epoch) const;
+  ClusterRaces& cluster_of(const Epoch& epoch) const { return *clusters_[epoch.cluster]; }
 
   Machine& machine_;
-  std::vector<std::unique_ptr<ClusterRaces>> clusters_;  // by serial number, from 1
+  std::vector<std::unique_ptr<ClusterRaces>> clusters_;  // by serial number
   GlobalShadow global_;
   std::vector<ReadSet> read_sets_;
   std::vector<uint32_t> free_read_sets_;
-  std::unordered_map<uint64_t, std::vector<Release>> locations_;
-  std::map<std::pair<uint64_t, uint64_t>, size_t> known_pairs_;  // of instructions, to findings
+  std::unordered_map<uint64_t, std::vector<Release>> locations_;  // by location_key
+  std::map<std::array<uint64_t, 3>, size_t> reported_;  // pairs of instructions: their finding
   AgentRaces* current_ = nullptr;
 };
+
+/// `body(known, lanes)` for the lanes of each distinct knowledge.
+template <typename Body>
+void for_knowledge(WarpRaces& races, LaneMask lanes, Body body) {
+  if (races.uniform) {
+    body(races.known[0], lanes);
+    return;
+  }
+  while (lanes != 0) {
+    const KnowledgeRef known = races.known[static_cast<size_t>(__builtin_ctz(lanes))];
+    LaneMask same = 0;
+    for (LaneMask rest = lanes; rest != 0; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest);
+      if (races.known[static_cast<size_t>(lane)] == known) same |= 1u << lane;
+    }
+    body(known, same);
+    lanes &= ~same;
+  }
+}
+
+/// The shared or global location that flags and their releases are kept under.
+uint64_t location_key(const Cta* owner, uint64_t address);
 
 }  // namespace pykernels::emulator

@@ -46,18 +46,18 @@ void ClusterClock::publish(Layer layer) {
 
 const ClusterClock* Knowledge::of(uint32_t other) const {
   if (other == cluster) return &own;
-  const auto place = std::lower_bound(
-      others.begin(), others.end(), other,
-      [](const auto& entry, uint32_t wanted) { return entry.first < wanted; });
+  const auto place =
+      std::lower_bound(others.begin(), others.end(), other,
+                       [](const auto& entry, uint32_t wanted) { return entry.first < wanted; });
   return place == others.end() || place->first != other ? nullptr : place->second.get();
 }
 
 void Knowledge::join_other(uint32_t other, const std::shared_ptr<const ClusterClock>& clock,
                            bool only_executed) {
   if (other == cluster) return own.join(*clock, only_executed);
-  const auto place = std::lower_bound(
-      others.begin(), others.end(), other,
-      [](const auto& entry, uint32_t wanted) { return entry.first < wanted; });
+  const auto place =
+      std::lower_bound(others.begin(), others.end(), other,
+                       [](const auto& entry, uint32_t wanted) { return entry.first < wanted; });
   const bool known = place != others.end() && place->first == other;
   if (known && place->second == clock) return;
   if (!known && !only_executed) {
@@ -77,6 +77,13 @@ void Knowledge::join(const KnowledgeRef& from, bool only_executed) {
   finished_grids |= from->finished_grids;
   join_other(from->cluster, {from, &from->own}, only_executed);
   for (const auto& [other, clock] : from->others) join_other(other, clock, only_executed);
+}
+
+void Knowledge::raise(uint32_t of_cluster, Layer layer, uint32_t component, uint32_t clock) {
+  if (of_cluster == cluster) return own.raise(layer, component, clock);
+  auto raised = std::make_shared<ClusterClock>();
+  raised->raise(layer, component, clock);
+  join_other(of_cluster, raised, layer == Layer::kExecuted);
 }
 
 void Knowledge::publish(Layer layer) {

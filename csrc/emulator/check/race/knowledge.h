@@ -61,6 +61,7 @@ class Knowledge {
 
   const ClusterClock* of(uint32_t other) const;
   void join(const KnowledgeRef& from, bool only_executed);
+  void raise(uint32_t of_cluster, Layer layer, uint32_t component, uint32_t clock);
   void publish(Layer layer);
 
  private:

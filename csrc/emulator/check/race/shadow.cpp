@@ -24,12 +24,6 @@ Epoch part_of(const Epoch& epoch, uint32_t offset) {
 
 void Line::split(uint32_t shift) {
   if (shift >= cell_shift) return;
-  // A stripe's lanes differ from word to word: chunks of 16 bytes hold it only where they are quads.
-  const auto fine = [](const Epoch& epoch) {
-    const uint32_t stripe = (epoch.what & kWhatStripe) >> kWhatStripeShift;
-    return stripe == 1 || stripe == 2;
-  };
-  if (cell_shift == 7 && shift == 4 && (fine(whole.write) || fine(whole.read))) shift = 2;
   const uint32_t count = kLineBytes >> shift;
   if (cell_shift == 7 && allocated_shift == shift) {
     for (uint32_t i = 0; i < count; ++i) cells[i] = part_of(whole, i << shift);

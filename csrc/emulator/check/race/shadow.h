@@ -30,11 +30,11 @@ struct Epoch {
 // Flags in Epoch::what, above the index of the instruction.
 inline constexpr int kWhatShift = 22;
 inline constexpr uint32_t kWhatInstruction = (1u << kWhatShift) - 1;
-inline constexpr uint32_t kWhatAsync = 1u << kWhatShift;          // through the async proxy
-inline constexpr uint32_t kWhatStrong = 1u << (kWhatShift + 1);   // volatile, relaxed, atomic, ...
-inline constexpr int kWhatScopeShift = kWhatShift + 2;            // 3 bits
+inline constexpr uint32_t kWhatAsync = 1u << kWhatShift;         // through the async proxy
+inline constexpr uint32_t kWhatStrong = 1u << (kWhatShift + 1);  // volatile, relaxed, atomic, ...
+inline constexpr int kWhatScopeShift = kWhatShift + 2;           // 3 bits
 inline constexpr uint32_t kWhatNonCoherent = 1u << (kWhatShift + 5);
-inline constexpr uint32_t kWhatMany = 1u << (kWhatShift + 6);     // `component`: index of a ReadSet
+inline constexpr uint32_t kWhatMany = 1u << (kWhatShift + 6);  // `component`: index of a ReadSet
 // Of a cell that is a whole line: the lanes follow each other in words (1), pairs (2), quads (3).
 inline constexpr int kWhatStripeShift = kWhatShift + 7;
 inline constexpr uint32_t kWhatStripe = 3u << kWhatStripeShift;
@@ -49,14 +49,14 @@ using ReadSet = std::vector<Epoch>;
 
 /// The cells of 128 bytes.
 struct Line {
-  uint8_t cell_shift = 7;  // a cell has 1 << cell_shift bytes: 7, 4, 2 or 0
+  uint8_t cell_shift = 7;       // a cell has 1 << cell_shift bytes: 7, 4, 2 or 0
   uint8_t allocated_shift = 7;  // the cell size that `cells` has room for
   Cell whole;
   std::unique_ptr<Cell[]> cells;  // where the line has more than one
 
   Cell* first() { return cell_shift == 7 ? &whole : cells.get(); }
   uint32_t num_cells() const { return kLineBytes >> cell_shift; }
-  /// Cuts the line into cells of at most 1 << shift bytes.
+  /// Cuts the line into cells of 1 << shift bytes, which copy what they are cut from.
   void split(uint32_t shift);
   /// One cell again, without readers, of a line that is written as a whole.
   void unite(const Epoch& write);

@@ -1,0 +1,199 @@
+// Which accesses are ordered, and the readers that a cell remembers.
+#include <algorithm>
+
+#include "emulator/check/race/detector.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+namespace {
+
+constexpr size_t kMaxReaders = 64;  // of one cell that nothing orders; more are not remembered
+
+Scope scope_of(const Epoch& epoch) { return static_cast<Scope>(epoch.what >> kWhatScopeShift & 7); }
+
+bool is_strong(const Epoch& epoch) { return (epoch.what & kWhatStrong) != 0; }
+
+}  // namespace
+
+Place RaceDetector::place_of(const Epoch& epoch) const {
+  const ClusterRaces& cluster = cluster_of(epoch);
+  const uint32_t warp = cluster.thread_of(epoch) / kWarpSize;
+  return {epoch.cluster, warp / cluster.warps_per_cta, cluster.launch->rank};
+}
+
+bool RaceDetector::both_strong(const Epoch& a, const Epoch& b) const {
+  if (!is_strong(a) || !is_strong(b)) return false;
+  const Place first = place_of(a);
+  const Place second = place_of(b);
+  return includes(scope_of(a), first, second) && includes(scope_of(b), second, first);
+}
+
+bool RaceDetector::knows(const View& view, const Epoch& epoch, Layer layer) const {
+  const auto all_lanes = [&](auto at) {
+    for (LaneMask rest = epoch.lanes; rest != 0; rest &= rest - 1) {
+      if (at(epoch.component + static_cast<uint32_t>(__builtin_ctz(rest))) < epoch.clock) {
+        return false;
+      }
+    }
+    return true;
+  };
+  if (epoch.cluster == view.known->cluster) {
+    return all_lanes([&](uint32_t component) { return view.at(layer, component); });
+  }
+  if (view.known->finished_grids >> (cluster_of(epoch).grid & 63) & 1) return true;
+  const ClusterClock* other = view.known->of(epoch.cluster);
+  return other != nullptr &&
+         all_lanes([&](uint32_t component) { return other->at(layer, component); });
+}
+
+RaceDetector::Verdict RaceDetector::judge(const Epoch& earlier, bool earlier_writes,
+                                          const Access& access) const {
+  const Epoch& later = access.epoch;
+  const uint32_t what = earlier.what | later.what;
+  const bool one_lane_or_stripe =
+      (later.lanes & (later.lanes - 1)) == 0 || (later.what & kWhatStripe) != 0;
+  if (earlier.same_agent(later) && earlier.lanes == later.lanes && one_lane_or_stripe &&
+      (what & (kWhatAsync | kWhatNonCoherent)) == 0 && access.proxy == Layer::kKnown) {
+    return Verdict::kOrdered;  // program order
+  }
+  if ((what & kWhatNonCoherent) != 0) {
+    const Epoch& read = earlier_writes ? later : earlier;
+    const bool same_launch = cluster_of(earlier).grid == cluster_of(later).grid;
+    if ((read.what & kWhatNonCoherent) != 0 && earlier_writes != access.writes && same_launch) {
+      return Verdict::kNonCoherent;
+    }
+  }
+  const Layer layer = earlier_writes ? Layer::kKnown : Layer::kExecuted;
+  for (const View& view : access.views) {
+    if (knows(view, earlier, layer)) continue;
+    if (both_strong(earlier, later)) return Verdict::kOrdered;
+    // Lanes that store to one place with one instruction: the hardware picks one of them.
+    const bool one_instruction = earlier.same_agent(later) && earlier.what == later.what &&
+                                 earlier.clock == later.clock && earlier_writes && access.writes;
+    return one_instruction ? Verdict::kOrdered : Verdict::kUnordered;
+  }
+  if (!earlier_writes || access.proxy == Layer::kKnown || (earlier.what & kWhatAsync) != 0) {
+    return Verdict::kOrdered;
+  }
+  for (const View& view : access.views) {
+    if (!knows(view, earlier, access.proxy)) return Verdict::kNeedsProxyFence;
+  }
+  return Verdict::kOrdered;
+}
+
+std::span<const Epoch> RaceDetector::readers(const Cell& cell) const {
+  if (cell.read.clock == 0) return {};
+  if ((cell.read.what & kWhatMany) == 0) return {&cell.read, 1};
+  return read_sets_[cell.read.component];
+}
+
+/// True where the lanes of an access of the same warp lie in the line in another way: what one lane
+/// did is then not what the same lane does now.
+bool RaceDetector::has_other_stripe(const Cell& cell, const Access& access) const {
+  const auto differs = [&](const Epoch& epoch) {
+    return epoch.clock != 0 && epoch.same_agent(access.epoch) &&
+           (((epoch.what ^ access.epoch.what) & kWhatStripe) != 0 ||
+            epoch.lanes != access.epoch.lanes);
+  };
+  if (differs(cell.write)) return true;
+  const std::span<const Epoch> all = readers(cell);
+  return std::any_of(all.begin(), all.end(), differs);
+}
+
+/// True where a later write that is ordered after the access is ordered after the earlier read too.
+bool RaceDetector::supersedes(const Access& access, const Epoch& earlier) const {
+  const Epoch& later = access.epoch;
+  if (is_strong(later) != is_strong(earlier) ||
+      ((later.what ^ earlier.what) & (kWhatNonCoherent | kWhatAsync | kWhatStripe)) != 0) {
+    return false;
+  }
+  if (earlier.same_agent(later)) return (earlier.lanes & ~later.lanes) == 0;
+  return std::all_of(access.views.begin(), access.views.end(),
+                     [&](const View& view) { return knows(view, earlier, Layer::kExecuted); });
+}
+
+void RaceDetector::note_reader(ReadSet& set, const Access& access) {
+  const Epoch& later = access.epoch;
+  std::erase_if(set, [&](const Epoch& earlier) { return supersedes(access, earlier); });
+  for (Epoch& earlier : set) {
+    if (!earlier.same_agent(later) || earlier.clock != later.clock || earlier.what != later.what) {
+      continue;
+    }
+    earlier.lanes |= later.lanes;
+    return;
+  }
+  if (set.size() < kMaxReaders) set.push_back(later);
+}
+
+void RaceDetector::note_read(Cell& cell, const Access& access) {
+  if (cell.read.clock == 0) {
+    cell.read = access.epoch;
+    return;
+  }
+  if ((cell.read.what & kWhatMany) != 0) {
+    return note_reader(read_sets_[cell.read.component], access);
+  }
+  if (supersedes(access, cell.read)) {
+    cell.read = access.epoch;
+    return;
+  }
+  const bool same = cell.read.same_agent(access.epoch) && cell.read.clock == access.epoch.clock &&
+                    cell.read.what == access.epoch.what && (cell.read.what & kWhatStripe) == 0;
+  if (same) {
+    cell.read.lanes |= access.epoch.lanes;
+    return;
+  }
+  cell.read = make_read_set({cell.read, access.epoch});
+}
+
+/// An epoch that stands for several readers.
+Epoch RaceDetector::make_read_set(ReadSet readers) {
+  uint32_t index = 0;
+  if (free_read_sets_.empty()) {
+    index = static_cast<uint32_t>(read_sets_.size());
+    read_sets_.push_back(std::move(readers));
+  } else {
+    index = free_read_sets_.back();
+    free_read_sets_.pop_back();
+    read_sets_[index] = std::move(readers);
+  }
+  return Epoch{0, index, 1, kWhatMany, 0};
+}
+
+/// Cuts a line; each of the new cells gets its own set of readers.
+void RaceDetector::split(Line& line, uint32_t shift) {
+  if (shift >= line.cell_shift) return;
+  if (line.cell_shift == 7 && shift == 4) {
+    // Lanes that differ from word to word need words.
+    const auto fine = [](const Epoch& epoch) {
+      const uint32_t stripe = (epoch.what & kWhatStripe) >> kWhatStripeShift;
+      return stripe == 1 || stripe == 2;
+    };
+    const std::span<const Epoch> all = readers(line.whole);
+    if (fine(line.whole.write) || std::any_of(all.begin(), all.end(), fine)) shift = 2;
+  }
+  std::vector<uint32_t> shared;
+  for (uint32_t i = 0; i < line.num_cells(); ++i) {
+    const Epoch& read = line.first()[i].read;
+    if (read.clock != 0 && (read.what & kWhatMany) != 0) shared.push_back(read.component);
+  }
+  line.split(shift);
+  if (shared.empty()) return;
+  for (uint32_t i = 0; i < line.num_cells(); ++i) {
+    Epoch& read = line.cells[i].read;
+    if (read.clock == 0 || (read.what & kWhatMany) == 0) continue;
+    ReadSet parts = read_sets_[read.component];
+    for (Epoch& part : parts) part = part_of(part, i << shift);
+    read = make_read_set(std::move(parts));
+  }
+  free_read_sets_.insert(free_read_sets_.end(), shared.begin(), shared.end());
+}
+
+void RaceDetector::clear_readers(Cell& cell) {
+  if ((cell.read.what & kWhatMany) != 0 && cell.read.clock != 0) {
+    free_read_sets_.push_back(cell.read.component);
+  }
+  cell.read = Epoch{};
+}
+
+}  // namespace pykernels::emulator

@@ -1,0 +1,322 @@
+// What threads learn from each other: barriers, mbarriers, fences, warps.
+#include <algorithm>
+
+#include "core/check.h"
+#include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
+#include "emulator/machine/machine.h"
+
+namespace pykernels::emulator {
+namespace {
+
+template <typename Body>
+void for_bits(LaneMask lanes, Body body) {
+  for (LaneMask rest = lanes; rest != 0; rest &= rest - 1) body(__builtin_ctz(rest));
+}
+
+SyncClock& clock_of(std::shared_ptr<SyncClock>& clock, const WarpRaces& races) {
+  if (clock == nullptr) clock = std::make_shared<SyncClock>(races.place.cluster);
+  return *clock;
+}
+
+}  // namespace
+
+// ---- the life of clusters and threads ----
+
+void RaceDetector::start(Cluster& cluster) {
+  auto kept = std::make_unique<ClusterRaces>();
+  kept->serial = static_cast<uint32_t>(clusters_.size());
+  kept->grid = cluster.grid->index;
+  kept->launch = &cluster.grid->launch;
+  kept->cluster_ctaid = cluster.cluster_ctaid;
+  kept->num_ctas = static_cast<uint32_t>(cluster.ctas.size());
+  kept->warps_per_cta = static_cast<uint32_t>(cluster.ctas.front()->warps.size());
+  kept->num_threads = kept->num_ctas * kept->warps_per_cta * kWarpSize;
+  cluster.races = kept.get();
+  auto nothing = std::make_shared<Knowledge>();
+  nothing->cluster = kept->serial;
+  for (const auto& cta : cluster.ctas) {
+    cta->races = std::make_shared<CtaRaces>(static_cast<uint32_t>(cta->shared.size()));
+    cta->races->ended = std::make_unique<SyncClock>(kept->serial);
+    for (const auto& warp : cta->warps) {
+      warp->races = std::make_shared<WarpRaces>();
+      warp->races->place = {kept->serial, cta->rank, kept->launch->rank};
+      warp->races->first =
+          (cta->rank * kept->warps_per_cta + static_cast<uint32_t>(warp->index())) * kWarpSize;
+      warp->races->known.fill(nothing);
+    }
+  }
+  clusters_.push_back(std::move(kept));
+}
+
+void RaceDetector::end_lanes(Warp& warp, LaneMask lanes) {
+  CtaRaces& cta = *warp.cta().races;
+  release_into(warp, lanes, *cta.ended, false);
+  cta.exit = thread_epoch(warp, warp.instruction(), lanes, {});
+}
+
+void RaceDetector::end(Cta& cta) {
+  CtaRaces& races = *cta.races;
+  races.ended->complete(true);
+  const KnowledgeRef known = races.ended->last();
+  for (const auto& [component, epoch] : races.remote) {
+    if (known->own.at(Layer::kExecuted, component) >= epoch.clock) continue;
+    if (epoch.component < cluster_of(epoch).num_threads) {
+      report_pair("sync",
+                  concat("the CTA of rank ", cta.rank, " may have ended when ", agent_of(epoch),
+                         " reaches its shared memory: a barrier.cluster before its end would "
+                         "order them"),
+                  epoch, &races.exit);
+    } else {
+      report_pair("sync",
+                  concat("the CTA of rank ", cta.rank,
+                         " may end while this is in flight: nothing has waited for it"),
+                  epoch, nullptr);
+    }
+  }
+}
+
+// ---- what lanes know ----
+
+View RaceDetector::view(const Warp& warp, int lane) const {
+  const WarpRaces& races = *warp.races;
+  return {races.known[static_cast<size_t>(lane)].get(), races.first, 1u << lane, races.now,
+          races.synced};
+}
+
+void RaceDetector::set_known(Warp& warp, LaneMask lanes, const KnowledgeRef& known) {
+  WarpRaces& races = *warp.races;
+  if ((warp.live() & ~lanes) == 0) {
+    races.known.fill(known);
+    races.uniform = true;
+    return;
+  }
+  for_bits(lanes, [&](int lane) { races.known[static_cast<size_t>(lane)] = known; });
+  races.uniform = std::all_of(races.known.begin(), races.known.end(),
+                              [&](const KnowledgeRef& other) { return other == known; });
+}
+
+void RaceDetector::release_into(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed) {
+  WarpRaces& races = *warp.races;
+  const Layer layer = only_executed ? Layer::kExecuted : Layer::kKnown;
+  for_knowledge(races, lanes,
+                [&](const KnowledgeRef& known, LaneMask) { clock.join(known, only_executed); });
+  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+    const uint32_t value = (lanes >> lane & 1) != 0 ? races.now : races.synced;
+    if (value != 0) clock.raise(layer, races.first + lane, value);
+  }
+  ++races.now;
+}
+
+void RaceDetector::acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed) {
+  const KnowledgeRef released = clock.last();
+  if (released == nullptr) return;
+  for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    if (known == released) return;
+    set_known(warp, same, clock.acquire(known, released, only_executed));
+  });
+}
+
+Release RaceDetector::release_of(const Warp& warp, int lane, Scope scope) const {
+  const WarpRaces& races = *warp.races;
+  return {scope, races.place, races.known[static_cast<size_t>(lane)], view(warp, lane)};
+}
+
+LaneFences& RaceDetector::fences(Warp& warp, int lane) {
+  auto& all = warp.races->fences;
+  if (all == nullptr) all = std::make_unique<std::array<LaneFences, kWarpSize>>();
+  return (*all)[static_cast<size_t>(lane)];
+}
+
+void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
+  WarpRaces& races = *warp.races;
+  lanes &= warp.live();
+  if (races.uniform && lanes == warp.live()) {
+    races.synced = races.now++;
+    return;
+  }
+  auto joined =
+      std::make_shared<Knowledge>(*races.known[static_cast<size_t>(__builtin_ctz(lanes))]);
+  for_knowledge(races, lanes,
+                [&](const KnowledgeRef& known, LaneMask) { joined->join(known, false); });
+  for_bits(lanes, [&](int lane) {
+    joined->own.raise(Layer::kKnown, races.first + static_cast<uint32_t>(lane), races.now);
+  });
+  ++races.now;
+  set_known(warp, lanes, joined);
+}
+
+// ---- barriers ----
+
+void RaceDetector::barrier_arrive(Warp& warp, NamedBarrier& barrier, LaneMask lanes) {
+  if (barrier.clock == nullptr) {
+    barrier.clock = std::make_shared<SyncClock>(warp.races->place.cluster, barrier.generation);
+  }
+  release_into(warp, lanes, *barrier.clock, false);
+}
+
+void RaceDetector::barrier_wait(Warp& warp, NamedBarrier& barrier, uint64_t generation,
+                                LaneMask lanes) {
+  // The lanes have arrived there themselves: what was released holds all that they know.
+  set_known(warp, lanes, barrier.clock->completed(generation));
+}
+
+void RaceDetector::cluster_arrive(Warp& warp, LaneMask lanes, Semantics semantics) {
+  SyncClock& clock = clock_of(warp.cta().cluster->clock, *warp.races);
+  if (semantics != Semantics::kRelaxed) return release_into(warp, lanes, clock, false);
+  if (warp.races->fences == nullptr) return;
+  for_bits(lanes, [&](int lane) {
+    for (const Release& release : fences(warp, lane).released) {
+      if (release.scope >= Scope::kCluster) clock.join(release, false);
+    }
+  });
+}
+
+void RaceDetector::cluster_wait(Warp& warp, LaneMask lanes) {
+  acquire_from(warp, lanes, clock_of(warp.cta().cluster->clock, *warp.races), false);
+}
+
+// ---- mbarriers ----
+
+void RaceDetector::mbarrier_init(Warp& warp, const Instruction& inst, int lane,
+                                 Mbarrier& mbarrier) {
+  WarpRaces& races = *warp.races;
+  ClusterRaces& cluster = *warp.cta().cluster->races;
+  auto place = races.inits.find(lane);
+  if (place == races.inits.end()) {
+    const uint32_t thread = races.first + static_cast<uint32_t>(lane);
+    place = races.inits.emplace(lane, add_slots(cluster, thread, 1)).first;
+  }
+  const uint32_t component = place->second;
+  const uint32_t clock = ++cluster.slots[component - cluster.first_slot()].clock;
+  mbarrier.races = std::make_shared<MbarrierRaces>(cluster.serial);
+  mbarrier.races->init = thread_epoch(warp, inst, 1, {});
+  mbarrier.races->init.component = component;
+  mbarrier.races->init.clock = clock;
+  auto known = std::make_shared<Knowledge>(*races.known[static_cast<size_t>(lane)]);
+  known->own.raise(Layer::kKnown, component, clock);
+  set_known(warp, 1u << lane, known);
+}
+
+void RaceDetector::mbarrier_use(Warp& warp, const Instruction& inst, int lane, Cta& owner,
+                                uint32_t offset, const Mbarrier& mbarrier) {
+  if (mbarrier.races == nullptr) return;
+  const Epoch use = thread_epoch(warp, inst, 1u << lane, {});
+  if (&owner != &warp.cta()) touch(owner, use);
+  if (knows(view(warp, lane), mbarrier.races->init, Layer::kKnown)) return;
+  report_pair("race",
+              concat("the mbarrier at ", shared_place(warp.program(), offset),
+                     " of the CTA of rank ", owner.rank,
+                     " is used, and nothing orders its mbarrier.init before: a barrier, or "
+                     "fence.mbarrier_init before a relaxed cluster barrier, would"),
+              use, &mbarrier.races->init);
+}
+
+void RaceDetector::mbarrier_arrive(Warp& warp, int lane, const Cta& owner, Mbarrier& mbarrier,
+                                   MemoryOrder order) {
+  if (mbarrier.races == nullptr) return;
+  const WarpRaces& races = *warp.races;
+  const Place there{races.place.cluster, owner.rank, races.place.rank};
+  const bool is_own = &owner == &warp.cta();
+  if (order.semantics != Semantics::kRelaxed) {
+    const bool visible = includes(order.scope, races.place, there);
+    release_into(warp, 1u << lane,
+                 is_own || !visible ? mbarrier.races->local : mbarrier.races->remote, !visible);
+    return;
+  }
+  if (races.fences == nullptr) return;
+  for (const Release& release : fences(warp, lane).released) {
+    const bool visible = includes(release.scope, release.place, there);
+    (is_own || !visible ? mbarrier.races->local : mbarrier.races->remote).join(release, !visible);
+  }
+}
+
+void RaceDetector::mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier,
+                                 MemoryOrder order) {
+  MbarrierRaces* const barrier = mbarrier.races.get();
+  if (barrier == nullptr || barrier->local.last() == nullptr) return;
+  if (order.semantics != Semantics::kRelaxed) {
+    acquire_from(warp, lanes, barrier->local, false);
+    acquire_from(warp, lanes, barrier->remote, order.scope < Scope::kCluster);
+    return;
+  }
+  const View nothing;
+  for_bits(lanes, [&](int lane) {
+    std::vector<Release>& seen = fences(warp, lane).seen;
+    seen.push_back({Scope::kCluster, warp.races->place, barrier->local.last(), nothing});
+    seen.push_back({Scope::kCluster, warp.races->place, barrier->remote.last(), nothing});
+  });
+}
+
+// ---- fences ----
+
+void RaceDetector::fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope) {
+  WarpRaces& races = *warp.races;
+  for_bits(lanes, [&](int lane) {
+    LaneFences& own = fences(warp, lane);
+    if (acquires(semantics)) {
+      std::erase_if(own.seen, [&](const Release& release) {
+        if (!includes(release.scope, release.place, races.place) ||
+            !includes(scope, races.place, release.place)) {
+          return false;
+        }
+        auto known = std::make_shared<Knowledge>(*races.known[static_cast<size_t>(lane)]);
+        release.join_into(*known, false);
+        set_known(warp, 1u << lane, known);
+        return true;
+      });
+    }
+    if (releases(semantics)) {
+      std::erase_if(own.released, [&](const Release& release) { return release.scope == scope; });
+      own.released.push_back(release_of(warp, lane, scope));
+    }
+  });
+  ++races.now;
+}
+
+void RaceDetector::fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces) {
+  WarpRaces& races = *warp.races;
+  const std::pair<bool, Layer> layers[] = {{spaces.shared, Layer::kAsyncShared},
+                                           {spaces.global, Layer::kAsyncGlobal},
+                                           {spaces.tensor_map, Layer::kTensorMap}};
+  for_knowledge(races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    auto published = std::make_shared<Knowledge>(*known);
+    for (const auto& [wanted, layer] : layers) {
+      if (!wanted) continue;
+      published->publish(layer);
+      for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+        const uint32_t value = (lanes >> lane & 1) != 0 ? races.now : races.synced;
+        if (value != 0) published->own.raise(layer, races.first + lane, value);
+      }
+    }
+    set_known(warp, same, published);
+  });
+  ++races.now;
+}
+
+void RaceDetector::fence_mbarrier_init(Warp& warp, LaneMask lanes) {
+  const WarpRaces& races = *warp.races;
+  for_bits(lanes, [&](int lane) {
+    const auto place = races.inits.find(lane);
+    if (place == races.inits.end()) return;
+    auto inits = std::make_shared<Knowledge>();
+    inits->cluster = races.place.cluster;
+    inits->own.raise(Layer::kKnown, place->second,
+                     races.known[static_cast<size_t>(lane)]->own.at(Layer::kKnown, place->second));
+    fences(warp, lane).released.push_back({Scope::kCluster, races.place, inits, View{}});
+  });
+}
+
+void RaceDetector::grid_wait(Warp& warp, LaneMask lanes, const Grid& before) {
+  uint64_t finished = 0;
+  for (const Grid* grid = &before; grid != nullptr; grid = grid->prerequisite) {
+    finished |= 1ull << (grid->index & 63);
+  }
+  for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    auto joined = std::make_shared<Knowledge>(*known);
+    joined->finished_grids |= finished;
+    set_known(warp, same, joined);
+  });
+}
+
+}  // namespace pykernels::emulator
