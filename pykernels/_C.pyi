@@ -135,6 +135,7 @@ class EmulatedDevice(Device):
         expected_steps: int = 0,
         record_trace: bool = False,
         traces: Sequence[Sequence[tuple[int, int, int, int, int]]] | None = None,
+        num_threads: int = 0,
     ) -> None: ...
     @property
     def reports(self) -> list[tuple[str, dict[str, Any]]]: ...
@@ -287,6 +288,7 @@ class emulator:  # noqa: N801 - a submodule
             async_completion: str,
             checks: str | Iterable[str],
             max_warp_instructions: int = 1099511627776,
+            num_threads: int = 0,
         ) -> None: ...
         def set_schedule(
             self,

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "emulator/machine/independent.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -43,9 +44,9 @@ void EmulatedDevice::run(const Launch& launch) {
     options_.trace = traces_.empty() ? std::make_shared<const Trace>() : traces_.front();
     if (!traces_.empty()) traces_.pop_front();
   }
-  Machine machine(options_, {make_machine_launch(launch)});
+  const std::vector<MachineLaunch> launches = {make_machine_launch(launch)};
   try {
-    reports_.emplace_back(launch.kernel, machine.run());
+    reports_.emplace_back(launch.kernel, run_launches(options_, launches));
   } catch (const EmulationError& error) {
     reports_.emplace_back(launch.kernel, error.report());
     throw;

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "emulator/coupling.h"
 #include "emulator/machine/memory.h"
 #include "emulator/statement_builder.h"
+#include "emulator/target.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -224,6 +226,8 @@ void Resolver::expand_form(const Frame& frame, const Statement& statement) {
   if (form == nullptr) {
     fail(statement, "unknown instruction form '" + form_name(statement) + "'");
   }
+  if (const std::string refusal = form_refusal(module_.parsed.target, statement); !refusal.empty())
+    fail(statement, refusal);
   StatementBuilder builder(*this, frame, statement);
   builder.build(*form);
   Instruction inst = builder.instruction();
@@ -241,6 +245,7 @@ void Resolver::expand_form(const Frame& frame, const Statement& statement) {
   const bool leaves = opcode == "bra" || opcode == "ret" || opcode == "exit";
   flows_.push_back({!leaves || statement.guard >= 0, builder.has_target(), statement.guard >= 0});
   note_arithmetic(statement, inst);
+  program_->couples_clusters |= couples_clusters(statement);
 }
 
 /// Products and sums without a rounding modifier, which ptxas may fuse when one feeds the other.

@@ -102,6 +102,7 @@ class Emulator:
         expected_steps: int = 0,
         record_trace: bool = False,
         trace: Trace | None = None,
+        num_threads: int | None = None,
     ) -> None:
         """Make an emulated GPU.
 
@@ -124,6 +125,9 @@ class Emulator:
             record_trace: Whether the scheduler's decisions are kept; see :attr:`trace`.
             trace: Decisions to follow. ``num_sms``, ``seed`` and ``async_completion`` are then the
                 trace's, and ``schedule`` has no effect. Each launch follows the next of its runs.
+            num_threads: At most so many threads run a grid whose clusters cannot notice one
+                another (no atomics, strong accesses or reductions in global memory, no clocks);
+                None: one for each core that the process may use. Results do not depend on it.
 
         Raises:
             ValueError: an argument is not as above.
@@ -139,6 +143,7 @@ class Emulator:
             expected_steps,
             record_trace,
             trace,
+            num_threads,
         )
         self._to_replay: list[list[tuple[int, int, int, int, int]]] | None = options.pop("traces")
         schedule_names = (

@@ -15,6 +15,7 @@ _LIMITS = {
     "max_warp_instructions": (1, 2**64 - 1),
     "num_change_points": (0, 1 << 16),
     "expected_steps": (0, 2**63),
+    "num_threads": (1, 2**16),
 }
 
 
@@ -30,6 +31,7 @@ def checked_options(
     expected_steps: int = 0,
     record_trace: bool = False,
     trace: Trace | None = None,
+    num_threads: int | None = None,
 ) -> dict[str, Any]:
     """The options as the extension takes them, by name.
 
@@ -51,6 +53,8 @@ def checked_options(
     for name, value in numbers.items():
         least, most = _LIMITS[name]
         check_integer(name, value, least, most)
+    if num_threads is not None:
+        check_integer("num_threads", num_threads, *_LIMITS["num_threads"])
     if not isinstance(async_completion, str):
         raise ValueError(
             f'async_completion must be "early", "late" or "random", got {async_completion!r}'
@@ -71,5 +75,6 @@ def checked_options(
         "checks": checks,
         "schedule": schedule,
         "record_trace": bool(record_trace),
+        "num_threads": 0 if num_threads is None else int(num_threads),
         "traces": None if trace is None else [steps_to_native(steps) for steps in trace.runs],
     }
