@@ -99,10 +99,9 @@ class RaceDetector {
   void cluster_wait(Warp& warp, LaneMask lanes);
   void mbarrier_init(Warp& warp, const Instruction& inst, int lane, Mbarrier& mbarrier);
   /// Any use by a thread, before what it does; `owner` is the CTA that the mbarrier lies in.
-  void mbarrier_use(Warp& warp, const Instruction& inst, int lane, Cta& owner, uint32_t offset,
-                    const Mbarrier& mbarrier);
-  void mbarrier_arrive(Warp& warp, int lane, const Cta& owner, Mbarrier& mbarrier,
-                       MemoryOrder order);
+  void mbarrier_use(Warp& warp, const Instruction& inst, int lane, const Cta& owner,
+                    uint32_t offset, const Mbarrier& mbarrier);
+  void mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& mbarrier, MemoryOrder order);
   void mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier, MemoryOrder order);
   void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope);
   void fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces);

@@ -198,11 +198,10 @@ void RaceDetector::mbarrier_init(Warp& warp, const Instruction& inst, int lane,
   set_known(warp, 1u << lane, known);
 }
 
-void RaceDetector::mbarrier_use(Warp& warp, const Instruction& inst, int lane, Cta& owner,
+void RaceDetector::mbarrier_use(Warp& warp, const Instruction& inst, int lane, const Cta& owner,
                                 uint32_t offset, const Mbarrier& mbarrier) {
   if (mbarrier.races == nullptr) return;
   const Epoch use = thread_epoch(warp, inst, 1u << lane, {});
-  if (&owner != &warp.cta()) touch(owner, use);
   if (knows(view(warp, lane), mbarrier.races->init, Layer::kKnown)) return;
   report_pair("race",
               concat("the mbarrier at ", shared_place(warp.program(), offset),
@@ -212,12 +211,13 @@ void RaceDetector::mbarrier_use(Warp& warp, const Instruction& inst, int lane, C
               use, &mbarrier.races->init);
 }
 
-void RaceDetector::mbarrier_arrive(Warp& warp, int lane, const Cta& owner, Mbarrier& mbarrier,
+void RaceDetector::mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& mbarrier,
                                    MemoryOrder order) {
   if (mbarrier.races == nullptr) return;
   const WarpRaces& races = *warp.races;
   const Place there{races.place.cluster, owner.rank, races.place.rank};
   const bool is_own = &owner == &warp.cta();
+  if (!is_own) touch(owner, thread_epoch(warp, warp.instruction(), 1u << lane, {}));
   if (order.semantics != Semantics::kRelaxed) {
     const bool visible = includes(order.scope, races.place, there);
     release_into(warp, 1u << lane,
