@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "emulator/target.h"
+
 namespace pykernels::emulator {
 namespace {
 
@@ -80,10 +82,18 @@ void Parser::parse_header() {
     fail("expected '.version' at the start of the module");
   lexer_.next();
   if (lexer_.peek().kind != TokenKind::kFloat) fail("expected a version such as 9.0");
-  module_.version = std::string(lexer_.next().text);
+  const Token version = lexer_.next();
+  module_.version = std::string(version.text);
+  if (const std::string refusal = version_refusal(module_.version); !refusal.empty())
+    fail_at(version, refusal);
   if (!lexer_.peek().is_directive(".target")) fail("expected '.target' after '.version'");
   lexer_.next();
-  module_.target = std::string(expect_identifier("a target such as sm_90a").text);
+  const Token target = expect_identifier("a target such as sm_90a");
+  module_.target = std::string(target.text);
+  if (const std::string refusal = target_refusal(module_.target, module_.version);
+      !refusal.empty()) {
+    fail_at(target, refusal);
+  }
   while (accept(',')) expect_identifier("a target option");
 }
 

@@ -359,8 +359,9 @@ def test_a_dependent_launch_waits_for_the_writes_before_it(seed: int) -> None:
 
 def test_a_dependent_launch_that_does_not_wait_is_a_finding() -> None:
     messages = run_dependent("", 0)[1]
-    assert len(messages) == 2
-    assert all("is accessed before griddepcontrol.wait" in message for message in messages)
+    assert len(messages) == 3
+    assert all("is accessed before griddepcontrol.wait" in message for message in messages[:2])
+    assert "ends without griddepcontrol.wait" in messages[2]
 
 
 # ---- setmaxnreg ----
@@ -399,7 +400,7 @@ def test_deadlock_names_every_group_of_waiters() -> None:
     DONE:
     """
     with pytest.raises(EmulationError) as caught:
-        run_ptx(body, {}, grid=(3,), block=(128,))
+        run_ptx(body, {}, grid=(3,), cluster=(3,), block=(128,))
     message = str(caught.value)
     assert "CTA (0, 0, 0) warp 0 (and 2 more CTAs) waits for barrier 0" in message
     assert "32 of 128 threads have arrived; warps that have not: 1, 2, 3" in message

@@ -1,5 +1,7 @@
 #include "emulator/machine/control.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "emulator/check/race/detector.h"
 #include "emulator/check/sync.h"
@@ -28,13 +30,19 @@ std::string registers_by_warp(const Cta& cta) {
   return text;
 }
 
-/// Registers that the others could still give back, all going down to the least that setmaxnreg
-/// allows.
-uint32_t most_released(const Cta& cta, const Warp& wanting) {
+bool wants_registers(const Warp& warp) {
+  return std::any_of(warp.splits().begin(), warp.splits().end(), [](const Split& split) {
+    return split.blocked && split.wait.kind == Wait::Kind::kRegisters;
+  });
+}
+
+/// Registers that warps which do not wait for more could still give back, all going down to the
+/// least that setmaxnreg allows.
+uint32_t most_released(const Cta& cta) {
   uint32_t registers = 0;
   for (const auto& warp : cta.warps) {
     const uint32_t held = cta.warp_registers[static_cast<size_t>(warp->index())];
-    if (warp.get() != &wanting && !warp->finished() && held > kLeastRegisters)
+    if (!wants_registers(*warp) && !warp->finished() && held > kLeastRegisters)
       registers += (held - kLeastRegisters) * kWarpSize;
   }
   return registers;
@@ -44,7 +52,7 @@ std::string describe_registers(const Warp& warp, const Wait& wait) {
   const Cta& cta = const_cast<Warp&>(warp).cta();
   const uint32_t held = cta.warp_registers[static_cast<size_t>(warp.index())];
   const auto needed = static_cast<uint32_t>(wait.detail[0] - held) * kWarpSize;
-  const uint32_t released = most_released(cta, warp);
+  const uint32_t released = most_released(cta);
   return concat("registers: ", wait.detail[0], " a thread are wanted, ", held,
                 " held, and the CTA's pool has ", cta.register_pool, " where ", needed,
                 " are needed; registers a thread of ", registers_by_warp(cta),

@@ -39,6 +39,11 @@ uint32_t launch_registers(const Grid& grid) {
   return std::min<uint32_t>(static_cast<uint32_t>(kRegistersPerSm) / grid.threads() / 8 * 8, 255);
 }
 
+bool is_on(const MachineOptions& options, const std::string& kind) {
+  return (kind != "memory" || options.check_memory) && (kind != "init" || options.check_init) &&
+         (kind != "sync" || options.check_sync);
+}
+
 std::array<uint32_t, 3> coordinates(uint64_t index, const Dim3& size) {
   return {static_cast<uint32_t>(index % size.x), static_cast<uint32_t>(index / size.x % size.y),
           static_cast<uint32_t>(index / size.x / size.y)};
@@ -271,11 +276,13 @@ Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {
 
 void Machine::report(const std::string& kind, const std::string& message, const Warp& warp,
                      const Instruction& inst, int lane) {
+  if (!is_on(options_, kind)) return;
   report(Finding{kind, message, {site(warp, inst, lane)}, 1});
 }
 
 void Machine::report(const std::string& kind, const std::string& message, const Party& first,
                      const Party& second) {
+  if (!is_on(options_, kind)) return;
   report(Finding{kind,
                  message,
                  {site(*first.warp, *first.instruction, first.lane),
@@ -284,11 +291,6 @@ void Machine::report(const std::string& kind, const std::string& message, const 
 }
 
 void Machine::report(Finding finding) {
-  const std::string& kind = finding.kind;
-  if ((kind == "memory" && !options_.check_memory) || (kind == "init" && !options_.check_init) ||
-      (kind == "sync" && !options_.check_sync)) {
-    return;
-  }
   Finding* added = report_.add(std::move(finding));
   if (added == nullptr) return;
   for (Site& site : added->sites) {

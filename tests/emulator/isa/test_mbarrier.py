@@ -312,7 +312,8 @@ MISUSE = {
     "arrival after the last": (
         INIT.format(count=1)
         + "@p9 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r10], 16;"
-        + "@p9 mbarrier.arrive.shared::cta.b64 _, [r10];",
+        + "@p9 mbarrier.arrive.shared::cta.b64 _, [r10];"
+        + "@p9 mbarrier.complete_tx.shared::cta.b64 [r10], 16;",
         "more arrivals than the phase has pending",
     ),
     "count above those pending": (

@@ -1,0 +1,358 @@
+"""What the sync check says of barriers, setmaxnreg and griddepcontrol, and of what CTAs leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from pykernels.emulator import EmulationError, Emulator, Finding, Launch, Module, Report
+from tests.emulator.ptx_program import ptx_program, run_ptx
+
+SHARED = ".shared .align 8 .b64 bar;\n.shared .align 16 .b8 tile[512];"
+# Thread 0 initialises the mbarrier, all see it.
+INIT = """
+    setp.eq.u32 p9, tid, 0;
+    mov.u32 r10, bar;
+    @p9 mbarrier.init.shared::cta.b64 [r10], {count};
+    bar.sync 0;
+"""
+WAIT = "{label}: mbarrier.try_wait.parity.shared::cta.b64 p8, [r10], {parity}; @!p8 bra {label};"
+ARRIVE = "mbarrier.arrive.shared::cta.b64 _, [r10];"
+ARRIVE_EXPECT = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [r10], 64;"
+INVALIDATE = "mbarrier.inval.shared::cta.b64 [r10];"
+
+
+def run(body: str, threads: int = 64, seed: int = 0) -> Report:
+    return run_ptx(body, {}, module=SHARED, block=(threads,), emulator=Emulator(seed=seed))
+
+
+def only_finding(report: Report) -> Finding:
+    assert len(report.findings) == 1, report
+    return report.findings[0]
+
+
+def statement(finding: Finding, second: bool = False) -> str:
+    site = finding.second if second else finding.first
+    assert site is not None
+    return site.ptx.strip()
+
+
+def deadlock(body: str, threads: int = 64) -> str:
+    with pytest.raises(EmulationError) as caught:
+        run(body, threads)
+    assert caught.value.report.findings[-1].kind == "deadlock"
+    return str(caught.value)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A program with one fault: the finding's text, its instruction and the other one."""
+
+    body: str
+    message: str
+    first: str
+    second: str | None = None
+    threads: int = 64
+
+
+# ---- .aligned instructions ----
+
+GUARD = "an .aligned instruction is executed under a guard that differs in the warp"
+HALF = "setp.lt.u32 p0, lane, 16;"
+ALIGNED = {
+    "setmaxnreg": Fault(
+        f"{HALF} @p0 setmaxnreg.dec.sync.aligned.u32 24;",
+        GUARD,
+        "@p0 setmaxnreg.dec.sync.aligned.u32 24",
+        threads=128,
+    ),
+    "arrival at the cluster": Fault(
+        f"{HALF} @p0 barrier.cluster.arrive.aligned; @!p0 barrier.cluster.arrive;"
+        "barrier.cluster.wait;",
+        GUARD,
+        "@p0 barrier.cluster.arrive.aligned",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALIGNED)
+def test_guard_that_differs_in_a_warp_is_a_finding(case: str) -> None:
+    fault = ALIGNED[case]
+    finding = only_finding(run(fault.body, fault.threads))
+    assert (finding.kind, finding.message) == ("sync", fault.message)
+    assert statement(finding) == fault.first
+    assert finding.first is not None
+    assert finding.first.thread % 32 == 16
+
+
+def test_deadlock_names_the_lanes_at_other_aligned_instructions() -> None:
+    body = f"{HALF} @p0 bra LOW; bar.sync 1; bra DONE; LOW: bar.sync 2; DONE:"
+    message = deadlock(body, 32)
+    assert "warp 0 lanes 0-15 waits for lanes 16-31 of the warp to arrive here" in message
+    assert "lanes 16-31 wait at PTX line" in message
+    assert "warp 0 lanes 16-31 waits for lanes 0-15 of the warp to arrive here" in message
+
+
+LATE = {
+    "lanes of a branch come later": f"{HALF} @p0 bra LOW; add.u32 r1, tid, 1; LOW: bar.sync 1;",
+    "a loop of differing length ends before it": """
+        mov.u32 r1, 0;
+    LOOP:
+        add.u32 r1, r1, 1;
+        setp.lt.u32 p0, r1, lane;
+        @p0 bra LOOP;
+        bar.sync 1;
+    """,
+    "lanes that have ended are not waited for": f"{HALF} @p0 exit; bar.sync 1;",
+    "a guard that no lane of the other warp passes": "setp.lt.u32 p0, tid, 32; @p0 bar.sync 1, 32;",
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", LATE)
+def test_lanes_that_come_later_are_no_fault(case: str, seed: int) -> None:
+    run(LATE[case], seed=seed).raise_if_findings()
+
+
+# ---- mbarriers ----
+
+WAITER = "setp.lt.u32 p0, tid, 32; @p0 bra WAITER; {other} bra DONE; WAITER: {wait} DONE:"
+MBARRIERS = {
+    "arrival of count 0": Fault(
+        INIT.format(count=1) + "@p9 mbarrier.arrive.shared::cta.b64 _, [r10], 0;",
+        "the count of an arrival must lie in 1 .. 2^20 - 1: mbarrier at 'bar' + 0",
+        "@p9 mbarrier.arrive.shared::cta.b64 _, [r10], 0",
+    ),
+    "invalidated while bytes are outstanding": Fault(
+        INIT.format(count=1) + f"@p9 {ARRIVE_EXPECT} bar.sync 0; @p9 {INVALIDATE}",
+        "invalidated while transaction bytes are outstanding: mbarrier at 'bar' + 0, phase 0 "
+        "(parity 0): 0 of 1 arrivals pending, 64 transaction bytes outstanding",
+        "@p9 mbarrier.inval.shared::cta.b64 [r10]",
+        "@p9 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r10], 64",
+    ),
+    "used after it was invalidated": Fault(
+        INIT.format(count=1) + f"@p9 {INVALIDATE} bar.sync 0; @p9 {ARRIVE}",
+        "the mbarrier was invalidated at 'bar' + 0 of the CTA of rank 0",
+        "@p9 mbarrier.arrive.shared::cta.b64 _, [r10]",
+        "@p9 mbarrier.inval.shared::cta.b64 [r10]",
+    ),
+    "bytes that never come": Fault(
+        INIT.format(count=2) + f"@p9 {ARRIVE_EXPECT}",
+        "the CTA has ended and the transaction bytes of an mbarrier have not come out even: "
+        "mbarrier at 'bar' + 0 of the CTA of rank 0, phase 0 (parity 0): 1 of 2 arrivals pending, "
+        "64 transaction bytes outstanding",
+        "@p9 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r10], 64",
+    ),
+    "bytes expected apart that never come": Fault(
+        INIT.format(count=2) + "@p9 mbarrier.expect_tx.shared::cta.b64 [r10], 32;",
+        "2 of 2 arrivals pending, 32 transaction bytes outstanding",
+        "@p9 mbarrier.expect_tx.shared::cta.b64 [r10], 32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MBARRIERS)
+def test_mbarrier_misuse_is_a_finding(case: str) -> None:
+    fault = MBARRIERS[case]
+    finding = only_finding(run(fault.body, fault.threads))
+    assert finding.kind == "sync"
+    assert fault.message in finding.message
+    assert statement(finding) == fault.first
+    if fault.second is None:
+        assert finding.second is None
+    else:
+        assert statement(finding, second=True) == fault.second
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_mbarrier_invalidated_under_a_waiter_is_a_finding_on_both(seed: int) -> None:
+    body = INIT.format(count=1) + WAITER.format(
+        other=INVALIDATE + "bar.sync 1, 32;", wait=WAIT.format(label="WAIT", parity=0)
+    )
+    body = body.replace(INVALIDATE, "setp.eq.u32 p1, lane, 0; @p1 " + INVALIDATE)
+    finding = run(body, seed=seed).findings[0]
+    assert finding.kind == "sync"
+    names = {statement(finding), statement(finding, second=True)}
+    assert names == {
+        "@p1 mbarrier.inval.shared::cta.b64 [r10]",
+        "mbarrier.try_wait.parity.shared::cta.b64 p8, [r10], 0",
+    }
+
+
+def test_an_mbarrier_that_is_done_with_may_be_invalidated() -> None:
+    body = INIT.format(count=1) + f"@p9 {ARRIVE}" + WAIT.format(label="WAIT", parity=0)
+    run(body + f"bar.sync 0; @p9 {INVALIDATE}").raise_if_findings()
+
+
+def test_deadlock_names_the_phase_that_a_thread_has_missed() -> None:
+    """Phases 1 and 2 complete before the second warp waits for phase 1."""
+    wait = WAIT.format(label="FIRST", parity=0)
+    body = f"{INIT.format(count=1)} @p9 {ARRIVE} {wait} bar.sync 0; @p9 {ARRIVE} @p9 {ARRIVE}"
+    message = deadlock(body + "bar.sync 0;" + WAIT.format(label="LAPPED", parity=1))
+    lapped = (
+        "; for the thread phase 1 was the next, and the mbarrier has completed 2 since: a wait by "
+        "parity cannot tell that phase from the present one"
+    )
+    assert message.count(lapped) == 1
+    assert message.index("warp 1 waits for") < message.index(lapped)
+
+
+# ---- named barriers ----
+
+
+def test_deadlock_says_that_a_barrier_can_never_complete() -> None:
+    body = "setp.ge.u32 p0, tid, 64; @p0 exit; bar.sync 1, 128;"
+    message = deadlock(body, 128)
+    assert "64 of 128 threads have arrived; warps that have not: 2 (ended), 3 (ended)" in message
+    assert "it can never complete, the CTA has 0 more threads" in message
+
+
+def test_deadlock_of_warps_beyond_the_count() -> None:
+    """Three warps meet at a barrier of 64: two of them go on, one stays."""
+    message = deadlock("bar.sync 1, 64;", 96)
+    assert "barrier 1, generation 1: 32 of 64 threads have arrived" in message
+    assert "it can never complete" in message
+
+
+def test_a_barrier_that_others_may_complete_is_not_said_to_be_hopeless() -> None:
+    body = "setp.lt.u32 p0, tid, 32; @p0 bra LOW; bar.sync 2, 64; bra DONE; LOW: bar.sync 1, 64;"
+    message = deadlock(body + "DONE:", 64)
+    assert "it can never complete" not in message
+
+
+NAMED = {
+    "an arrival that no one waits for": Fault(
+        "setp.lt.u32 p0, tid, 32; @p0 bar.arrive 3, 64;",
+        "the CTA has ended and at barrier 3 only 32 of 64 threads have arrived",
+        "@p0 bar.arrive 3, 64",
+    ),
+    "more threads than it counts": Fault(
+        "setp.eq.u32 p0, lane, 0; setp.lt.u32 p1, tid, 32; @!p1 bra MANY; @p0 barrier.arrive 3, 64;"
+        "@p0 bra MORE; bra DONE; MORE: barrier.arrive 3, 64; bra DONE;"
+        "MANY: @p0 barrier.arrive 3, 64; barrier.arrive 3, 64; DONE:",
+        "barrier 3 counts 64 threads, of which",
+        "barrier.arrive 3, 64",
+        "barrier.arrive 3, 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_named_barrier_misuse_is_a_finding(case: str) -> None:
+    fault = NAMED[case]
+    finding = run(fault.body, fault.threads).findings[0]
+    assert finding.kind == "sync"
+    assert fault.message in finding.message
+    assert fault.first in statement(finding)
+    if fault.second is not None:
+        assert fault.second in statement(finding, second=True)
+
+
+def test_differing_counts_name_both_instructions() -> None:
+    body = "setp.lt.u32 p0, tid, 32; @p0 bar.arrive 1, 64; @!p0 bar.sync 1, 96;"
+    finding = run(body).findings[0]
+    assert {statement(finding), statement(finding, second=True)} == {
+        "@p0 bar.arrive 1, 64",
+        "@!p0 bar.sync 1, 96",
+    }
+
+
+# ---- setmaxnreg ----
+
+
+def test_deadlock_gives_the_sums_of_registers() -> None:
+    body = """
+        setp.ge.u32 p0, tid, 128;
+        @p0 bra CONSUMER;
+        setmaxnreg.dec.sync.aligned.u32 80;
+        bra DONE;
+    CONSUMER:
+        setmaxnreg.inc.sync.aligned.u32 224;
+    DONE:
+    """
+    message = deadlock(body, 384)
+    assert "registers: 224 a thread are wanted, 168 held, and the CTA's pool has " in message
+    assert "warps 0-3 (ended): 80" in message
+    assert ": 224" in message
+
+
+def test_deadlock_says_that_the_registers_can_never_be_enough() -> None:
+    message = deadlock("setmaxnreg.inc.sync.aligned.u32 256;", 128 * 4)
+    assert "where 4096 are needed; registers a thread of warps 0-15: 128" in message
+    body = "setp.ge.u32 p0, tid, 128; @p0 exit; setmaxnreg.inc.sync.aligned.u32 240;"
+    message = deadlock(body, 128 * 4)
+    assert "; it can never be enough, the others can give back " in message
+
+
+SETMAXNREG = {
+    "by one warp of the four": Fault(
+        "setp.lt.u32 p0, tid, 32; @p0 setmaxnreg.dec.sync.aligned.u32 24;",
+        "setmaxnreg has not been executed by all warps of the warpgroup: warps 1, 2, 3 have ended "
+        "without it",
+        "@p0 setmaxnreg.dec.sync.aligned.u32 24",
+        threads=128,
+    ),
+    "a different one in one warp": Fault(
+        "setp.lt.u32 p0, tid, 32; @p0 setmaxnreg.dec.sync.aligned.u32 24;"
+        "@!p0 setmaxnreg.dec.sync.aligned.u32 32;",
+        "of one warpgroup execute different setmaxnreg: all must execute the same",
+        "setmaxnreg.dec.sync.aligned.u32",
+        "setmaxnreg.dec.sync.aligned.u32",
+        threads=128,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETMAXNREG)
+def test_setmaxnreg_of_a_part_of_a_warpgroup_is_a_finding(case: str) -> None:
+    fault = SETMAXNREG[case]
+    finding = run(fault.body, fault.threads).findings[0]
+    assert finding.kind == "sync"
+    assert fault.message in finding.message
+    assert fault.first in statement(finding)
+    if fault.second is not None:
+        assert fault.second in statement(finding, second=True)
+        assert statement(finding) != statement(finding, second=True)
+
+
+def test_setmaxnreg_twice_by_each_warp_has_no_finding() -> None:
+    body = "setmaxnreg.dec.sync.aligned.u32 24; bar.sync 0; setmaxnreg.inc.sync.aligned.u32 40;"
+    run(body, 128).raise_if_findings()
+
+
+# ---- griddepcontrol ----
+
+
+def run_dependent(body: str, threads: int = 64) -> Report:
+    data = np.zeros(64, dtype=np.uint32)
+    launches = []
+    for text, dependent in (("griddepcontrol.launch_dependents;", False), (body, True)):
+        kernel = Module.from_ptx(ptx_program(text, {"data": data}))["kernel"]
+        launches.append(Launch(kernel, (2,), (threads,), [data], programmatic_dependent=dependent))
+    return Emulator().launch_concurrent(launches)
+
+
+def test_a_thread_that_ends_without_waiting_for_the_grid_is_a_finding() -> None:
+    body = "setp.eq.u32 p0, tid, 37; @p0 exit; griddepcontrol.wait;"
+    finding = only_finding(run_dependent(body))
+    assert finding.kind == "sync"
+    assert "ends without griddepcontrol.wait" in finding.message
+    assert statement(finding) == "@p0 exit"
+    assert finding.first is not None
+    assert finding.first.thread == 37
+    assert finding.occurrences == 2  # CTAs
+
+
+def test_a_lane_waits_for_itself_alone() -> None:
+    body = "setp.eq.u32 p0, lane, 0; @p0 griddepcontrol.wait; ld.global.u32 r1, [data];"
+    messages = [finding.message for finding in run_dependent(body, 32).findings]
+    assert len(messages) == 2
+    assert "is accessed before griddepcontrol.wait" in messages[0]
+    assert "ends without griddepcontrol.wait" in messages[1]
+
+
+def test_threads_that_all_wait_have_no_finding() -> None:
+    body = "griddepcontrol.wait; setp.eq.u32 p0, tid, 37; @p0 exit; ld.global.u32 r1, [data];"
+    run_dependent(body).raise_if_findings()
