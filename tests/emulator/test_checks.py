@@ -59,6 +59,9 @@ INIT = {
         "register r2 is read before it is written",
         "add.u32 r3, r2, 1",
     ),
+    "pair of which neither is written": Case(
+        "cvt.rn.bf16x2.f32 r1, f0, f1;", "register f0 is read", "cvt.rn.bf16x2.f32 r1, f0, f1"
+    ),
     "shared word": Case(
         ".shared .align 4 .b8 x[8]; ld.shared.u32 r1, [x + 4];",
         "shared memory is read before it is written: 'x' + 4, in 4 bytes at offset 4",
@@ -95,6 +98,8 @@ def test_uninitialised_read_is_a_finding(case: str) -> None:
 
 INITIALISED = {
     "undefined value that is only moved": "mov.u32 r1, r0; mov.u32 r2, r1;",
+    "one value converted as a pair": "mov.f32 f1, 0f3F800000; cvt.rn.bf16x2.f32 r1, f0, f1;"
+    "cvt.u16.u32 h0, r1; add.u16 h1, h0, h0;",
     "value of the lanes that wrote it": """
         setp.lt.u32 p0, lane, 4;
         @p0 mov.u32 r0, 1;

@@ -312,13 +312,21 @@ void Warp::check_registers(const Instruction& inst, LaneMask active) {
   // read only where the instruction's scale-d says so: isa/wgmma.cpp looks at them.
   const bool moves = inst.instruction_class == InstructionClass::kMove;
   const bool accumulates = inst.instruction_class == InstructionClass::kWgmma;
+  // Compilers convert one value by a form that packs two, and take its half of the result.
+  LaneMask other_half = 0;
+  if (inst.instruction_class == InstructionClass::kConvert) {
+    for (uint32_t i = 0; i < inst.num_reads; ++i) {
+      if (accesses[i].slot != inst.guard) other_half |= written_[accesses[i].register_index];
+    }
+  }
   LaneMask defined = kFullMask;
   LaneMask all_written = kFullMask;  // lanes in which every register of the instruction holds
   for (uint32_t i = 0; i < inst.num_reads; ++i) {
     const RegisterAccess& access = accesses[i];
-    const LaneMask written = written_[access.register_index];
-    all_written &= written;
     const bool is_guard = access.slot == inst.guard;
+    LaneMask written = written_[access.register_index];
+    if (!is_guard) written |= other_half;
+    all_written &= written;
     const LaneMask needed = is_guard ? lanes : active;
     if ((needed & ~written) == 0) continue;
     if (moves && !is_guard) {
