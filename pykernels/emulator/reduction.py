@@ -75,7 +75,7 @@ class Reduction:
         if trace is None:
             return reduced, None
         steps = [(run, step) for run, steps in enumerate(trace.runs) for step in steps]
-        steps = self._shorten(reduced, trace, steps)
+        steps = self._shorten(reduced, trace, self._merge(reduced, trace, steps))
         trace = _with_steps(trace, self._merge(reduced, trace, steps))
         return {**reduced, "trace": trace}, trace
 

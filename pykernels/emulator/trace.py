@@ -47,8 +47,8 @@ class Trace:
     """The schedule of the launches of an emulator.
 
     ``Emulator(trace=trace)`` and ``pykernels.emulate(trace=trace)`` follow it. A step that is not
-    possible is left out, and after the last one the warps run by index, so a trace with steps
-    removed is a trace too.
+    possible is left out, and after the last one the warps run by index, each as long as it can, so
+    a trace with steps removed is a trace too.
 
     Attributes:
         num_sms: Of the emulator.

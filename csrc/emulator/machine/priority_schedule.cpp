@@ -177,6 +177,7 @@ bool Machine::replay(const TraceStep& step) {
     start_cluster(grid);
     return true;
   }
+  if (step.cluster >= grid.next_cluster) start_all();
   const auto place = std::find_if(active_.begin(), active_.end(), [&](const Cluster* cluster) {
     return cluster->grid == &grid && cluster->index == step.cluster;
   });
