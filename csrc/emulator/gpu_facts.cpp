@@ -28,6 +28,10 @@ constexpr GpuFact kFacts[] = {
      "Bulk reductions round each element to nearest even once, and keep subnormal values.", "", ""},
     {"descriptor_base_offset",
      "A non-zero base offset of a WGMMA descriptor shifts the row of the swizzle pattern.", "", ""},
+    {"descriptor_inside_pattern",
+     "A WGMMA descriptor that starts inside a repeat of its swizzle (256, 512 or 1024 bytes), with "
+     "base offset 0, is swizzled by the bits of its shared addresses.",
+     "", ""},
     {"descriptor_ignored_fields",
      "WGMMA ignores the descriptor bits that the PTX ISA does not name.", "", ""},
     {"half_precision_wgmma",

@@ -15,6 +15,7 @@ enum class Fact : uint8_t {
   kMulticastOrder,            // the order in which a multicast reaches the CTAs
   kReduceRounding,            // rounding and subnormals of bulk reductions in FP16, BF16 and FP32
   kDescriptorBaseOffset,      // WGMMA descriptors with a base offset
+  kDescriptorInsidePattern,   // descriptors that start inside a swizzle pattern, base offset 0
   kDescriptorIgnoredFields,   // descriptor bits that the documents do not name
   kHalfPrecisionWgmma,        // FP16, BF16 and TF32 accumulation inside one WGMMA
   kFp8WgmmaNan,               // NaN and infinity in FP8 WGMMA

@@ -356,3 +356,31 @@ def test_a_lane_waits_for_itself_alone() -> None:
 def test_threads_that_all_wait_have_no_finding() -> None:
     body = "griddepcontrol.wait; setp.eq.u32 p0, tid, 37; @p0 exit; ld.global.u32 r1, [data];"
     run_dependent(body).raise_if_findings()
+
+
+# ---- where an instruction comes from ----
+
+
+def test_a_finding_shows_the_functions_inlined_around_both_instructions() -> None:
+    module = SHARED + '\n.file 1 "kernel.cu"\n.file 2 "barrier.cuh"\n'
+    body = (
+        INIT.format(count=1)
+        + f"""
+        .loc 1 40 3
+        add.u32 r1, tid, 1;
+        .loc 2 7 9, function_name names, inlined_at 1 40 3
+        @p9 {INVALIDATE}
+        bar.sync 0;
+        .loc 1 41 3
+        @p9 {ARRIVE}
+    """
+    )
+    finding = only_finding(run_ptx(body, {}, module=module, block=(64,)))
+    assert finding.first is not None
+    assert finding.second is not None
+    assert finding.first.source == "kernel.cu:41"
+    assert (finding.second.cuda_file, finding.second.cuda_line) == ("barrier.cuh", 7)
+    assert finding.second.source == "barrier.cuh:7, inlined at kernel.cu:40"
+    lines = str(finding).splitlines()
+    assert lines[2].strip() == "from kernel.cu:41"
+    assert lines[4].strip() == "from barrier.cuh:7, inlined at kernel.cu:40"

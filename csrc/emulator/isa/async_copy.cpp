@@ -118,7 +118,8 @@ uint32_t source_bytes(Warp& warp, const CopyForm& form, const Issuer& issuer) {
 CopyOperation::Piece make_piece(const Issuer& issuer, const CopyForm& form) {
   Warp& warp = issuer.warp;
   CopyOperation::Piece piece;
-  piece.to = shared_range(issuer, form.destination.at(warp, issuer.lane), form.bytes, form.bytes);
+  piece.to = shared_range(issuer, form.destination.at(warp, issuer.lane), form.bytes, form.bytes,
+                          SharedOperand::kDestination);
   piece.from = form.source.at(warp, issuer.lane);
   piece.from_bytes = source_bytes(warp, form, issuer);
   if (piece.from_bytes == 0) return piece;

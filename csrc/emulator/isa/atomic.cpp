@@ -206,8 +206,8 @@ Step async_store(Warp& warp, const Instruction& inst, LaneMask active) {
       std::memcpy(operation->data.data() + static_cast<uint32_t>(i) * form.bytes, &value,
                   form.bytes);
     }
-    operation->to_shared.push_back(
-        shared_range(issuer, form.destination.at(warp, lane), bytes, bytes));
+    operation->to_shared.push_back(shared_range(issuer, form.destination.at(warp, lane), bytes,
+                                                bytes, SharedOperand::kDestination));
     operation->barriers.push_back(completion_barrier(issuer, form.barrier.at(warp, lane)));
     issue_bulk(issuer, operation);
   });

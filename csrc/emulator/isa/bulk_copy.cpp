@@ -45,7 +45,8 @@ void spread(const Issuer& issuer, uint32_t mask, uint32_t offset, uint32_t barri
   for (uint32_t rank = 0; rank < cluster.ctas.size(); ++rank) {
     if ((mask >> rank & 1) == 0) continue;
     const uint32_t window = kSharedBase + (rank << kClusterRankShift);
-    operation.to_shared.push_back(shared_range(issuer, window + offset, operation.bytes, 1));
+    operation.to_shared.push_back(
+        shared_range(issuer, window + offset, operation.bytes, 1, SharedOperand::kDestination));
     operation.barriers.push_back(completion_barrier(issuer, window + barrier_offset));
   }
   if (operation.to_shared.size() > 1) rely_on(machine, Fact::kMulticastOrder);
@@ -67,7 +68,9 @@ uint32_t bulk_bytes(const Issuer& issuer, const BulkForm& form) {
 GlobalRange bulk_global(const Issuer& issuer, uint64_t address, uint32_t bytes, AccessKind kind) {
   if (address % 16 != 0) {
     issuer.warp.machine().fail(
-        "memory", concat("global address ", hexadecimal(address), " must be a multiple of 16"),
+        "memory",
+        concat("the ", kind == AccessKind::kRead ? "source" : "destination", "'s global address ",
+               hexadecimal(address), " must be a multiple of 16"),
         issuer.warp, issuer.instruction, issuer.lane);
   }
   check_global_range(issuer, {address, bytes}, kind);
@@ -85,7 +88,7 @@ void issue_copy(const Issuer& issuer, const BulkForm& form) {
   if (bytes != 0 && form.from == Side::kGlobal) {
     operation->from_global = bulk_global(issuer, source, bytes, AccessKind::kRead);
   } else if (bytes != 0) {
-    operation->from_shared = shared_range(issuer, source, bytes, 16);
+    operation->from_shared = shared_range(issuer, source, bytes, 16, SharedOperand::kSource);
   }
   if (bytes != 0 && form.to == Side::kGlobal) {
     operation->to_global = bulk_global(issuer, destination, bytes, AccessKind::kWrite);
@@ -264,13 +267,15 @@ void add_reductions(Table& table) {
 
 void set_shared_destination(const Issuer& issuer, uint64_t address, uint64_t barrier, Slot mask,
                             BulkOperation& operation) {
-  const SharedRange range = shared_range(issuer, address, operation.bytes, 16);
+  const SharedRange range =
+      shared_range(issuer, address, operation.bytes, 16, SharedOperand::kDestination);
   if (mask == kNoSlot) {
     operation.to_shared.push_back(range);
     operation.barriers.push_back(completion_barrier(issuer, barrier));
   } else {
     const uint32_t ranks = issuer.warp.lanes<uint32_t>(mask)[issuer.lane] & 0xffff;
-    spread(issuer, ranks, range.offset, shared_range(issuer, barrier, 8, 8).offset, operation);
+    spread(issuer, ranks, range.offset,
+           shared_range(issuer, barrier, 8, 8, SharedOperand::kBarrier).offset, operation);
   }
 }
 

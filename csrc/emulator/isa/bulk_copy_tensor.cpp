@@ -85,7 +85,9 @@ void issue_tensor(const Issuer& issuer, const TensorForm& form) {
   operation->bytes = box_bytes(box.map);
   operation->swizzle = box.map.swizzle;
   const uint64_t address = form.shared.at(warp, issuer.lane);
-  const SharedRange range = shared_range(issuer, address, operation->bytes, 128);
+  const SharedRange range =
+      shared_range(issuer, address, operation->bytes, 128,
+                   form.is_load ? SharedOperand::kDestination : SharedOperand::kSource);
   note_assumptions(warp.machine(), box.map, range);
   check_box_in_allocations(issuer, box, form.is_load ? AccessKind::kRead : AccessKind::kWrite);
   if (form.is_load) {

@@ -128,6 +128,7 @@ void gather_operand(const OperandReader& reader, uint64_t descriptor_bits, int r
                     bool transposed, uint8_t* destination) {
   const MatrixDescriptor descriptor = MatrixDescriptor::decode(descriptor_bits);
   if (descriptor.base_offset != 0) rely_on(reader.machine, Fact::kDescriptorBaseOffset);
+  if (descriptor.starts_inside_pattern()) rely_on(reader.machine, Fact::kDescriptorInsidePattern);
   if (descriptor.has_unnamed_bits) rely_on(reader.machine, Fact::kDescriptorIgnoredFields);
   reader.machine.counters().shared_bytes_read += static_cast<uint64_t>(rows) * kOperandRowBytes;
   ChunkReader chunks(reader);

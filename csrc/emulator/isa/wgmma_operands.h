@@ -24,6 +24,10 @@ struct MatrixDescriptor {
 
   static MatrixDescriptor decode(uint64_t bits);
 
+  /// True where the start is off the swizzle's repeat and no base offset says so.
+  bool starts_inside_pattern() const {
+    return base_offset == 0 && ((start >> 7) & (swizzle_chunks - 1)) != 0;
+  }
   /// Address of a 16-byte chunk of a K-major operand: `chunk` 0 or 1 along k of row `row`.
   uint32_t k_major(int row, int chunk) const;
   /// Address of 8 consecutive rows (M or N) at one k of an MN-major operand of 16-bit elements.

@@ -41,8 +41,10 @@ void count_issue(Machine& machine, const BulkOperation& operation) {
 
 }  // namespace
 
-SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
-                         uint32_t alignment) {
+SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes, uint32_t alignment,
+                         SharedOperand operand) {
+  static constexpr const char* kNames[] = {"destination", "source", "mbarrier"};
+  const char* name = kNames[static_cast<size_t>(operand)];
   Machine& machine = issuer.warp.machine();
   const auto shared_address = static_cast<uint32_t>(address);
   SharedRange range;
@@ -50,21 +52,26 @@ SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
   range.cta = &machine.cluster_cta(issuer.warp, issuer.instruction, shared_address, &range.offset);
   if (shared_address % alignment != 0) {
     machine.fail("memory",
-                 concat("shared address ", hexadecimal(shared_address), " must be a multiple of ",
-                        alignment, " (it is ", shared_address % alignment, " above one)"),
+                 concat("the ", name, "'s shared address ", hexadecimal(shared_address),
+                        " must be a multiple of ", alignment, " (it is ",
+                        shared_address % alignment, " above one)"),
                  issuer.warp, issuer.instruction, issuer.lane);
   }
   const uint64_t size = range.cta->shared.size();
   if (range.offset > size || size - range.offset < bytes) {
-    machine.fail("memory",
-                 shared_bounds_message(*range.cta, shared_address, bytes, AccessKind::kWrite),
-                 issuer.warp, issuer.instruction, issuer.lane);
+    machine.fail(
+        "memory",
+        concat("the ", name, ": ",
+               shared_bounds_message(
+                   *range.cta, shared_address, bytes,
+                   operand == SharedOperand::kSource ? AccessKind::kRead : AccessKind::kWrite)),
+        issuer.warp, issuer.instruction, issuer.lane);
   }
   return range;
 }
 
 CompletionBarrier completion_barrier(const Issuer& issuer, uint64_t address) {
-  const SharedRange range = shared_range(issuer, address, 8, 8);
+  const SharedRange range = shared_range(issuer, address, 8, 8, SharedOperand::kBarrier);
   Machine& machine = issuer.warp.machine();
   const Mbarrier* mbarrier = range.cta->find_mbarrier(range.offset);
   if (mbarrier == nullptr) {

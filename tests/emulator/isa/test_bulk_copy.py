@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pykernels.emulator import Emulator, PtxError, TensorMap
+from pykernels.emulator import EmulationError, Emulator, PtxError, TensorMap
 from tests.emulator.isa.bulk_copy_program import (
     INIT,
     MODES,
@@ -265,6 +265,40 @@ def test_a_copy_over_an_mbarrier_is_a_finding(offset: int) -> None:
     messages = [finding.message for finding in report.findings]
     assert len(messages) == (1 if offset == 16 else 0)
     assert all("overwrites the mbarrier at 'tile' + 16" in message for message in messages)
+
+
+LOAD = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+STORE = "cp.async.bulk.global.shared::cta.bulk_group"
+PEER = "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        (f"{LOAD} [r1], [source], 24, [r0];", "the size of a bulk copy must be a multiple of 16"),
+        (
+            f"{LOAD} [r1+8], [source], 16, [r0];",
+            "the destination's shared address .* multiple of 16",
+        ),
+        (f"{LOAD} [r1], [source+8], 16, [r0];", "the source's global address .* multiple of 16"),
+        (f"{LOAD} [r1], [source], 16, [r0+4];", "the mbarrier's shared address .* multiple of 8"),
+        (f"{LOAD} [r1+64], [source], 16, [r0];", "the destination: write of 16 bytes at shared"),
+        (f"{STORE} [source+8], [r1], 16;", "the destination's global address .* multiple of 16"),
+        (f"{STORE} [source], [r1+4], 16;", "the source's shared address .* multiple of 16"),
+        (f"{STORE} [source], [r1+64], 16;", "the source: read of 16 bytes at shared offset"),
+        (f"{PEER} [r1+8], [r1], 16, [r0];", "the destination's shared address .* multiple of 16"),
+        (f"{PEER} [r1], [r1+8], 16, [r0];", "the source's shared address .* multiple of 16"),
+    ],
+)
+def test_a_wrong_operand_is_named(copy: str, message: str) -> None:
+    with pytest.raises(EmulationError, match=message):
+        run_ptx(
+            INIT + copy,
+            {"source": np.zeros(64, dtype=np.uint8)},
+            module=SHARED,
+            block=(1,),
+            dynamic_smem_bytes=64,
+        )
 
 
 @pytest.mark.parametrize(

@@ -395,16 +395,26 @@ END:""",
 @pytest.mark.parametrize(
     ("copy", "message"),
     [
-        ("[r1+16], [map, {0, 0}], [r0]", "multiple of 128"),
-        ("[r1+1024], [map, {0, 0}], [r0]", "shared"),
-        ("[r1], [map, {0, 0}], [r0+4]", "multiple of 8"),
+        (
+            "[r1+16], [map, {0, 0}], [r0]",
+            "the destination's shared address 0x[0-9a-f]+ must be a multiple of 128",
+        ),
+        ("[r1+1024], [map, {0, 0}], [r0]", "the destination: write of 256 bytes at shared"),
+        (
+            "[r1], [map, {0, 0}], [r0+4]",
+            "the mbarrier's shared address 0x[0-9a-f]+ must be a multiple of 8",
+        ),
+        (
+            "[r1], [rd0, {0, 0}], [r0]",
+            "the address of a tensor map must be a multiple of 64, got 0x[0-9a-f]+",
+        ),
     ],
 )
 def test_wrong_addresses_end_the_launch(copy: str, message: str) -> None:
     tensor_map = TensorMap.encode_tiled(np.zeros((8, 32), np.uint8), box=(8, 32))
     with pytest.raises(EmulationError, match=message):
         run_ptx(
-            f"""{INIT}
+            f"""{INIT} add.u64 rd0, map, 32;
     cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes {copy};""",
             {"map": tensor_map},
             module=SHARED,

@@ -315,6 +315,21 @@ def kinds(report: object) -> set[str]:
     return {finding.kind for finding in report.findings}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("start", "base_offset"), [(0, 0), (32, 0), (256, 0), (256, 2)])
+def test_a_start_inside_the_swizzle_pattern_is_noted(start: int, base_offset: int) -> None:
+    """Steps along k stay within the first row; steps of rows need the base offset to be sure."""
+    case = dense(16, "f32", "e4m3", "e4m3")
+    operands = case.operands()
+    operands.a_placement = k_major(0, "128B", 64)
+    descriptor = operands.a_placement.descriptor | start >> 4 | base_offset << 49
+    body = f"mov.b64 %rd1, {descriptor}; or.b64 %rd1, %rd1, %rd13;\n{case.statement}"
+    _, report = run(Program(f"{body}\n{COMMIT_AND_WAIT}", case.n // 2), operands)
+    report.raise_if_findings()
+    names = {note.split(":")[0].split()[-1] for note in report.notes}
+    assert ("descriptor_inside_pattern" in names) == (start == 256 and base_offset == 0)
+    assert ("descriptor_base_offset" in names) == (base_offset != 0)
+
+
 def test_missing_fence_is_a_finding() -> None:
     case = dense(16, "f32", "e4m3", "e4m3")
     program = Program(f"{case.statement}\n{COMMIT_AND_WAIT}", case.n // 2, prologue="")
