@@ -156,14 +156,16 @@ def explore(
 
     Raises:
         ValueError: an argument is not as above.
-        EmulationError: never; it is a failure of the run.
+        Exception: whatever the function raises beside ``EmulationError``, which is a failure.
     """
     seed_list = _checked_seeds(seeds)
     _check_schedules(schedules)
     check_integer("max_reduction_runs", max_reduction_runs, 0, 2**31)
     options: dict[str, Any] = {
         "num_sms": num_sms,
-        "checks": checks if isinstance(checks, str) else tuple(checks),
+        "checks": tuple(checks)
+        if isinstance(checks, Iterable) and not isinstance(checks, str)
+        else checks,
         "max_warp_instructions": max_warp_instructions,
         "num_change_points": num_change_points,
     }
