@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from kernel_build.toolkit import find_nvcc
 
 from pykernels.emulator import Emulator, Module, TensorMap
+
+from .compile_once import compile_once
 
 SOURCE = Path(__file__).with_name("cute_programs.cu")
 INCLUDE = Path(sysconfig.get_path("purelib")) / "cutlass_library" / "source" / "include"
@@ -21,11 +21,8 @@ COLUMNS = [("INTER", 8), ("SW32", 16), ("SW64", 32), ("SW128", 64)]  # of a box:
 
 @pytest.fixture(scope="module")
 def cute(tmp_path_factory: pytest.TempPathFactory) -> Module:
-    ptx = tmp_path_factory.mktemp("cute") / "cute_programs.ptx"
-    command = [str(find_nvcc()), "-std=c++17", "-arch=compute_90a", "-ptx", "-I", str(INCLUDE)]
-    command += ["--expt-relaxed-constexpr", "-o", str(ptx), str(SOURCE)]
-    subprocess.run(command, check=True)
-    return Module.from_file(ptx)
+    flags = ["-I", str(INCLUDE), "--expt-relaxed-constexpr"]
+    return Module.from_file(compile_once(tmp_path_factory, SOURCE, *flags))
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from kernel_build.toolkit import find_nvcc
 
 from pykernels.emulator import Emulator, Module
+
+from .compile_once import compile_once
 
 SOURCE = Path(__file__).with_name("nvcc_programs.cu")
 COUNT = 256
 
 
-@pytest.fixture(scope="module", params=[[], ["-G"]], ids=["optimised", "debug"])
+@pytest.fixture(scope="module", params=["optimised", "debug"])
 def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Module:
-    ptx = tmp_path_factory.mktemp("nvcc") / "nvcc_programs.ptx"
-    command = [str(find_nvcc()), "-std=c++17", "-arch=compute_90a", "-ptx", *request.param]
-    subprocess.run([*command, "-o", str(ptx), str(SOURCE)], check=True)
-    return Module.from_file(ptx)
+    flags = ["-G"] if request.param == "debug" else []
+    return Module.from_file(compile_once(tmp_path_factory, SOURCE, *flags, name=request.param))
 
 
 def launch(module: Module, name: str, *args: object, **shape: object) -> None:
