@@ -123,9 +123,6 @@ class Program:
             async_completion=async_completion,
             max_warp_instructions=int(first.get("limit", 1 << 32)),
         )
-        for value in values.values():
-            if isinstance(value, np.ndarray):
-                emulator.register(value)
         ended = False
         try:
             report = emulator.launch_concurrent(launches)

@@ -13,7 +13,7 @@ from tests.mutants.mutate import Mutant, mutants
 
 # Completion and seed. What happens-before finds does not depend on them, so nearly all end in the
 # first run; the others are for wrong results.
-SCHEDULES = (("late", 0), ("random", 1), ("early", 2), ("late", 3), ("random", 4), ("early", 5))
+SCHEDULES = (("late", 0), ("random", 1), ("early", 2), ("random", 3))
 MAX_WARP_INSTRUCTIONS = 20_000_000  # some fifty times what the kernels need
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -22,7 +22,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 SHAPES = {
     "fp8_gemm_nt_m64n64c1": ((200, 136, 1136), 2, (1, 1, 1)),
     "fp8_gemm_nt_m128n128c2": ((400, 264, 1136), 4, (2, 1, 1)),
-    "fp8_gemm_nt_m128n192c2": ((264, 600, 624), 4, (1, 2, 1)),
+    "fp8_gemm_nt_m128n192c2": ((136, 600, 1136), 4, (1, 2, 1)),
     "fp8_gemm_nt_swap_m16n64": ((40, 264, 7 * 1024 + 16), 6, (1, 2, 3)),
 }
 

@@ -43,6 +43,7 @@ SYNCHRONISING = (
 ORDER = re.compile(r"\.(acquire|release|acq_rel)(?=\.(?:cta|cluster|gpu|sys)\.)")
 SCOPE = re.compile(r"(?<=\.)(acquire|release|acq_rel|relaxed|sc)\.(cluster|gpu|sys)(?![\w:])")
 NARROWER = {"cluster": "cta", "gpu": "cta", "sys": "gpu"}
+ONE = re.compile(r"^\s*mov\.\w+\s+(%\w+), 1;", re.MULTILINE)
 # Forms whose scope or order is part of their name.
 ONE_FORM = ("fence.mbarrier_init", "fence.proxy.async")
 
@@ -78,6 +79,7 @@ def mutants(ptx: str) -> Iterator[Mutant]:
     location = "?"
     ordinal = 0
     copies: Counter[tuple[str, ...]] = Counter()
+    ones = set(ONE.findall(ptx))
     for index, line in enumerate(lines):
         if found := LOCATION.match(line):
             location = f"{files[found['file']].rsplit('/', 1)[-1]}:{found['line']}"
@@ -86,6 +88,10 @@ def mutants(ptx: str) -> Iterator[Mutant]:
             continue
         opcode, operands = statement["opcode"], statement["operands"].strip()
         for change, text in _replacements(opcode, operands):
+            if text.startswith("{") and statement["guard"]:
+                continue  # a block takes no guard
+            if change == "one arrival fewer" and operands.rsplit(", ", 1)[-1] in ones:
+                continue  # none fewer than one
             begin = statement.start("opcode" if text else "guard")
             mutated = line[:begin] + text + line[statement.end() :]
             key = (location, opcode, change)
@@ -109,6 +115,15 @@ def _replacements(opcode: str, operands: str) -> Iterator[tuple[str, str]]:
     if opcode.startswith("mbarrier.arrive.expect_tx"):
         state, barrier, _ = (part.strip() for part in operands.rsplit(",", 2))
         yield "expect_tx removed", f"{opcode.replace('.expect_tx', '')} {state}, {barrier};"
+        yield "half the bytes", _with_last(opcode, operands, "shr.b32")
+    if opcode.startswith(("mbarrier.try_wait.parity", "mbarrier.test_wait.parity")):
+        yield "the other parity", _with_last(opcode, operands, "xor.b32")
+    if opcode.startswith("mbarrier.init"):
+        yield "one arrival fewer", _with_last(opcode, operands, "sub.u32")
+    if opcode.startswith("fence.proxy.async.shared"):
+        yield "of the other space", _statement("fence.proxy.async.global", operands)
+    if opcode.startswith("fence.proxy.async"):
+        yield "not of the proxy", _statement("fence.acq_rel.cta", operands)
     if ".wait_group" in opcode:
         yield "one group more", _statement(opcode, str(int(operands) + 1))
         if opcode == "cp.async.bulk.wait_group":
@@ -131,6 +146,13 @@ def _without(opcode: str, operands: str) -> str:
         predicate = operands.split(",")[0]
         return f"setp.eq.u32 {predicate}, 0, 0;"
     return ""
+
+
+def _with_last(opcode: str, operands: str, change: str) -> str:
+    """The statement with its last operand changed by an instruction and 1; never under a guard."""
+    others, last = (part.strip() for part in operands.rsplit(",", 1))
+    changed = f"{change} changed, {last}, 1;"
+    return f"{{ .reg .b32 changed; {changed} {opcode} {others}, changed; }}"
 
 
 def _statement(opcode: str, operands: str) -> str:

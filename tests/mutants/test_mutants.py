@@ -82,16 +82,26 @@ PROGRAM = """.file 1 "a.cuh"
     @!%p1 red.release.gpu.global.add.u32 [%rd1], 1;
     st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r1], %r2, [%r3];
     add.s32 %r1, %r1, 1;
+    mov.b32 %r9, 1;
+    mbarrier.init.shared::cta.b64 [%r1], %r9;
+    mbarrier.init.shared::cta.b64 [%r1], %r8;
+    fence.proxy.async.shared::cta;
 }
 """
 WEAKENED = [
     (5, "removed", "setp.eq.u32 %p, 0, 0;"),
+    (5, "the other parity",
+     "{ .reg .b32 changed; xor.b32 changed, %r2, 1; mbarrier.try_wait.parity.acquire.cluster"
+     ".shared::cta.b64 %p, [%r1], changed; }"),
     (5, "acquire relaxed",
      "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 %p, [%r1], %r2;"),
     (5, "cluster narrowed to cta",
      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 %p, [%r1], %r2;"),
     (6, "removed", ""),
     (6, "expect_tx removed", "mbarrier.arrive.release.cta.shared::cta.b64 _, [%r1];"),
+    (6, "half the bytes",
+     "{ .reg .b32 changed; shr.b32 changed, %r3, 1; mbarrier.arrive.expect_tx.release.cta"
+     ".shared::cta.b64 _, [%r1], changed; }"),
     (6, "release relaxed", "mbarrier.arrive.expect_tx.relaxed.cta.shared::cta.b64 _, [%r1], %r3;"),
     (8, "removed", ""),
     (9, "removed", ""),
@@ -106,6 +116,12 @@ WEAKENED = [
     (13, "sys narrowed to gpu", "fence.acq_rel.gpu;"),
     (14, "release relaxed", "@!%p1 red.relaxed.gpu.global.add.u32 [%rd1], 1;"),
     (14, "gpu narrowed to cta", "@!%p1 red.release.cta.global.add.u32 [%rd1], 1;"),
+    (19, "one arrival fewer",
+     "{ .reg .b32 changed; sub.u32 changed, %r8, 1; "
+     "mbarrier.init.shared::cta.b64 [%r1], changed; }"),
+    (20, "removed", ""),
+    (20, "of the other space", "fence.proxy.async.global;"),
+    (20, "not of the proxy", "fence.acq_rel.cta;"),
 ]  # fmt: skip
 
 
@@ -114,7 +130,7 @@ def test_each_instruction_is_removed_and_weakened() -> None:
     assert [(m.ptx_line, m.change, m.ptx.splitlines()[m.ptx_line - 1].strip()) for m in made] == [
         *WEAKENED
     ]
-    assert [m.source for m in made[5:7]] == ["a.cuh:7", "a.cuh:8"]
+    assert [m.source for m in made[7:9]] == ["a.cuh:7", "a.cuh:8"]
     unchanged = PROGRAM.splitlines()
     for mutant in made:
         changed = mutant.ptx.splitlines()
