@@ -309,6 +309,7 @@ class emulator:  # noqa: N801 - a submodule
             dynamic_shared_bytes: int,
             programmatic_dependent: bool,
             registers: int,
+            rank: int,
             parameters: bytes,
             memory: Sequence[tuple[int, int, str, bool]],
         ) -> None: ...

@@ -279,7 +279,7 @@ using MemoryTuple = std::tuple<uint64_t, uint64_t, std::string, bool>;
 MachineLaunch make_launch(const Kernel& kernel, const std::array<uint32_t, 3>& grid,
                           const std::array<uint32_t, 3>& block,
                           const std::array<uint32_t, 3>& cluster, uint32_t dynamic_shared_bytes,
-                          bool programmatic_dependent, uint32_t registers,
+                          bool programmatic_dependent, uint32_t registers, uint32_t rank,
                           const std::string& parameters, const std::vector<MemoryTuple>& memory) {
   MachineLaunch launch;
   launch.module = kernel.module;
@@ -290,6 +290,7 @@ MachineLaunch make_launch(const Kernel& kernel, const std::array<uint32_t, 3>& g
   launch.dynamic_shared_bytes = dynamic_shared_bytes;
   launch.programmatic_dependent = programmatic_dependent;
   launch.registers = registers;
+  launch.rank = rank;
   launch.parameters.assign(parameters.begin(), parameters.end());
   for (const auto& [address, bytes, name, writable] : memory) {
     launch.memory.push_back({address, bytes, name, writable});
@@ -314,14 +315,14 @@ void bind_machine(py::module_& module) {
       .def(py::init([](const Kernel& kernel, const std::array<uint32_t, 3>& grid,
                        const std::array<uint32_t, 3>& block, const std::array<uint32_t, 3>& cluster,
                        uint32_t dynamic_shared_bytes, bool programmatic_dependent,
-                       uint32_t registers, const py::bytes& parameters,
+                       uint32_t registers, uint32_t rank, const py::bytes& parameters,
                        const std::vector<MemoryTuple>& memory) {
              return make_launch(kernel, grid, block, cluster, dynamic_shared_bytes,
-                                programmatic_dependent, registers, parameters, memory);
+                                programmatic_dependent, registers, rank, parameters, memory);
            }),
            py::arg("kernel"), py::arg("grid"), py::arg("block"), py::arg("cluster"),
            py::arg("dynamic_shared_bytes"), py::arg("programmatic_dependent"), py::arg("registers"),
-           py::arg("parameters"), py::arg("memory"));
+           py::arg("rank"), py::arg("parameters"), py::arg("memory"));
   module.def(
       "run",
       [](const MachineOptions& options, const std::vector<MachineLaunch>& launches) {

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
+import numpy as np
+
 from pykernels import _C
 from pykernels.checks import check_integer
 from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
@@ -40,6 +42,8 @@ class Launch:
         programmatic_dependent: Whether the launch before may still run; see ``griddepcontrol``.
         registers: Per thread at launch, as ptxas reports; 0 if unknown. ``setmaxnreg`` is checked
             against it.
+        rank: The GPU that it runs on: launches of different ranks synchronise at ``.sys`` scope
+            only.
 
     Raises:
         ValueError: a dimension, size or argument is not possible on sm_90.
@@ -53,13 +57,19 @@ class Launch:
     dynamic_smem_bytes: int = 0
     programmatic_dependent: bool = False
     registers: int = 0
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
             raise ValueError(f"kernel must be a Kernel of a Module, got {self.kernel!r}")
         if not isinstance(self.args, Sequence):
             raise ValueError(f"args must be a sequence, one per parameter, got {self.args!r}")
+        if not isinstance(self.programmatic_dependent, (bool, np.bool_)):
+            raise ValueError(
+                f"programmatic_dependent must be a bool, got {self.programmatic_dependent!r}"
+            )
         check_integer("registers", self.registers, 0, MAX_REGISTERS)
+        check_integer("rank", self.rank, 0, 2**31 - 1)
         check_integer("dynamic_smem_bytes", self.dynamic_smem_bytes, 0, MAX_SHARED_BYTES)
         for name, limits in (("grid", _MAX_GRID), ("block", _MAX_BLOCK), ("cluster", (16, 16, 16))):
             object.__setattr__(self, name, _dimensions(name, getattr(self, name), limits))
@@ -111,7 +121,7 @@ class Emulator:
             seed: Decides all that hardware leaves open; the same seed gives the same run.
             async_completion: When TMA, WGMMA and bulk copies take effect: ``"early"`` (at once),
                 ``"late"`` (only when a wait needs them) or ``"random"`` (by the seed).
-            checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"sync"``; ``()`` for
+            checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"race"``, ``"sync"``; ``()`` for
                 speed.
             max_warp_instructions: A launch that has not ended by then is ended as hung.
             schedule: ``"random"``: a cluster at a time, any of its warps, in turns of thousands of
@@ -186,9 +196,11 @@ class Emulator:
         """Run several kernels together: ranks of a collective, or a producer and its consumer.
 
         Raises:
-            ValueError: an argument does not fit its kernel.
+            ValueError: ``launches`` is no sequence of them, or an argument does not fit its kernel.
             EmulationError: the launches cannot go on.
         """
+        if not isinstance(launches, Sequence) or not all(isinstance(x, Launch) for x in launches):
+            raise ValueError(f"launches must be a sequence of Launches, got {launches!r}")
         registered = [
             view.memory_range(f"registered tensor {i}") for i, view in enumerate(self._registered)
         ]
@@ -204,8 +216,9 @@ class Emulator:
                     block=tuple(launch.block),
                     cluster=tuple(launch.cluster),
                     dynamic_shared_bytes=launch.dynamic_smem_bytes,
-                    programmatic_dependent=launch.programmatic_dependent,
+                    programmatic_dependent=bool(launch.programmatic_dependent),
                     registers=launch.registers,
+                    rank=launch.rank,
                     parameters=block,
                     memory=[entry for entry in memory + registered if entry[1] > 0],
                 )

@@ -63,7 +63,7 @@ def checked_options(
         names = tuple(checks) if isinstance(checks, Iterable) else (checks,)
         if not all(isinstance(name, str) for name in names):
             raise ValueError(
-                'checks must be "all" or a set out of "memory", "init", "sync" (() for none), '
+                'checks must be "all" or a set out of "memory", "init", "race", "sync" (() for none), '
                 f"got {checks!r}"
             )
         checks = names

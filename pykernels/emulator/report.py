@@ -53,7 +53,7 @@ class Finding:
     """One thing that a check found.
 
     Attributes:
-        kind: ``"memory"``, ``"init"``, ``"sync"`` or ``"deadlock"``.
+        kind: ``"memory"``, ``"init"``, ``"race"``, ``"sync"`` or ``"deadlock"``.
         message: What happened, with the values.
         sites: The instructions involved.
         occurrences: How often, at the same instructions.

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "emulator/check/race/detector.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -36,8 +37,10 @@ struct Slice {
   Report report;
   Footprint read;
   Footprint written;
+  std::unique_ptr<RaceDetector> races;  // null where the race check is off
   uint64_t instructions = 0;
   std::string error;             // of an EmulationError; empty where the slice came to its end
+  bool deadlocked = false;       // which is the error, and leaves the slices behind it their turn
   std::exception_ptr exception;  // any other
 };
 
@@ -55,9 +58,12 @@ void add_counters(Counters& sum, const Counters& more) {
 /// The results of slices, in the order of their clusters.
 class Merged {
  public:
-  /// `report`: of the whole launch before it has run, with what is known of it by then.
-  Merged(Report report, uint64_t max_instructions)
-      : report_(std::move(report)), max_instructions_(max_instructions) {}
+  /// `whole`: the machine of the whole launch, which does not run but compares the slices.
+  Merged(Machine& whole, const MachineLaunch& launch)
+      : whole_(whole),
+        launch_(launch),
+        report_(whole.report()),
+        max_instructions_(whole.options().max_warp_instructions) {}
 
   /// Adds the next slice; throws what ended it. A check that compares what several clusters did
   /// belongs here: slices come one by one, in order, on any thread, never two at once.
@@ -71,13 +77,29 @@ class Merged {
         report_.notes.push_back(std::move(note));
     }
     report_.trace.insert(report_.trace.end(), slice.report.trace.begin(), slice.report.trace.end());
+    if (slice.races != nullptr) whole_.races()->absorb(*slice.races, launch_);
     instructions_ += slice.instructions;
     if (slice.exception) std::rethrow_exception(slice.exception);
-    if (!slice.error.empty()) throw EmulationError(slice.error, report());
+    if (slice.deadlocked && num_deadlocks_++ == 0) deadlock_ = slice.error;
+    if (!slice.error.empty() && !slice.deadlocked) {
+      check_deadlocks();
+      throw EmulationError(slice.error, report());
+    }
     if (instructions_ > max_instructions_) fail_hung();
   }
 
+  /// After the last slice: throws where one before could not end.
+  void check_deadlocks() {
+    if (num_deadlocks_ == 0) return;
+    const std::string more = num_deadlocks_ == 1 ? ""
+                                                 : concat("\n  in ", num_deadlocks_ - 1,
+                                                          " more clusters none can either");
+    throw EmulationError(deadlock_ + more, report());
+  }
+
   const Report& report() {
+    for (Finding& finding : whole_.findings()) report_.add(std::move(finding));
+    whole_.findings().clear();
     report_.counters.global_footprint_bytes_read = read_.bytes();
     report_.counters.global_footprint_bytes_written = written_.bytes();
     return report_;
@@ -93,23 +115,27 @@ class Merged {
     throw EmulationError(text, report());
   }
 
+  Machine& whole_;
+  const MachineLaunch& launch_;
   Report report_;
   Footprint read_;
   Footprint written_;
   uint64_t instructions_ = 0;
   uint64_t max_instructions_;
+  std::string deadlock_;  // the first
+  uint64_t num_deadlocks_ = 0;
 };
 
 class SlicedRun {
  public:
-  SlicedRun(const MachineOptions& options, const MachineLaunch& launch, Report report)
+  SlicedRun(const MachineOptions& options, const MachineLaunch& launch, Machine& whole)
       : options_(options),
         launch_(launch),
         num_clusters_(num_clusters(launch)),
         clusters_per_slice_((num_clusters_ + kMaxSlices - 1) / kMaxSlices),
         num_slices_((num_clusters_ + clusters_per_slice_ - 1) / clusters_per_slice_),
         end_(num_slices_),
-        merged_(std::move(report), options.max_warp_instructions) {}
+        merged_(whole, launch) {}
 
   /// On the calling thread, which alone looks at options.poll, and others beside it.
   Report run() {
@@ -125,6 +151,7 @@ class SlicedRun {
     for (std::thread& thread : threads) thread.join();
     if (interruption_) std::rethrow_exception(interruption_);
     if (failure_) std::rethrow_exception(failure_);
+    merged_.check_deadlocks();
     return merged_.report();
   }
 
@@ -185,16 +212,18 @@ class SlicedRun {
     } catch (const EmulationError& error) {
       slice.report = error.report();
       slice.error = error.what();
+      slice.deadlocked = machine.deadlocked();
     }
     slice.read = machine.take_footprint(AccessKind::kRead);
     slice.written = machine.take_footprint(AccessKind::kWrite);
+    slice.races = machine.take_races();
     slice.instructions = machine.instructions();
   }
 
   /// Merges what is complete up to here.
   void finish(uint64_t index, Slice slice) {
-    if (!slice.error.empty() || slice.exception)
-      lower_end(index + 1);  // what follows it will not count
+    const bool fails = !slice.error.empty() && !slice.deadlocked;
+    if (fails || slice.exception) lower_end(index + 1);  // what follows it will not count
     const std::lock_guard<std::mutex> lock(mutex_);
     finished_.emplace(index, std::move(slice));
     while (!finished_.empty() && finished_.begin()->first == num_merged_ && !failure_) {
@@ -218,7 +247,7 @@ class SlicedRun {
 
   void await_others() {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (!failure_ && num_merged_ < num_slices_ && !is_interrupted()) {
+    while (num_merged_ < end_ && !is_interrupted()) {
       progress_.wait_for(lock, kPollInterval);
     }
   }
@@ -251,7 +280,7 @@ bool runs_in_slices(const MachineOptions& options, const std::vector<MachineLaun
 Report run_launches(const MachineOptions& options, const std::vector<MachineLaunch>& launches) {
   Machine machine(options, launches);
   if (!runs_in_slices(options, launches)) return machine.run();
-  return SlicedRun(options, launches.front(), machine.report()).run();
+  return SlicedRun(options, launches.front(), machine).run();
 }
 
 }  // namespace pykernels::emulator

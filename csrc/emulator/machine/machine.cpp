@@ -79,7 +79,7 @@ uint32_t MachineOptions::threads() const {
 }
 
 Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches, PagePool* pool)
-    : options_(options), random_(options.seed), pool_(pool == nullptr ? &own_pool_ : pool) {
+    : options_(options), random_(Random(options.seed).next()), pool_(pool == nullptr ? &own_pool_ : pool) {
   report_.seed = options.seed;
   static constexpr const char* kModes[] = {"early", "late", "random"};
   report_.async_completion = kModes[static_cast<size_t>(options.completion)];
@@ -117,6 +117,8 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
 }
 
 Machine::~Machine() = default;
+
+std::unique_ptr<RaceDetector> Machine::take_races() { return std::move(races_); }
 
 /// Only some of the grid's clusters run, and draw other numbers than the rest.
 void Machine::take_slice(Grid& grid) {

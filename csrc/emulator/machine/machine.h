@@ -118,6 +118,8 @@ class Machine {
   // ---- of a slice of clusters, for the whole grid ----
   const Report& report() const { return report_; }
   uint64_t instructions() const { return instructions_; }
+  bool deadlocked() const { return deadlocked_; }
+  std::unique_ptr<RaceDetector> take_races();
   /// Sectors of global memory that were read or written.
   Footprint take_footprint(AccessKind kind) {
     return std::move(kind == AccessKind::kRead ? read_ : written_);
@@ -227,6 +229,7 @@ class Machine {
   uint64_t num_events_ = 0;     // completions, arrivals of whole barriers, ends of threads
   uint64_t last_activity_ = 0;  // of events and bytes written, when it last changed
   uint64_t active_at_ = 0;      // instructions at that time
+  bool deadlocked_ = false;
 };
 
 }  // namespace pykernels::emulator

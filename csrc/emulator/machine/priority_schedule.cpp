@@ -33,7 +33,7 @@ uint64_t log_uniform(Random& random, uint64_t most) {
 /// first n are the same whatever their number.
 void Machine::draw_change_points() {
   if (options_.schedule != Schedule::kPriority || options_.trace != nullptr) return;
-  Random random(options_.seed ^ kChangePointStream);
+  Random random(Random(options_.seed ^ kChangePointStream).next());
   const uint64_t length = options_.expected_steps == 0 ? kUnknownLength : options_.expected_steps;
   for (uint32_t i = 0; i < options_.num_change_points; ++i) {
     const bool even = i % 2 == 0 && options_.expected_steps != 0;

@@ -42,6 +42,7 @@ std::shared_ptr<AgentRaces> RaceDetector::make_agent(Warp& warp, const Instructi
   agent->views = {view(warp, lane)};
   agent->what = static_cast<uint32_t>(&inst - warp.program().instructions.data());
   if (async_proxy) agent->what |= kWhatAsync;
+  ++warp.races->now;  // what the lane does from here on does not come before the operation
   return agent;
 }
 
@@ -89,7 +90,7 @@ std::shared_ptr<AgentRaces> RaceDetector::issue_copy(Warp& warp, const Instructi
 
 void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Instruction& inst,
                                uint64_t number) {
-  const WarpRaces& races = *warp.races;
+  WarpRaces& races = *warp.races;
   const ClusterRaces& cluster = *warp.cta().cluster->races;
   if (operation.agent == nullptr) {
     operation.agent = make_agent(warp, inst, 0, true);
@@ -110,6 +111,7 @@ void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Inst
   }
   operation.agent->views.push_back({known.get(), races.first, kFullMask, races.now, races.synced});
   operation.agent->kept.push_back(std::move(known));
+  ++races.now;
 }
 
 AgentRaces* RaceDetector::set_current(AgentRaces* agent) {

@@ -108,6 +108,11 @@ class RaceDetector {
   void fence_mbarrier_init(Warp& warp, LaneMask lanes);
   void grid_wait(Warp& warp, LaneMask lanes, const Grid& before);
 
+  // ---- clusters that ran apart ----
+  /// Takes over what the clusters of a slice did in global memory, and reports what conflicts with
+  /// those of the slices before.
+  void absorb(RaceDetector& slice, const MachineLaunch& launch);
+
  private:
   /// An access as it is checked.
   struct Access {
@@ -169,6 +174,12 @@ class RaceDetector {
   void acquire_location(Warp& warp, int lane, const std::vector<Release>& released,
                         MemoryOrder order);
   void forget_location(const Access& access, uint64_t address);
+
+  // merge.cpp
+  void absorb_line(RaceDetector& slice, Line& line, uint64_t address, uint32_t offset);
+  void absorb_cell(const RaceDetector& slice, const Cell& cell, Cell& kept, uint64_t address,
+                   uint32_t offset);
+  void keep_reader(Cell& kept, const Epoch& read);
 
   // findings.cpp
   void report(const Access& access, const Epoch& earlier, bool earlier_writes, Verdict verdict,
