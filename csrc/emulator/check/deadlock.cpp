@@ -150,6 +150,7 @@ void add_groups(const std::vector<Group>& groups, Finding& finding) {
 }  // namespace
 
 void Machine::fail_deadlock() {
+  deadlocked_ = true;
   Finding finding{"deadlock", "no warp can run; those that have not ended:", {}, 1};
   add_groups(gather(*this, active_, true), finding);
   size_t shown = 0;
