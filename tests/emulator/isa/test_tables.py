@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from pykernels.emulator import Module
+from pykernels.emulator.load_check import check_path
+from pykernels.native import KERNELS_DIR
 
 from .tables import FAMILIES, all_rows, family
 from .tables.forms import published_forms
@@ -31,6 +33,14 @@ def test_row(name: str, index: int) -> None:
 def test_every_published_form_has_a_row() -> None:
     known = {form for row in all_rows() for form in row.forms}
     assert sorted(set(published_forms()) - known) == []
+
+
+def test_forms_of_our_kernels_are_listed() -> None:
+    """A form that a kernel newly uses needs a row, too."""
+    checks = check_path(KERNELS_DIR)
+    used = {form for check in checks for form in check.forms}
+    assert sorted(used - set(published_forms())) == []
+    assert [check.path for check in checks if check.refusals] == []
 
 
 @pytest.mark.parametrize("name", FAMILIES)

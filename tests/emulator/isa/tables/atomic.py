@@ -16,13 +16,17 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "add": lambda a, b: a + b,
     "max": max,
     "min": min,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "inc": lambda a, b: 0 if a >= b else a + 1,
     "exch": lambda _, b: b,
 }
 _SHARED = ".shared .align 16 .b8 tile[256]; mov.u32 r8, tile;"
 
 
 def _operation(form: str) -> str:
-    return next(m for m in form.split(".") if m in ("add", "max", "min", "exch", "cas"))
+    return next(m for m in form.split(".") if m in _OPERATIONS or m == "cas")
 
 
 def _place(form: str, size: int, bits: int, value: str) -> tuple[str, str, str]:
@@ -107,6 +111,7 @@ def _floats() -> list[Row]:
     for form, body, expected in (
         ("atom.global.add.v2.f32", both, total),
         ("atom.global.add.f32", one, first),
+        ("atom.global.gpu.acq_rel.add.f32", one, first),
     ):
         rows.append(Row(form, body.replace("{form}", form), inputs, {"word": expected}))
     return rows

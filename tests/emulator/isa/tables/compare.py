@@ -13,12 +13,12 @@ from .row import Array, Row
 
 _INTEGER = {
     "eq": "b32 s16 s32 s64", "ge": "s32 s64 u32 u64", "gt": "s32 s64 u16 u32 u64",
-    "le": "s32 s64 u32 u64", "lt": "s32 s64 u16 u32 u64", "ne": "b32 s16 s32 s64",
+    "le": "s32 s64 u32 u64", "lt": "s32 s64 u16 u32 u64", "ne": "b32 b64 s16 s32 s64",
 }  # fmt: skip
 _FLOATING = {
-    "eq": "f32 f64 ftz.f32", "equ": "ftz.f32", "ge": "f32", "geu": "f32", "gt": "f32 f64",
-    "gtu": "f32 f64", "le": "f32", "leu": "f64", "lt": "f32 f64", "ltu": "f32 f64",
-    "neu": "f32 f64 ftz.f32",
+    "eq": "f32 f64 ftz.f32", "equ": "ftz.f32", "ge": "f32 f64", "geu": "f32", "gt": "f32 f64",
+    "gtu": "f32 f64", "le": "f32 f64", "leu": "f32 f64", "lt": "f32 f64", "ltu": "f32 f64",
+    "nan": "f64", "neu": "f32 f64 ftz.f32",
 }  # fmt: skip
 _CODE = "{form} p1, {a}, {b}; selp.u32 {d}, 1, 0, p1;"
 
@@ -51,8 +51,9 @@ def rows() -> list[Row]:
             unordered = np.isnan(x) | np.isnan(y)
             base = {"neu": "ne"}.get(name, name.removesuffix("u"))
             with np.errstate(invalid="ignore"):
-                holds = _compare(base, x, y)
-            holds = holds | unordered if name.endswith("u") else holds & ~unordered
+                holds = unordered if name == "nan" else _compare(base, x, y)
+            counts_unordered = name.endswith("u") or name == "nan"
+            holds = holds | unordered if counts_unordered else holds & ~unordered
             expected = holds.astype(np.uint32)
             result.append(lanewise(f"setp.{name}.{kind}", expected, a, b, code=_CODE))
     return result

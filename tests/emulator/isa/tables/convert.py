@@ -18,7 +18,7 @@ def _integers() -> list[Row]:
     rows = []
     for form in (
         "cvt.s64.s32", "cvt.u16.u32", "cvt.u16.u64", "cvt.u32.u16", "cvt.u32.u64", "cvt.u64.u16",
-        "cvt.u64.u32", "cvt.s16.s8", "cvt.s32.s8",
+        "cvt.u64.u32", "cvt.s16.s8", "cvt.s32.s8", "cvt.s32.s16", "cvt.s64.s16",
     ):  # fmt: skip
         _, out, source = form.split(".")
         register = out if source == "s8" else source  # of the source
@@ -50,6 +50,7 @@ def _to_integers() -> list[Row]:
         ("cvt.rmi.u32.f32", np.floor),
         ("cvt.rni.s32.f32", np.rint),
         ("cvt.rni.s32.f64", np.rint),
+        ("cvt.rzi.s32.f32", np.trunc),
     ):
         _, _, out, source = form.split(".")
         values = wide.astype(f"f{int(source[1:]) // 8}")
@@ -57,7 +58,13 @@ def _to_integers() -> list[Row]:
         rounded = np.clip(rounding(values.astype(np.float64)), limits.min, limits.max)
         rows.append(lanewise(form, rounded.astype(integer_type(out)), values))
     x, _ = doubles()
-    rows.append(lanewise("cvt.rzi.f64.f64", np.trunc(x), x))
+    (y,) = floats(12, count=1)
+    modes = {"rmi": np.floor, "rni": np.rint, "rpi": np.ceil, "rzi": np.trunc}
+    for mode, rounding in modes.items():
+        rows.append(lanewise(f"cvt.{mode}.f64.f64", rounding(x), x))
+        rows.append(lanewise(f"cvt.{mode}.f32.f32", rounding(y), y))
+    inside = x[np.abs(x) < 2.0**62]
+    rows.append(lanewise("cvt.rzi.s64.f64", inside.astype(np.int64), inside))
     return rows
 
 

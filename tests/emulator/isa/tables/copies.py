@@ -105,8 +105,18 @@ def _remote_stores() -> list[Row]:
         "mad.wide.u32 rd2, r5, 16, out; st.global.v2.b64 [rd2], {rd12, rd13}; "
         f"{cluster}"
     )
+    floats = "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
+    four = (
+        body.replace("ld.global.v2.b64 {rd10, rd11}", "ld.global.v4.f32 {f10, f11, f12, f13}")
+        .replace(f"{form} [r7], {{rd10, rd11}}", f"{floats} [r7], {{f10, f11, f12, f13}}")
+        .replace("st.global.v2.b64 [rd2], {rd12, rd13}", "st.global.v4.f32 [rd2], {f0, f1, f2, f3}")
+        .replace("ld.shared.v2.b64 {rd12, rd13}", "ld.shared.v4.f32 {f0, f1, f2, f3}")
+    )
     swapped = np.concatenate([data[512:], data[:512]])
-    return [Row(form, body, {"source": data}, {"out": swapped}, grid=2, cluster=2)]
+    return [
+        Row(name, text, {"source": data}, {"out": swapped}, grid=2, cluster=2)
+        for name, text in ((form, body), (floats, four))
+    ]
 
 
 def rows() -> list[Row]:

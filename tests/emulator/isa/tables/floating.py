@@ -37,7 +37,9 @@ _BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "mul.rn": np.multiply,
     "add.rn": np.add,
     "div.rn": np.divide,
+    "copysign": lambda a, b: np.copysign(b, a),  # PTX: the sign of the first operand
     "max": _maximum,
+    "min": lambda a, b: -_maximum(-a, -b),
     "max.NaN": _maximum_nan,
 }
 _UNARY: dict[str, Callable[[Array], Array]] = {
@@ -47,9 +49,9 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "rcp.rn": lambda a: a.dtype.type(1) / a,
 }
 _EXACT = {
-    "f32": "add sub mul mul.rn max max.NaN div.rn abs neg sqrt.rn rcp.rn",
+    "f32": "add add.rn sub mul mul.rn max max.NaN div.rn copysign abs neg sqrt.rn rcp.rn",
     "ftz.f32": "add sub mul max",
-    "f64": "add sub mul add.rn mul.rn abs neg sqrt.rn",
+    "f64": "add sub mul add.rn mul.rn div.rn max min copysign abs neg sqrt.rn rcp.rn",
 }
 
 
@@ -91,11 +93,16 @@ def _fused() -> list[Row]:
         ("fma.rn.f32", "rn", False),
         ("fma.rn.ftz.f32", "rn", True),
         ("fma.rm.f32", "rm", False),
+        ("fma.rz.f32", "rz", False),
     ):
         x, y, z = (flush(v) if flushes else v for v in (a, b, c))
         triples = zip(x.tolist(), y.tolist(), z.tolist(), strict=True)
         expected = np.array([_fma32(*triple, mode) for triple in triples], np.float32)
         rows.append(lanewise(form, flush(expected) if flushes else expected, a, b, c))
+    finite = np.isfinite(a) & np.isfinite(b)
+    terms = zip(a[finite].tolist(), b[finite].tolist(), strict=True)
+    sums = np.array([_fma32(x, 1.0, y, "rz") for x, y in terms], np.float32)
+    rows.append(lanewise("add.rz.f32", sums, a[finite], b[finite]))
     rng = np.random.default_rng(8)
     x, y = rng.normal(size=(2, 128))
     z = np.where(np.arange(128) % 2 == 0, -x * y, rng.normal(size=128))  # shows the rounding error
@@ -114,7 +121,9 @@ def _approximate() -> list[Row]:
         "sin.approx.f32": (np.sin(x / 4), 2.0**-19),
         "ex2.approx.f32": (np.exp2(x), 2.0**-22),
         "ex2.approx.ftz.f32": (np.exp2(x), 2.0**-22),
+        "rcp.approx.f32": (1 / x, 2.0**-22),
         "rcp.approx.ftz.f32": (1 / x, 2.0**-22),
+        "rsqrt.approx.f32": (1 / np.sqrt(x), 2.0**-22),
         "rsqrt.approx.ftz.f32": (1 / np.sqrt(x), 2.0**-22),
     }
     rows = []
@@ -130,6 +139,9 @@ def _approximate() -> list[Row]:
     # Powers of two: the documented table look-up of 20 mantissa bits is exact on them.
     powers = np.array([2.0**e * s for e in range(-20, 21) for s in (1, -1)])
     rows.append(lanewise("rcp.approx.ftz.f64", 1 / powers, powers))
+    wide = rng.uniform(0.3, 3, 64)
+    roots = 1 / np.sqrt(wide)
+    rows.append(lanewise("rsqrt.approx.ftz.f64", roots, wide, tolerance=2.0**-19))
     return rows
 
 

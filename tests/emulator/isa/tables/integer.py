@@ -95,6 +95,15 @@ def _divisions() -> list[Row]:
     return rows
 
 
+def _sum_of_bytes(a: int, b: int) -> int:
+    return sum((a >> s & 255) * (b >> s & 255) for s in range(0, 32, 8))
+
+
+def _larger_halves(a: int, b: int) -> int:
+    halves = [(wrap(a >> s, np.int16), wrap(b >> s, np.int16)) for s in (0, 16)]
+    return sum((max(pair) & 0xFFFF) << 16 * i for i, pair in enumerate(halves))
+
+
 def _products() -> list[Row]:
     rows = []
     for kind in ("s32", "s64", "u32", "u64"):
@@ -107,6 +116,14 @@ def _products() -> list[Row]:
             rows.append(
                 table(f"mad.wide.{kind}", wide, [dtype, dtype, wide], lambda a, b, c: a * b + c)
             )
+    word = np.dtype(np.uint32)
+    rows += [
+        table("mad.hi.u32", word, [word] * 3, lambda a, b, c: (a * b >> 32) + c),
+        table("sad.s32", word, [np.dtype(np.int32)] * 3, lambda a, b, c: abs(a - b) + c),
+        table("abs.s64", np.int64, [np.dtype(np.int64)], abs),
+        table("dp4a.u32.u32", word, [word] * 3, lambda a, b, c: c + _sum_of_bytes(a, b)),
+        table("max.s16x2", word, [word] * 2, _larger_halves),
+    ]
     for kind in ("s32", "s64"):
         dtype = integer_type(kind)
         rows.append(table(f"mad.lo.{kind}", dtype, [dtype] * 3, lambda a, b, c: a * b + c))
@@ -136,6 +153,28 @@ def _carries() -> list[Row]:
         sign = 1 if form.startswith("add") else -1
         code = f"{halves}{first} r34, r30, r32; {form} r34, r31, r33; {last} {{d}}, 0, 0;"
         rows.append(table(form, u32, [u64] * 2, lambda a, b, s=sign: a + s * b >> 64, code))
+    rows.append(
+        table(
+            "mad.hi.cc.u32",
+            u64,
+            [u32] * 3,
+            lambda a, b, c: (a * b >> 32) + c,
+            "{form} r34, {a}, {b}, {c}; addc.u32 r35, 0, 0;" + pack,
+        )
+    )
+    for name, sign in (("add", 1), ("sub", -1)):
+        # The low word's carry enters the high word, whose own carry is counted: c is what remains.
+        code = (
+            f"{name}.cc.s64 rd30, {{a}}, {{b}}; {name}c.cc.s64 rd31, {{b}}, {{c}}; "
+            f"{name}c.s64 rd32, 0, 0; xor.b64 rd31, rd31, rd30; add.s64 {{d}}, rd31, rd32;"
+        )
+
+        def reference(a: int, b: int, c: int, s: int = sign) -> int:
+            total = (b << 64 | a) + s * (c << 64 | b)
+            return (total ^ total >> 64 & 2**64 - 1) % 2**64 + (total >> 128)
+
+        for form in (f"{name}.cc.s64", f"{name}c.cc.s64"):
+            rows.append(table(form, u64, [u64] * 3, reference, code))
     rows.append(
         table(
             "mad.lo.cc.u32",

@@ -69,6 +69,18 @@ def _shifts() -> list[Row]:
             lambda a, b, c: (b << 32 | a) >> (c & 31),
         )
     )
+    rows.append(
+        table("shf.l.wrap.b32", word, [word] * 3, lambda a, b, c: (b << 32 | a) << (c & 31) >> 32)
+    )
+    code = "and.b32 r30, {c}, 63; {form} {d}, {a}, {b}, r30;"
+    clamped = table(
+        "shf.r.clamp.b32",
+        word,
+        [word] * 3,
+        lambda a, b, c: (b << 32 | a) >> min(c & 63, 32),
+        code,
+    )
+    rows.append(clamped)
     return rows
 
 
@@ -136,6 +148,9 @@ def _bits() -> list[Row]:
             "bfind.shiftamt.u32", word, [word], lambda a: 32 - a.bit_length() if a else 2**32 - 1
         ),
         table("brev.b32", word, [word], lambda a: int(f"{a:032b}"[::-1], 2)),
+        table("brev.b64", long, [long], lambda a: int(f"{a:064b}"[::-1], 2)),
+        table("clz.b32", word, [word], lambda a: 32 - a.bit_length()),
+        table("popc.b64", word, [long], lambda a: a.bit_count()),
         table("clz.b64", word, [long], lambda a: 64 - a.bit_length()),
         table("popc.b32", word, [word], lambda a: a.bit_count()),
         table("prmt.b32", word, [word] * 3, _permute),
@@ -174,7 +189,7 @@ def doubles() -> tuple[np.ndarray, np.ndarray]:
 
 def _moves() -> list[Row]:
     rows = []
-    for kind in ("b32", "b64", "s32", "u16", "u32", "u64", "f32", "f64"):
+    for kind in ("b16", "b32", "b64", "s32", "u16", "u32", "u64", "f32", "f64"):
         dtype = integer_type(kind.replace("f", "b"))
         rows.append(table(f"mov.{kind}", dtype, [dtype], lambda a: a))
     code = "setp.lt.s32 p1, {a}, 0; {form} p2, p1; selp.u32 {d}, 1, 0, p2;"

@@ -50,7 +50,8 @@ def _stmatrix(form: str) -> Row:
         "ld.shared.v4.b32 {r10, r11, r12, r13}, [r2]; mad.wide.u32 rd2, lane, 16, out; "
         "st.global.v4.b32 [rd2], {r10, r11, r12, r13}; END:"
     )
-    return Row(form, body, {"source": matrices}, {"out": matrices})
+    wanted = matrices.transpose(0, 2, 1).copy() if ".trans" in form else matrices
+    return Row(form, body, {"source": matrices}, {"out": wanted})
 
 
 def _mma() -> Row:

@@ -151,16 +151,27 @@ def _store_row(form: str) -> Row:
 
 def _argument_row(access: Access, read: str, place: str) -> Row:
     """The value goes through a function, which returns it with its bits inverted."""
-    bits = access.bits
-    name = f"invert_{access.kind}"
+    bits = 8 * access.bytes
+    name = f"invert_b{bits}"
     module = (
         f".func (.param .b{bits} result) {name}(.param .b{bits} value) {{ .reg .b{bits} x; "
         f"ld.param.b{bits} x, [value]; not.b{bits} x, x; st.param.b{bits} [result], x; ret; }}"
     )
-    (register,) = access.registers
+    register = f"{_REGISTERS[bits]}30"
+    # A vector goes into bytes of its alignment, as compilers pass structs.
+    kind = (
+        f".b{bits} value"
+        if access.count == 1
+        else f".align {access.bytes} .b8 value[{access.bytes}]"
+    )
+    if access.count > 1:
+        name += "_bytes"
+        module = module.replace(f".param .b{bits} value", f".param {kind}").replace(
+            f"invert_b{bits}(", f"{name}("
+        )
     body = (
-        f"{read} {{ .param .b{bits} value; .param .b{bits} result; "
-        f"{access.form} [value], {register}; call.uni (result), {name}, (value); "
+        f"{read} {{ .param {kind}; .param .b{bits} result; "
+        f"{access.store(access.form, 'value')} call.uni (result), {name}, (value); "
         f"ld.param.b{bits} {register}, [result]; }} {place} st.global.b{bits} [rd8], {register};"
     )
     source = _source(_LANES, access.bytes)

@@ -42,6 +42,8 @@ def _clusters() -> list[Row]:
     for arrive, wait in (
         ("barrier.cluster.arrive.relaxed.aligned", "barrier.cluster.wait.aligned"),
         ("barrier.cluster.arrive.relaxed", "barrier.cluster.wait.acquire"),
+        ("barrier.cluster.arrive", "barrier.cluster.wait"),
+        ("barrier.cluster.arrive.release.aligned", "barrier.cluster.wait.acquire.aligned"),
     ):
         both = f"fence.acq_rel.cluster; {arrive}; {wait};"
         body = (
@@ -54,6 +56,12 @@ def _clusters() -> list[Row]:
         wanted = np.concatenate([_numbers(32) + 100, _numbers(32)]).astype(np.uint32)
         also = (wait, "mapa.shared::cluster.u32")
         rows.append(Row(arrive, body, {}, {"out": wanted}, also=also, grid=2, cluster=2))
+        generic = body.replace(
+            "mapa.shared::cluster.u32 r6, r2, r5; ld.shared::cluster.u32 r7, [r6]; ",
+            "cvt.u64.u32 rd5, r2; cvta.shared.u64 rd5, rd5; mapa.u64 rd6, rd5, r5; "
+            "ld.u32 r7, [rd6]; ",
+        )
+    rows.append(Row("mapa.u64", generic, {}, {"out": wanted}, grid=2, cluster=2))
     return rows
 
 
@@ -85,6 +93,16 @@ def _mbarriers() -> list[Row]:
     also = tuple(f"mbarrier.{name}.shared::cta.b64" for name in forms[1:])
     also += ("fence.mbarrier_init.release.cluster",)
     expected = {"out": _numbers(64) * 3 + 1}
+    spelled = body
+    orders = {
+        "mbarrier.arrive.expect_tx": ".release.cta",
+        "mbarrier.arrive": ".release.cta",
+        "mbarrier.try_wait.parity": ".acquire.cta",
+    }
+    for form, order in orders.items():
+        spelled = spelled.replace(f"{form}.shared", f"{form}{order}.shared")
+    ordered = [f"{form}{order}.shared::cta.b64" for form, order in orders.items()]
+    explicit = Row(ordered[0], spelled, {}, expected, also=tuple(ordered[1:]), block=64)
     first = Row(f"mbarrier.{forms[0]}.shared::cta.b64", body, {}, expected, also=also, block=64)
     remote = (
         f"{_PLACE} {_BARRIER} @p9 mbarrier.init.shared::cta.b64 [r10], 32; "
@@ -112,8 +130,12 @@ def _mbarriers() -> list[Row]:
         "st.global.u32 [rd1], r9; barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
     )
     wanted = np.concatenate([_numbers(32) + 100, _numbers(32)]).astype(np.uint32)
+    named = "mbarrier.arrive.release.cta.shared::cluster.b64"
+    spelled = counted.replace("mbarrier.arrive.shared::cluster.b64", named)
     return [
         first,
+        explicit,
+        Row(named, spelled, {}, {"out": _numbers(64)}, grid=2, cluster=2),
         Row(
             "mbarrier.arrive.release.cluster.shared::cluster.b64",
             remote,
@@ -136,7 +158,7 @@ def _mbarriers() -> list[Row]:
 
 _FENCES = (
     "fence.acq_rel.cta", "fence.acq_rel.sys", "fence.acquire.cta", "fence.acquire.gpu",
-    "fence.release.cta", "fence.release.gpu", "membar.gl", "membar.sys",
+    "fence.release.cta", "fence.release.gpu", "fence.sc.gpu", "membar.gl", "membar.sys",
     "fence.proxy.async.shared::cta",
 )  # fmt: skip
 

@@ -67,7 +67,7 @@ def _load_row(form: str, rank: int) -> Row:
     setup = f"{_TILE} {BARRIER} {_coordinates(_STARTS[rank])} {policy} "
     if not multicast:
         body = f"{setup} @!p9 bra WAIT; {issue.replace('{guard}', '')} {WAIT} {dump(wanted.nbytes)}"
-        return Row(form, body, inputs, {"out": wanted}, also=("prefetch.tensormap",)[:0])
+        return Row(form, body, inputs, {"out": wanted})
     cluster = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; "
     guarded = issue.replace("{guard}", "mov.u32 r3, %cluster_ctarank; setp.eq.u32 p6, r3, 0; @p6 ")
     # Both CTAs expect the box, the first one asks for it; each writes its copy.
@@ -191,6 +191,8 @@ def rows() -> list[Row]:
     cluster = prefix + f"shared::cluster.global.{_COMPLETE}"
     result = [
         _load_row((prefix + f"shared::cta.global.{_COMPLETE}").format(2), 2),
+        _load_row(cluster.format(2), 2),
+        _load_row(cluster.format(2) + ".multicast::cluster", 2),
         *(_load_row(cluster.format(rank) + ".L2::cache_hint", rank) for rank in (2, 3, 4)),
         *(
             _load_row(cluster.format(rank) + ".multicast::cluster.L2::cache_hint", rank)

@@ -61,15 +61,25 @@ def _matches() -> list[Row]:
         equal = (x[:, None] == x).astype(np.uint64) << _LANES.astype(np.uint64)
         expected = equal.sum(axis=1).astype(np.uint32)
         rows.append(lanewise(f"match.any.sync.{kind}", expected, x, code="{form} {d}, {a}, -1;"))
+    # Of three warps the lanes of the second one differ.
+    x = np.repeat(np.array([7, 0, 9], np.uint32), 32)
+    x[32:64] = _LANES // 31
+    expected = np.where((x == 7) | (x == 9), 2**32 - 1 ^ 1, 0).astype(np.uint32)
+    code = "{form} r30|p1, {a}, -1; selp.u32 r31, 1, 0, p1; xor.b32 {d}, r30, r31;"
+    rows.append(lanewise("match.all.sync.b32", expected, x, code=code))
     return rows
 
 
 def _reductions() -> list[Row]:
     x = _values()
+    signed = x.view(np.int32)
     total = np.array([x.sum(dtype=np.uint64)]).astype(np.uint32)
     code = "{form} {d}, {a}, -1;"
     return [
         lanewise("redux.sync.add.s32", np.repeat(total, 32), x, code=code),
+        lanewise("redux.sync.add.u32", np.repeat(total, 32), x, code=code),
+        lanewise("redux.sync.min.s32", np.repeat(signed.min()[None], 32), signed, code=code),
+        lanewise("redux.sync.xor.b32", np.repeat(np.bitwise_xor.reduce(x)[None], 32), x, code=code),
         lanewise("redux.sync.or.b32", np.repeat(np.bitwise_or.reduce(x)[None], 32), x, code=code),
     ]
 
@@ -152,6 +162,7 @@ def _control() -> list[Row]:
         "ld.param.b32 x, [value]; mul.lo.u32 x, x, 3; st.param.b32 [result], x; ret; }"
     )
     stop = "setp.gt.u32 p1, {a}, 1000; @p1 {form}; add.u32 {d}, {a}, 1;"
+    halt = stop.replace("trap", "brkpt")
     wait = "{form} 20; add.u32 {d}, {a}, 1;"
     one = np.uint32(1)
     return [
@@ -159,6 +170,7 @@ def _control() -> list[Row]:
         lanewise("bra.uni", x + one, x, code=jump),
         lanewise("call.uni", x * np.uint32(3), x, code=call, module=module),
         lanewise("trap", x + one, x, code=stop),
+        lanewise("brkpt", x + one, x, code=halt),
         lanewise("nanosleep.u32", x + one, x, code=wait),
         Row(
             "ret",
