@@ -135,8 +135,7 @@ def test_impossible_launches(options: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"checks": "race"}, "no race detector"),
-        ({"checks": {"memory", "race"}}, "no race detector"),
+        ({"checks": {"memory", "races"}}, 'got "races"'),
         ({"checks": "everything"}, '"all" or a set'),
         ({"async_completion": "never"}, "async_completion must be"),
         ({"num_sms": 0}, "num_sms must be at least 1"),
@@ -153,7 +152,7 @@ def test_report_says_what_ran() -> None:
     assert report.seed == 7
     assert report.async_completion == "random"
     assert "0 findings (checks: sync; seed 7, random completion)" in str(report)
-    assert run_ptx("", {}).checks == ("memory", "init", "sync")
+    assert run_ptx("", {}).checks == ("memory", "init", "race", "sync")
     assert run_ptx("", {}, emulator=Emulator(checks=())).checks == ()
 
 

@@ -69,7 +69,7 @@ INIT = {
     ),
     "half of a shared word": Case(
         ".shared .align 4 .b32 x; cvt.u16.u32 h0, lane; st.shared.u16 [x], h0;"
-        "ld.shared.u32 r1, [x];",
+        "bar.warp.sync -1; ld.shared.u32 r1, [x];",
         "shared memory is read before it is written: 'x' + 2",
         "ld.shared.u32 r1, [x]",
     ),
@@ -118,9 +118,11 @@ INITIALISED = {
     "shared word written by bytes": """
         .shared .align 4 .b32 x;
         cvt.u16.u32 h0, lane;
-        st.shared.u8 [x], h0;
-        st.shared.u8 [x + 1], h0;
-        st.shared.u16 [x + 2], h0;
+        setp.eq.u32 p0, tid, 0;
+        @p0 st.shared.u8 [x], h0;
+        @p0 st.shared.u8 [x + 1], h0;
+        @p0 st.shared.u16 [x + 2], h0;
+        bar.sync 0;
         ld.shared.u32 r1, [x];
     """,
     "shared word written by another warp": """
@@ -280,7 +282,7 @@ def test_a_waited_copy_has_no_finding(mode: str) -> None:
 
 def test_a_missing_wait_is_an_uninitialised_read_and_an_unfinished_copy() -> None:
     report = run(TRANSFER.format(wait=""), {"data": zeros()})
-    assert {finding.kind for finding in report.findings} == {"init", "sync"}
+    assert {finding.kind for finding in report.findings} == {"init", "race", "sync"}
     unfinished = next(finding for finding in report.findings if finding.kind == "sync")
     assert "the CTA has ended while this was in flight: copy of 128 bytes" in unfinished.message
     assert unfinished.first is not None
@@ -396,17 +398,17 @@ DONE:
 
 
 def test_checks_can_be_chosen() -> None:
-    body = "add.u32 r1, r0, 1; ld.global.u32 r2, [data + 2]; barrier.cluster.wait;"
-    for checks in ({"memory"}, {"init"}, {"sync"}, {"init", "sync"}, set(), {"all"}):
+    body = """
+        add.u32 r1, r0, 1;
+        ld.global.u32 r2, [data + 2];
+        st.global.u32 [data], lane;
+        barrier.cluster.wait;
+    """
+    for checks in ({"memory"}, {"init"}, {"race"}, {"sync"}, {"init", "sync"}, set(), {"all"}):
         report = run(body, {"data": zeros()}, emulator=Emulator(checks=checks))
-        names = {"memory", "init", "sync"} if checks == {"all"} else checks
+        names = {"memory", "init", "race", "sync"} if checks == {"all"} else checks
         assert {finding.kind for finding in report.findings} == names
         assert set(report.checks) == names
-
-
-def test_there_is_no_race_check_yet() -> None:
-    with pytest.raises(ValueError, match="race"):
-        Emulator(checks={"race"})
 
 
 def test_findings_do_not_change_results() -> None:

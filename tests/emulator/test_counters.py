@@ -266,10 +266,10 @@ def test_rows_of_a_box_in_both_directions() -> None:
     counters = _run(
         f"""{INIT}
     mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], 2048;
-    {load.format(row=0)}{load.format(row=6)}
+    {load.format(row=0)} add.u32 r1, r1, 1024; {load.format(row=6)}
     {WAIT}""",
         {"map": TensorMap.encode_tiled(tensor, box=(8, 128), swizzle="128B")},
-        shared=1024,
+        shared=2048,
     )
     assert _traffic(counters) == (2048, 0, 14 * 128, 0)
 

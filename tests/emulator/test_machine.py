@@ -299,7 +299,7 @@ SPIN:
     setp.eq.u32 p0, r2, 0;
     @p0 bra SPIN;
     add.u32 r2, r2, 1;
-    st.global.u32 [mine], r2;
+    st.relaxed.gpu.global.u32 [mine], r2;
 """
 
 
@@ -359,9 +359,10 @@ def test_a_dependent_launch_waits_for_the_writes_before_it(seed: int) -> None:
 
 def test_a_dependent_launch_that_does_not_wait_is_a_finding() -> None:
     messages = run_dependent("", 0)[1]
-    assert len(messages) == 3
+    assert len(messages) == 4
     assert all("is accessed before griddepcontrol.wait" in message for message in messages[:2])
     assert "ends without griddepcontrol.wait" in messages[2]
+    assert "of launch 0 is not ordered after the read by" in messages[3]
 
 
 # ---- setmaxnreg ----

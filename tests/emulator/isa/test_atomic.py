@@ -59,9 +59,11 @@ def test_all_lanes_on_one_word(space: str, operation: str, kind: str) -> None:
         ".global": "mov.b64 rd3, word;",
         "": "mov.b64 rd3, word;",
         ".shared": f"mov.u32 r5, tile; cvt.u64.u32 rd3, r5; ld.global.b{bits} {value}, [word];"
-        f"st.shared.b{bits} [rd3], {value};",
+        f"st.shared.b{bits} [rd3], {value}; bar.warp.sync -1;",
     }[space]
-    finish = f"ld.shared.b{bits} {value}, [rd3]; st.global.b{bits} [word], {value};"
+    finish = (
+        f"bar.warp.sync -1; ld.shared.b{bits} {value}, [rd3]; st.global.b{bits} [word], {value};"
+    )
     run_ptx(
         f"""
     {place}

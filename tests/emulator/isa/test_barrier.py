@@ -169,7 +169,10 @@ def test_lanes_that_a_guard_keeps_out_do_not_wait() -> None:
 CLUSTER_FORMS = [
     ("barrier.cluster.arrive", "barrier.cluster.wait"),
     ("barrier.cluster.arrive.release", "barrier.cluster.wait.acquire"),
-    ("barrier.cluster.arrive.relaxed.aligned", "barrier.cluster.wait.aligned"),
+    (
+        "fence.acq_rel.cluster; barrier.cluster.arrive.relaxed.aligned",
+        "barrier.cluster.wait.aligned",
+    ),
     ("barrier.cluster.arrive.aligned", "barrier.cluster.wait.acquire.aligned"),
 ]
 

@@ -60,6 +60,7 @@ def test_arrivals_complete_the_phase(space: str, order: str, seed: int) -> None:
         setp.ge.u32 p0, tid, 32;
         @p0 bra CONSUMER;
         @p9 st.shared.u32 [word], r11;
+        {"fence.acq_rel.cta;" if "relaxed" in order else ""}
         mbarrier.arrive{order}{space}.b64 _, {address};
         bra DONE;
     CONSUMER:
