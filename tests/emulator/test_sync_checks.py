@@ -87,6 +87,44 @@ def test_guard_that_differs_in_a_warp_is_a_finding(case: str) -> None:
     assert finding.first.thread % 32 == 16
 
 
+LDMATRIX = "mov.u32 r2, tile; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {r1}, [r2];"
+MISSING = {
+    "lanes that have ended": (
+        f"{HALF} @p0 exit; {LDMATRIX}",
+        32,
+        "a matrix instruction needs all 32 lanes, got 16: 16 do not run \\(lanes 0-15\\)",
+    ),
+    "lanes that a guard keeps out": (
+        f"{HALF} {LDMATRIX.replace('ldmatrix', '@p0 ldmatrix')}",
+        32,
+        "a matrix instruction needs all 32 lanes, got 16: a guard keeps out lanes 16-31",
+    ),
+    "both": (
+        f"{HALF} setp.eq.u32 p1, lane, 3; @p1 exit; {LDMATRIX.replace('ldmatrix', '@p0 ldmatrix')}",
+        32,
+        "got 15: 1 do not run \\(lane 3\\), and a guard keeps out lanes 16-31",
+    ),
+    "WGMMA of a warp with fewer lanes": (
+        "wgmma.fence.sync.aligned;",
+        120,
+        "execute this .aligned instruction: 8 do not run \\(lanes 24-31\\)",
+    ),
+    "WGMMA of three warps": (
+        "wgmma.fence.sync.aligned;",
+        96,
+        "WGMMA needs a warpgroup of four warps, and the CTA ends with warp 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_missing_lanes_are_named(case: str) -> None:
+    body, threads, message = MISSING[case]
+    with pytest.raises(EmulationError, match=message) as caught:
+        run(body, threads)
+    assert caught.value.report.findings[-1].kind == "sync"
+
+
 def test_deadlock_names_the_lanes_at_other_aligned_instructions() -> None:
     body = f"{HALF} @p0 bra LOW; bar.sync 1; bra DONE; LOW: bar.sync 2; DONE:"
     message = deadlock(body, 32)

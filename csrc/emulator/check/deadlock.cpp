@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "emulator/check/lanes.h"
 #include "emulator/check/source_chain.h"
 #include "emulator/machine/machine.h"
 
@@ -17,24 +18,6 @@ constexpr size_t kMaxOperations = 8;
 
 std::string name_of(const Cta& cta) {
   return concat("CTA (", cta.ctaid[0], ", ", cta.ctaid[1], ", ", cta.ctaid[2], ")");
-}
-
-/// "3", "0-3", "0-3, 8", of the bits set.
-std::string ranges(uint32_t bits) {
-  std::string text;
-  for (int first = 0; first < 32; ++first) {
-    if ((bits >> first & 1) == 0) continue;
-    int last = first;
-    while (last < 31 && (bits >> (last + 1) & 1) != 0) ++last;
-    text += concat(text.empty() ? "" : ", ", first);
-    if (last != first) text += concat("-", last);
-    first = last;
-  }
-  return text;
-}
-
-std::string lanes_text(LaneMask lanes) {
-  return concat(__builtin_popcount(lanes) == 1 ? "lane " : "lanes ", ranges(lanes));
 }
 
 const ParsedModule& module_of(const Cta& cta) { return cta.grid->launch.module->parsed; }

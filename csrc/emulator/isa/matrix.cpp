@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "emulator/check/lanes.h"
 #include "emulator/gpu_facts.h"
 #include "emulator/isa/memory_access.h"
 #include "emulator/numerics/convert.h"
@@ -26,9 +27,10 @@ constexpr uint32_t kRowBytes = 16;
 /// All 32 lanes take part in a matrix instruction.
 void require_full_warp(Warp& warp, const Instruction& inst, LaneMask active) {
   if (active != kFullMask) {
-    warp.machine().fail(
-        "sync", concat("a matrix instruction needs all 32 lanes, got ", __builtin_popcount(active)),
-        warp, inst);
+    warp.machine().fail("sync",
+                        concat("a matrix instruction needs all 32 lanes, got ",
+                               __builtin_popcount(active), ": ", missing_lanes_text(warp, active)),
+                        warp, inst);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "emulator/check/lanes.h"
 #include "emulator/check/race/detector.h"
 #include "emulator/check/wgmma_registers.h"
 #include "emulator/isa/table.h"
@@ -19,13 +20,17 @@ namespace {
 /// All instructions here need all lanes of four complete warps.
 void check_warpgroup(Warp& warp, const Instruction& inst, LaneMask active) {
   const auto first = static_cast<size_t>(warp.warpgroup()) * kGroupWarps;
-  if (warp.cta().warps.size() < first + kGroupWarps || warp.live() != kFullMask) {
-    warp.machine().fail("sync", "WGMMA needs a warpgroup of four warps with all lanes live", warp,
-                        inst);
+  if (warp.cta().warps.size() < first + kGroupWarps) {
+    warp.machine().fail("sync",
+                        concat("WGMMA needs a warpgroup of four warps, and the CTA ends with warp ",
+                               warp.cta().warps.size() - 1),
+                        warp, inst);
   }
   if (active != kFullMask) {
-    warp.machine().fail("sync", "not all lanes of the warp execute this .aligned instruction", warp,
-                        inst);
+    warp.machine().fail("sync",
+                        concat("not all lanes of the warp execute this .aligned instruction: ",
+                               missing_lanes_text(warp, active)),
+                        warp, inst);
   }
 }
 
