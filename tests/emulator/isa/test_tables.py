@@ -14,7 +14,7 @@ from pykernels.native import KERNELS_DIR
 
 from .tables import FAMILIES, all_rows, family
 from .tables.forms import published_forms
-from .tables.replay import Replay, assemble, parameters
+from .tables.replay import Replay, assemble, image, parameters
 from .tables.row import Row, emulate, module_text
 
 PLACES = [(name, i) for name in FAMILIES for i in range(len(family(name)))]
@@ -82,7 +82,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Replay]:
 
     def load(name: str) -> Replay:
         if name not in loaded:
-            loaded[name] = Replay(assemble(family(name), tmp_path_factory.mktemp(name)))
+            loaded[name] = Replay(image(family(name), tmp_path_factory.mktemp(name)))
         return loaded[name]
 
     return load

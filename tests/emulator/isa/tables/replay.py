@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kernel_build.errors import BuildError
 from kernel_build.toolkit import find_nvcc
 
 from pykernels.emulator import TensorMapFields
@@ -58,17 +59,26 @@ def parameters(
     return result
 
 
+def image(rows: Sequence[Row], folder: Path) -> bytes:
+    """What the driver loads: the cubin, or the text for its own ptxas where there is no other."""
+    try:
+        find_nvcc()
+    except BuildError:
+        return module_text(rows).encode() + b"\0"
+    return assemble(rows, folder)
+
+
 class Replay:
     """A module of rows on the current GPU."""
 
-    def __init__(self, cubin: bytes) -> None:
+    def __init__(self, module: bytes) -> None:
         import torch
         from cuda.bindings import driver
 
         torch.cuda.init()
         torch.zeros(1, device="cuda")  # makes torch's context current
         self._driver = driver
-        self._module = _checked(driver.cuModuleLoadData(cubin))
+        self._module = _checked(driver.cuModuleLoadData(module))
 
     def run(self, row: Row, index: int) -> dict[str, Array]:
         """The row's arrays after a launch of kernel ``row<index>``."""
