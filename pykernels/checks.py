@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,6 +69,11 @@ def check_integer(name: str, value: object, least: int, most: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     if int(value) > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_no_gradient(op: str, tensors: Mapping[str, Tensor]) -> None:

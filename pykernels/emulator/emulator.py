@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
-import numpy as np
-
 from pykernels import _C
-from pykernels.checks import check_integer
+from pykernels.checks import check_flag, check_integer
 from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
 from pykernels.emulator.errors import EmulationError
 from pykernels.emulator.module import Kernel
@@ -64,10 +62,7 @@ class Launch:
             raise ValueError(f"kernel must be a Kernel of a Module, got {self.kernel!r}")
         if not isinstance(self.args, Sequence):
             raise ValueError(f"args must be a sequence, one per parameter, got {self.args!r}")
-        if not isinstance(self.programmatic_dependent, (bool, np.bool_)):
-            raise ValueError(
-                f"programmatic_dependent must be a bool, got {self.programmatic_dependent!r}"
-            )
+        check_flag("programmatic_dependent", self.programmatic_dependent)
         check_integer("registers", self.registers, 0, MAX_REGISTERS)
         check_integer("rank", self.rank, 0, 2**31 - 1)
         check_integer("dynamic_smem_bytes", self.dynamic_smem_bytes, 0, MAX_SHARED_BYTES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from pykernels.checks import check_integer
+from pykernels.checks import check_flag, check_integer
 from pykernels.emulator.arguments import Array
 from pykernels.emulator.emulator import Emulator, Launch
 from pykernels.emulator.errors import EmulationError
@@ -161,6 +161,14 @@ def explore(
     seed_list = _checked_seeds(seeds)
     _check_schedules(schedules)
     check_integer("max_reduction_runs", max_reduction_runs, 0, 2**31)
+    flags = {
+        "same_bits": same_bits,
+        "serial": serial,
+        "stop_at_first": stop_at_first,
+        "progress": progress,
+    }
+    for name, value in flags.items():
+        check_flag(name, value)
     options: dict[str, Any] = {
         "num_sms": num_sms,
         "checks": tuple(checks)
@@ -283,6 +291,7 @@ def _check_schedules(schedules: object) -> None:
     if not pairs or not all(
         isinstance(pair, (tuple, list))
         and len(pair) == 2
+        and all(isinstance(name, str) for name in pair)
         and pair[0] in ("random", "priority")
         and pair[1] in ("early", "late", "random")
         for pair in pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pykernels.checks import check_integer
+from pykernels.checks import check_flag, check_integer
 from pykernels.emulator.trace import Trace, steps_to_native
 
 MAX_WARP_INSTRUCTIONS = 2**40  # hours of emulation: what runs longer hangs
@@ -67,7 +67,8 @@ def checked_options(
                 f"got {checks!r}"
             )
         checks = names
-    if schedule not in ("random", "priority"):
+    check_flag("record_trace", record_trace)
+    if not isinstance(schedule, str) or schedule not in ("random", "priority"):
         raise ValueError(f'schedule must be "random" or "priority", got {schedule!r}')
     return {
         **{name: int(value) for name, value in numbers.items()},

@@ -112,7 +112,7 @@ class TensorMap:
             _choice("fill", fill, _FILLS),
         )
         rank = len(view.sizes)
-        steps = [1] * rank if element_strides is None else list(element_strides)
+        steps = [1] * rank if element_strides is None else element_strides
         for name, values in (("box", box), ("element_strides", steps)):
             if not isinstance(values, Sequence) or len(values) != rank:
                 raise ValueError(
