@@ -42,10 +42,10 @@ def test_priorities_order_warps_of_all_clusters() -> None:
 
 
 def test_same_seed_same_priorities() -> None:
-    runs = [
-        tickets(Emulator(seed=3, schedule="priority", expected_steps=12, record_trace=True))
-        for _ in range(2)
-    ]
+    runs = []
+    for _ in range(2):
+        emulator = Emulator(seed=3, schedule="priority", expected_steps=12, record_trace=True)
+        runs.append((tickets(emulator)[0], emulator.trace))
     assert runs[0] == runs[1]
 
 
