@@ -293,6 +293,11 @@ bool Parser::settle(Function& function, const Scope& scope, const PendingLabel& 
     return false;
   }
   operand.kind = Operand::Kind::kVector;
+  num_targets_ += list->second.size();
+  if (num_targets_ > kMaxTargets) {
+    lexer_.fail(function.statements[pending.statement].location.ptx_line,
+                "too many branch targets");
+  }
   for (size_t i = 0; i < list->second.size(); ++i) {
     Operand label;
     label.kind = Operand::Kind::kLabel;

@@ -17,6 +17,7 @@ namespace pykernels::emulator {
 inline constexpr int kMaxScopeDepth = 256;
 inline constexpr int kMaxNesting = 64;  // of braces in operands and initialisers
 inline constexpr uint64_t kMaxVariableBytes = 64ull << 20;  // of one variable
+inline constexpr size_t kMaxTargets = 1 << 20;              // of all computed branches together
 inline constexpr int64_t kMaxDimension = 1 << 20;           // of .maxntid and the like
 
 class Parser {
@@ -127,6 +128,7 @@ class Parser {
   std::vector<Scope> scopes_;
   NameMap<int> variable_names_;  // of the function: how often a name has been declared
   SourceLocation location_;      // of the last .loc
+  size_t num_targets_ = 0;       // of computed branches
   int scope_line_ = 0;
 };
 

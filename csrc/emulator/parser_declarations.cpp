@@ -110,7 +110,6 @@ void Parser::parse_initialiser(Variable& variable, uint64_t element_bytes, bool 
   if (variable.initial.size() > variable.bytes) {
     lexer_.fail(line, "more initial values than '" + variable.name + "' has elements");
   }
-  variable.initial.resize(variable.bytes);
 }
 
 /// A brace list, a literal, or the address of a variable: name, name+offset, generic(name).

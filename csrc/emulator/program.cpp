@@ -11,6 +11,7 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr uint64_t kMaxModuleBytes = 256ull << 20;
+constexpr size_t kMaxModuleInstructions = 2u << 20;  // of all kernels together
 
 /// Zeroed memory of .global and .const variables, with their initial values.
 void place_variables(const ParsedModule& module, ModuleStorage& storage) {
@@ -42,6 +43,10 @@ void relocate(const ParsedModule& module, ModuleStorage& storage) {
                      "the initial value of '" + relocation.variable + "' is the address of '" +
                          relocation.target + "', which has no memory");
     }
+    // A variable declared twice may have had the initial value of its longer form.
+    if (relocation.offset + sizeof(uint64_t) > holder->second.second) {
+      throw PtxError(1, "", "more initial values than '" + relocation.variable + "' has elements");
+    }
     const uint64_t address =
         reinterpret_cast<uint64_t>(target->second.first) + static_cast<uint64_t>(relocation.addend);
     std::memcpy(holder->second.first + relocation.offset, &address, sizeof address);
@@ -67,9 +72,14 @@ std::shared_ptr<LoadedModule> parse_module(std::string_view text) {
 
 std::shared_ptr<LoadedModule> load_module(std::string_view text) {
   auto module = parse_module(text);
+  size_t num_instructions = 0;
   for (const Function& function : module->parsed.functions) {
     if (function.is_entry && !function.is_extern) {
       module->kernels.push_back(Resolver(*module, function).resolve());
+      num_instructions += module->kernels.back()->instructions.size();
+      if (num_instructions > kMaxModuleInstructions) {
+        throw PtxError(function.location.ptx_line, "", "the module is too large");
+      }
     }
   }
   return module;

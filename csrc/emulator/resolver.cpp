@@ -13,7 +13,11 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr size_t kMaxInstructions = 4u << 20;  // calls are expanded; nested ones can multiply
+// Of one kernel. Calls are expanded; nested ones can multiply.
+constexpr size_t kMaxInstructions = 1u << 20;
+constexpr uint32_t kMaxStatements = 1u << 21;
+constexpr size_t kMaxRegisters = 1u << 21;
+constexpr size_t kMaxTextBytes = 1024;  // of a statement in findings
 
 bool has_rounding(const Statement& statement) {
   return std::any_of(statement.modifiers.begin(), statement.modifiers.end(), [](const auto& name) {
@@ -100,6 +104,9 @@ Frame Resolver::open_frame(const Function& function, const Frame* caller) {
   }
   local_top_ = place_locals(frame);
   program_->local_bytes = std::max(program_->local_bytes, local_top_);
+  if (next_id_ > kMaxStatements || registers_.size() > kMaxRegisters) {
+    fail_too_large(function.location);
+  }
   frame.first_id = next_id_;
   next_id_ += static_cast<uint32_t>(function.statements.size()) + 1;
   starts_.resize(next_id_);
@@ -110,14 +117,16 @@ void Resolver::expand_body(Frame& frame) {
   uint32_t id = frame.first_id;
   for (const Statement& statement : frame.function->statements) {
     starts_[id++] = static_cast<uint32_t>(program_->instructions.size());
-    if (names_statements_) text_ = to_string(*frame.function, statement);
+    if (names_statements_) {
+      text_ = to_string(*frame.function, statement);
+      if (text_.size() > kMaxTextBytes) text_.replace(kMaxTextBytes, std::string::npos, "...");
+    }
     if (refusals_ == nullptr) {
       expand_statement(frame, statement);
     } else {
       expand_or_refuse(frame, statement);
     }
-    if (program_->instructions.size() > kMaxInstructions)
-      fail(statement, "the program is too large");
+    if (program_->instructions.size() > kMaxInstructions) fail_too_large(statement.location);
   }
   starts_[id] = static_cast<uint32_t>(program_->instructions.size());
 }
@@ -130,6 +139,8 @@ void Resolver::collect_refusals(std::vector<Refusal>* refusals) {
 void Resolver::expand_or_refuse(const Frame& frame, const Statement& statement) {
   try {
     expand_statement(frame, statement);
+  } catch (const ProgramTooLarge&) {
+    throw;
   } catch (const PtxError& error) {
     refusals_->push_back({error.line(), error.source_line(), form_name(statement), error.what()});
   }
@@ -352,10 +363,17 @@ const Placement* Resolver::find_variable(const Frame& frame, const Statement& st
 }
 
 void Resolver::fail(const Statement& statement, const std::string& message) const {
-  const auto line = static_cast<size_t>(statement.location.ptx_line);
+  throw PtxError(statement.location.ptx_line, line_text(statement.location), message);
+}
+
+void Resolver::fail_too_large(const SourceLocation& location) const {
+  throw ProgramTooLarge(location.ptx_line, line_text(location), "the program is too large");
+}
+
+std::string Resolver::line_text(const SourceLocation& location) const {
+  const auto line = static_cast<size_t>(location.ptx_line);
   const std::vector<std::string>& lines = module_.parsed.lines;
-  throw PtxError(statement.location.ptx_line,
-                 line >= 1 && line <= lines.size() ? lines[line - 1] : "", message);
+  return line >= 1 && line <= lines.size() ? lines[line - 1] : "";
 }
 
 }  // namespace pykernels::emulator

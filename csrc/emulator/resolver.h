@@ -40,6 +40,12 @@ void for_symbols(const Operand& operand, Visit visit) {
   for (const Operand& element : operand.elements) for_symbols(element, visit);
 }
 
+/// Not about one statement: what comes after it would only fail again.
+class ProgramTooLarge : public PtxError {
+ public:
+  using PtxError::PtxError;
+};
+
 class Resolver {
  public:
   Resolver(const LoadedModule& module, const Function& entry);
@@ -65,6 +71,8 @@ class Resolver {
                    const Operand& value);
   Program& program() { return *program_; }
   [[noreturn]] void fail(const Statement& statement, const std::string& message) const;
+  [[noreturn]] void fail_too_large(const SourceLocation& location) const;
+  std::string line_text(const SourceLocation& location) const;
 
  private:
   void place_parameters();
@@ -72,6 +80,7 @@ class Resolver {
   void collect_shared(const Function& function, std::unordered_map<std::string, bool>& used,
                       std::vector<const Function*>& visited) const;
   uint32_t place_locals(Frame& frame);
+  void check_local_bytes(const Frame& frame, uint64_t bytes) const;
   uint32_t place_call_parameters(Frame& frame, uint32_t base);
 
   void run_pass();

@@ -9,6 +9,9 @@ namespace {
 
 constexpr uint32_t kDynamicSharedAlignment = 1024;
 constexpr uint64_t kMaxSharedBytes = 1u << kClusterRankShift;
+// CUDA programming guide: of a kernel since PTX 8.1, and of a thread.
+constexpr uint64_t kMaxParameterBytes = 32764;
+constexpr uint64_t kMaxLocalBytes = 512 * 1024;
 
 uint64_t align_up(uint64_t value, uint64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
@@ -23,6 +26,10 @@ void Resolver::place_parameters() {
     program_->parameters.push_back({variable.name, variable.type, static_cast<uint32_t>(offset),
                                     static_cast<uint32_t>(variable.bytes), variable.alignment});
     offset += variable.bytes;
+    if (offset > kMaxParameterBytes) {
+      throw PtxError(entry_.location.ptx_line, line_text(entry_.location),
+                     "the parameters have more than 32764 bytes");
+    }
   }
   program_->parameter_bytes = static_cast<uint32_t>(offset);
 }
@@ -83,6 +90,13 @@ void Resolver::place_shared() {
   }
 }
 
+void Resolver::check_local_bytes(const Frame& frame, uint64_t bytes) const {
+  if (bytes <= kMaxLocalBytes) return;
+  const SourceLocation& location = frame.function->location;
+  throw PtxError(location.ptx_line, line_text(location),
+                 "too much local memory: a thread has 512 KiB at most");
+}
+
 /// Offsets of .local variables and of the .param variables of calls, from the frames below.
 uint32_t Resolver::place_locals(Frame& frame) {
   uint64_t top = local_top_;
@@ -91,9 +105,7 @@ uint32_t Resolver::place_locals(Frame& frame) {
     top = align_up(top, variable.alignment);
     frame.variables[variable.name] = {Space::kLocal, top};
     top += variable.bytes;
-    if (top > kMaxSharedBytes) {
-      throw PtxError(frame.function->location.ptx_line, "", "too much local memory");
-    }
+    check_local_bytes(frame, top);
   }
   return place_call_parameters(frame, static_cast<uint32_t>(align_up(top, 16)));
 }
@@ -127,6 +139,7 @@ uint32_t Resolver::place_call_parameters(Frame& frame, uint32_t base) {
       top = align_up(top, declared[name]->alignment);
       frame.variables[name] = {Space::kLocal, top};
       top += declared[name]->bytes;
+      check_local_bytes(frame, top);
       highest = std::max(highest, top);
       busy_until = std::max(busy_until, last[name]);
     });
