@@ -24,15 +24,6 @@ uint32_t value(Warp& warp, const Instruction& inst, int lane) {
   return warp.lanes<uint32_t>(inst.operands[kMbarrierValueSlot])[lane];
 }
 
-void report_misuse(Warp& warp, const Instruction& inst, int lane, const MbarrierLocation& location,
-                   const Mbarrier& barrier, const char* misuse) {
-  warp.machine().report(
-      "sync",
-      concat(misuse, ": mbarrier at ", shared_place(warp.program(), location.offset), ", ",
-             barrier.describe()),
-      warp, inst, lane);
-}
-
 /// mbarrier.init{.shared{::cta}}.b64 [addr], count;      PTX 7.0, sm_80
 Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
   const MbarrierAddresses addresses(warp, inst);
@@ -47,8 +38,8 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
     }
     auto& barrier = location.cta->mbarriers[location.offset];
     if (barrier != nullptr) {
-      report_misuse(warp, inst, lane, location, *barrier,
-                    "initialised again without mbarrier.inval");
+      report_mbarrier_misuse(warp, inst, lane, location.offset, *barrier,
+                             "initialised again without mbarrier.inval");
       barrier->wake_all();
     }
     barrier = std::make_unique<Mbarrier>(count);
@@ -62,26 +53,6 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
-/// Nothing may need an mbarrier that is invalidated.
-void check_unused(Warp& warp, const Instruction& inst, int lane, const MbarrierLocation& location,
-                  const Mbarrier& barrier) {
-  const auto report = [&](const char* misuse, const Party& second) {
-    const std::string message =
-        concat(misuse, ": mbarrier at ", shared_place(warp.program(), location.offset), ", ",
-               barrier.describe());
-    if (second.warp == nullptr) {
-      warp.machine().report("sync", message, warp, inst, lane);
-    } else {
-      warp.machine().report("sync", message, Party{&warp, &inst, lane}, second);
-    }
-  };
-  if (const std::optional<Party> waiter = find_waiter(*location.cta, barrier)) {
-    report("invalidated while a thread waits for it", *waiter);
-  } else if (barrier.tx_bytes() != 0) {
-    report("invalidated while transaction bytes are outstanding", barrier.expecting);
-  }
-}
-
 /// mbarrier.inval{.shared{::cta}}.b64 [addr];      PTX 7.0, sm_80
 Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
   const MbarrierAddresses addresses(warp, inst);
@@ -90,7 +61,7 @@ Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
     MbarrierLocation location;
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
-    check_unused(warp, inst, lane, location, *barrier);
+    check_invalidated(warp, inst, lane, *location.cta, location.offset, *barrier);
     barrier->wake_all();  // those that wait find none any more, which is reported there
     location.cta->invalidated[location.offset] = Party{&warp, &inst, lane};
     location.cta->mbarriers.erase(location.offset);
@@ -146,7 +117,8 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
     }
     const char* misuse =
         arrive(*barrier, kArrival, kTransaction ? 1 : operand, kTransaction ? operand : 0);
-    if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
+    if (misuse != nullptr)
+      report_mbarrier_misuse(warp, inst, lane, location.offset, *barrier, misuse);
     if (inst.operands[kMbarrierResultSlot] != kNoSlot)
       warp.lanes<uint64_t>(inst.operands[kMbarrierResultSlot])[lane] = state;
   }
@@ -168,24 +140,10 @@ Step mbarrier_tx(Warp& warp, const Instruction& inst, LaneMask active) {
     }
     if (!kComplete && bytes != 0) barrier->expecting = Party{&warp, &inst, lane};
     const char* misuse = kComplete ? barrier->complete_tx(bytes) : barrier->expect_tx(bytes);
-    if (misuse != nullptr) report_misuse(warp, inst, lane, location, *barrier, misuse);
+    if (misuse != nullptr)
+      report_mbarrier_misuse(warp, inst, lane, location.offset, *barrier, misuse);
   }
   return Step::kNext;
-}
-
-/// What is known of a thread that waits by parity for a phase that may be over: an mbarrier tells
-/// only two phases apart.
-std::string describe_lapped(const Warp& warp, const Wait& wait, const Mbarrier& barrier) {
-  for (const Split& split : warp.splits()) {
-    if (&split.wait != &wait || split.lanes == 0) continue;
-    const int thread = warp.index() * kWarpSize + __builtin_ctz(split.lanes);
-    const std::optional<uint64_t> next = barrier.next(thread);
-    if (!next || (*next & 1) != wait.detail[1] || barrier.phase() < *next + 2) return {};
-    return concat("; for the thread phase ", *next,
-                  " was the next, and the mbarrier has completed ", barrier.phase() - *next,
-                  " since: a wait by parity cannot tell that phase from the present one");
-  }
-  return {};
 }
 
 std::string describe_wait(const Warp& warp, const Wait& wait) {
@@ -237,13 +195,18 @@ void acquire_phase(Warp& warp, const Instruction& inst, const MbarrierAddresses&
   }
 }
 
-/// What lanes that have waited may wait for next, for reports of a deadlock.
-void keep_next(Warp& warp, const MbarrierAddresses& addresses, LaneMask done) {
-  for_lanes(done, [&](int lane) {
-    const MbarrierLocation location = addresses.location(lane);
-    Mbarrier* barrier = location.cta->find_mbarrier(location.offset);
+/// What lanes that have waited may wait for next, for reports of a deadlock. `uniform`: all on one
+/// mbarrier.
+void keep_next(Warp& warp, const MbarrierAddresses& addresses, LaneMask done, bool uniform) {
+  Mbarrier* barrier = nullptr;
+  for (LaneMask rest = done; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    if (!uniform || rest == done) {
+      const MbarrierLocation location = addresses.location(lane);
+      barrier = location.cta->find_mbarrier(location.offset);
+    }
     if (barrier != nullptr) barrier->set_next(warp.index() * kWarpSize + lane, barrier->phase());
-  });
+  }
 }
 
 /// True where the lanes give the same phase, so that one wait serves all.
@@ -295,7 +258,7 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
     acquire_phase(warp, inst, addresses, uniform, done);
   }
   if (done != active) warp.yield();
-  if (warp.machine().options().check_sync) keep_next(warp, addresses, done);
+  if (warp.machine().options().check_sync) keep_next(warp, addresses, done, uniform);
   if (inst.operands[kMbarrierResultSlot] != kNoSlot) {
     LaneMask& p = warp.mask(inst.operands[kMbarrierResultSlot]);
     p = (p & ~active) | done;
