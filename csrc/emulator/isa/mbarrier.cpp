@@ -1,4 +1,6 @@
 // mbarrier objects: init, inval, arrivals, transaction bytes, waits by parity or state.
+#include "emulator/check/mbarrier.h"
+
 #include <array>
 #include <optional>
 #include <string>
@@ -7,7 +9,6 @@
 #include "core/check.h"
 #include "emulator/check/memory.h"
 #include "emulator/check/race/detector.h"
-#include "emulator/check/sync.h"
 #include "emulator/isa/mbarrier_address.h"
 
 namespace pykernels::emulator {
