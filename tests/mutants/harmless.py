@@ -37,7 +37,70 @@ class Harmless:
         )
 
 
-HARMLESS: tuple[Harmless, ...] = ()
+ONE = "fp8_gemm_nt_m64n64c1"
+TWO = "fp8_gemm_nt_m128n128c2"
+WIDE = "fp8_gemm_nt_m128n192c2"
+SWAPPED = "fp8_gemm_nt_swap_m16n64"
+
+HARMLESS: tuple[Harmless, ...] = (
+    Harmless(
+        (ONE,), "kernel.cuh:38", "fence.mbarrier_init", "removed",
+        "without a cluster, bar.sync (kernel.cuh:44) orders the initialisation before all uses",
+    ),
+    Harmless(
+        (ONE, TWO, WIDE, SWAPPED), "pipeline.cuh:99", "mbarrier.arrive.expect_tx",
+        "release relaxed",
+        "the producer writes nothing itself: consumers need the copies' bytes, which complete_tx "
+        "orders",
+    ),
+    Harmless(
+        (SWAPPED,), "split.cuh:150", "mbarrier.arrive.expect_tx", "release relaxed",
+        "thread 0 hands nothing over: who waits reads what st.async brings, which complete_tx "
+        "orders",
+    ),
+    Harmless(
+        (ONE, WIDE), "pipeline.cuh:75", "mbarrier.try_wait", "acquire relaxed",
+        "before a stage that is left out, and not written: the wait of the next round acquires "
+        "the consumers' arrivals as well",
+        copies=(1,),
+    ),
+    Harmless(
+        (ONE, WIDE), "pipeline.cuh:80", "mbarrier.arrive", "release relaxed",
+        "arrive_full of a stage that is left out: no one reads it",
+    ),
+    Harmless(
+        (ONE, WIDE), "pipeline.cuh:89", "mbarrier.arrive", "release relaxed",
+        "the producer arrives in the consumers' place and is the one that waits: program order",
+    ),
+    Harmless(
+        (WIDE,), "pipeline.cuh:92", "mbarrier.arrive", "cluster narrowed to cta",
+        "hands over that consumers have read, for a copy that overwrites: reads that have "
+        "returned need no visibility, so a release of any scope gives the order",
+    ),
+    Harmless(
+        (SWAPPED,), "split.cuh:140", "mbarrier.try_wait", "cluster narrowed to cta",
+        "waits until the peers have read their parts, for st.async to overwrite them: reads that "
+        "have returned need no visibility",
+        copies=(1,),
+    ),
+    Harmless(
+        (ONE, TWO), "mainloop.cuh:172", "wgmma.fence", "removed",
+        "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
+        "thread has accessed yet; where ptxas takes some again, it inserts the fence",
+        copies=(1, 2, 3, 4),
+    ),
+    Harmless(
+        (SWAPPED,), "mainloop.cuh:172", "wgmma.fence", "removed",
+        "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
+        "thread has accessed yet; where ptxas takes some again, it inserts the fence",
+        copies=(1, 2),
+    ),
+    Harmless(
+        (SWAPPED,), "swap_epilogue.cuh:98", "bar.warp.sync", "removed",
+        "the staging is filled again in the next tile only, and each k tile between has a "
+        "bar.warp.sync (swap.cuh:182) behind these reads",
+    ),
+)  # fmt: skip
 
 
 def reason(kernel: str, mutant: Mutant) -> str | None:

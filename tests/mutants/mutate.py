@@ -116,8 +116,15 @@ def _replacements(opcode: str, operands: str) -> Iterator[tuple[str, str]]:
         state, barrier, _ = (part.strip() for part in operands.rsplit(",", 2))
         yield "expect_tx removed", f"{opcode.replace('.expect_tx', '')} {state}, {barrier};"
         yield "half the bytes", _with_last(opcode, operands, "shr.b32")
+    if opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait")):
+        once = f"{_statement(opcode, operands)} {_without(opcode, operands)}"
+        yield "tried once", once
     if opcode.startswith(("mbarrier.try_wait.parity", "mbarrier.test_wait.parity")):
         yield "the other parity", _with_last(opcode, operands, "xor.b32")
+    if opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait", "mbarrier.arrive")):
+        yield "of the next barrier", _statement(opcode, operands.replace("]", "+8]", 1))
+    if opcode.startswith("bar.sync") and "," in operands:
+        yield "a warp fewer", _with_last(opcode, operands, "sub.u32", 32)
     if opcode.startswith("mbarrier.init"):
         yield "one arrival fewer", _with_last(opcode, operands, "sub.u32")
     if opcode.startswith("fence.proxy.async.shared"):
@@ -126,8 +133,6 @@ def _replacements(opcode: str, operands: str) -> Iterator[tuple[str, str]]:
         yield "not of the proxy", _statement("fence.acq_rel.cta", operands)
     if ".wait_group" in opcode:
         yield "one group more", _statement(opcode, str(int(operands) + 1))
-        if opcode == "cp.async.bulk.wait_group":
-            yield "only the sources", _statement(opcode + ".read", operands)
     if opcode.startswith(ONE_FORM):
         return
     if opcode.startswith(("barrier.cluster.arrive.release", "barrier.cluster.arrive.aligned")):
@@ -148,10 +153,10 @@ def _without(opcode: str, operands: str) -> str:
     return ""
 
 
-def _with_last(opcode: str, operands: str, change: str) -> str:
-    """The statement with its last operand changed by an instruction and 1; never under a guard."""
+def _with_last(opcode: str, operands: str, change: str, by: int = 1) -> str:
+    """The statement with its last operand changed by an instruction; never under a guard."""
     others, last = (part.strip() for part in operands.rsplit(",", 1))
-    changed = f"{change} changed, {last}, 1;"
+    changed = f"{change} changed, {last}, {by};"
     return f"{{ .reg .b32 changed; {changed} {opcode} {others}, changed; }}"
 
 
