@@ -55,6 +55,7 @@ Step wgmma_fence(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
   if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->fence();
+  if (RaceDetector* races = warp.machine().races()) races->warp_converged(warp);
   return Step::kNext;
 }
 
@@ -64,6 +65,7 @@ Step wgmma_commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
   Warpgroup::of(warp).state(warp).groups.commit();
+  if (RaceDetector* races = warp.machine().races()) races->warp_converged(warp);
   return Step::kNext;
 }
 
@@ -112,6 +114,7 @@ Step wgmma_wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
   }
   if (newest != nullptr) warp.machine().races()->wait_for(warp, kFullMask, {&newest, 1}, false);
   if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->complete(num_operations);
+  if (RaceDetector* races = warp.machine().races()) races->warp_converged(warp);
   return Step::kNext;
 }
 

@@ -79,8 +79,7 @@ bool RaceDetector::access_lines(Warp& warp, const Instruction& inst, const Threa
   checked.epoch.what |= stripe;
   for (uint32_t lane = 0; lane < kWarpSize; lane += lanes_per_line) {
     checked.epoch.lanes = line_lanes << lane;
-    const View view{races.known[0].get(), races.first, checked.epoch.lanes, races.now,
-                    races.synced};
+    const View view = view_of(races, *races.known[0], checked.epoch.lanes);
     checked.views = {&view, 1};
     if (owner != nullptr && owner != &warp.cta()) touch(*owner, checked.epoch);
     access_line(warp, line_of(checked, address), checked, address, access.bytes);
@@ -102,7 +101,7 @@ void RaceDetector::access_line(Warp& warp, Line& line, const Access& access, uin
     Access part = access;
     part.epoch.what &= ~kWhatStripe;
     part.epoch.lanes = lane;
-    const View view{races.known[0].get(), races.first, lane, races.now, races.synced};
+    const View view = view_of(races, *races.known[0], lane);
     part.views = {&view, 1};
     line_range(line, part, address, begin, begin + bytes_per_lane);
     begin += bytes_per_lane;
@@ -123,7 +122,7 @@ void RaceDetector::access_same(Warp& warp, const Instruction& inst, const Thread
     checked.owner = owner_of(warp, access, &address);
     // Of several lanes none is the one that knows its own writes.
     const LaneMask own = (lanes & (lanes - 1)) == 0 ? lanes : 0;
-    const View view{known.get(), races.first, own, races.now, races.synced};
+    const View view = view_of(races, *known, own);
     checked.views = {&view, 1};
     if (checked.owner != nullptr && checked.owner != &warp.cta()) {
       touch(*checked.owner, checked.epoch);

@@ -15,13 +15,26 @@ bool includes(Scope scope, const Place& place, const Place& other) {
   }
 }
 
+View view_of(const WarpRaces& races, const Knowledge& known, LaneMask own) {
+  return {&known, races.first, own, races.now, races.synced, races.converged};
+}
+
 void Release::join_into(Knowledge& into, bool only_executed) const {
   into.join(known, only_executed);
-  const Layer layer = only_executed ? Layer::kExecuted : Layer::kKnown;
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    const uint32_t clock = (view.own >> lane & 1) != 0 ? view.now : view.synced;
-    if (clock == 0) continue;
-    into.raise(known->cluster, layer, view.first + static_cast<uint32_t>(lane), clock);
+  raise_own(into, only_executed);
+}
+
+void Release::raise_own(Knowledge& into, bool only_executed) const {
+  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+    const bool own = (view.own >> lane & 1) != 0;
+    const uint32_t visible = own ? view.now : view.synced;
+    const uint32_t over = own ? view.now : view.converged;
+    if (visible != 0 && !only_executed) {
+      into.raise(known->cluster, Layer::kKnown, view.first + lane, visible);
+    }
+    if (over != 0 && (only_executed || over > visible)) {
+      into.raise(known->cluster, Layer::kExecuted, view.first + lane, over);
+    }
   }
 }
 

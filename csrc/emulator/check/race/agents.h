@@ -17,6 +17,7 @@
 namespace pykernels::emulator {
 
 struct MachineLaunch;
+struct WarpRaces;
 
 /// Where a release stands: scopes decide who may synchronise with it.
 struct Place {
@@ -34,16 +35,21 @@ struct View {
   uint32_t first = 0;  // component of the warp's lane 0
   LaneMask own = 0;    // lanes whose accesses up to `now` come before
   uint32_t now = 0;
-  uint32_t synced = 0;  // of the other lanes
+  uint32_t synced = 0;     // of the other lanes
+  uint32_t converged = 0;  // of the other lanes, only that they are over
 
   uint32_t at(Layer layer, uint32_t component) const {
     const uint32_t value = known->own.at(layer, component);
     const uint32_t lane = component - first;
     if (lane >= static_cast<uint32_t>(kWarpSize) || layer > Layer::kExecuted) return value;
-    const uint32_t warp = (own >> lane & 1) != 0 ? now : synced;
+    const uint32_t other = layer == Layer::kExecuted ? converged : synced;
+    const uint32_t warp = (own >> lane & 1) != 0 ? now : other;
     return value > warp ? value : warp;
   }
 };
+
+/// The view of the warp's lanes `own`, who know this.
+View view_of(const WarpRaces& races, const Knowledge& known, LaneMask own);
 
 /// Something released: what a lane knew, where it stands, and for whom.
 struct Release {
@@ -53,6 +59,8 @@ struct Release {
   View view;  // into `known`
 
   void join_into(Knowledge& into, bool only_executed) const;
+  /// Only what the lane itself and its warp have done.
+  void raise_own(Knowledge& into, bool only_executed) const;
 };
 
 /// What a lane's fences have released and may still acquire.
@@ -66,6 +74,9 @@ struct WarpRaces {
   uint32_t first = 0;   // component of lane 0
   uint32_t now = 1;     // clock of accesses; goes on after each release
   uint32_t synced = 0;  // accesses up to this clock are known to all lanes of the warp
+  // Up to this one they are over: all lanes have met at a .sync.aligned instruction since, which
+  // orders no writes.
+  uint32_t converged = 0;
   Place place;
   std::array<KnowledgeRef, kWarpSize> known;
   bool uniform = true;                                        // all lanes' `known` are one
@@ -86,7 +97,8 @@ class SyncClock {
   /// Joins what is known; skips what the arrival before has joined.
   void join(const KnowledgeRef& known, bool only_executed);
   void join(const Release& release, bool only_executed) {
-    release.join_into(gathered_, only_executed);
+    join(release.known, only_executed);
+    release.raise_own(gathered_, only_executed);
   }
   void raise(Layer layer, uint32_t component, uint32_t clock) {
     gathered_.own.raise(layer, component, clock);

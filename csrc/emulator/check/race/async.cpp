@@ -109,8 +109,9 @@ void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Inst
                   [&](const KnowledgeRef& other, LaneMask) { joined->join(other, false); });
     known = joined;
   }
-  operation.agent->views.push_back({known.get(), races.first, kFullMask, races.now, races.synced});
+  operation.agent->views.push_back(view_of(races, *known, kFullMask));
   operation.agent->kept.push_back(std::move(known));
+  if (races.uniform) races.converged = races.now;
   ++races.now;
 }
 

@@ -69,6 +69,14 @@ std::string RaceDetector::memory_of(const Access& access, uint64_t address) cons
 
 void RaceDetector::report(const Access& access, const Epoch& earlier, bool earlier_writes,
                           Verdict verdict, uint64_t address) {
+  // Many bytes may race in the same two instructions: what is known is only counted.
+  const auto known = reported_.find({reinterpret_cast<uint64_t>(&instruction_of(access.epoch)),
+                                     reinterpret_cast<uint64_t>(&instruction_of(earlier)), 1});
+  if (known != reported_.end()) {
+    std::vector<Finding>& findings = machine_.findings();
+    if (known->second < findings.size()) ++findings[known->second].occurrences;
+    return;
+  }
   const std::string later_verb = access.writes ? "write" : "read";
   const std::string earlier_verb = earlier_writes ? "write" : "read";
   const std::string who =

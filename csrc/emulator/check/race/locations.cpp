@@ -42,11 +42,11 @@ void RaceDetector::acquire_location(Warp& warp, int lane, const std::vector<Rele
 
 void RaceDetector::synchronise(Warp& warp, int lane, uint64_t key, AccessKind kind,
                                MemoryOrder order) {
-  std::vector<Release>& released = locations_[key];
-  if (kind != AccessKind::kWrite) acquire_location(warp, lane, released, order);
+  const auto place = locations_.find(key);
+  if (kind != AccessKind::kWrite && place != locations_.end()) {
+    acquire_location(warp, lane, place->second, order);
+  }
   if (kind == AccessKind::kRead) return;
-  // A read-modify-write goes on with what others have released there; a store begins anew.
-  if (kind == AccessKind::kWrite) released.clear();
   std::vector<Release> own;
   if (releases(order.semantics)) {
     own.push_back(release_of(warp, lane, order.scope));
@@ -54,6 +54,10 @@ void RaceDetector::synchronise(Warp& warp, int lane, uint64_t key, AccessKind ki
   } else if (warp.races->fences != nullptr) {
     own = fences(warp, lane).released;
   }
+  // A read-modify-write goes on with what others have released there; a store begins anew.
+  if (kind == AccessKind::kWrite && place != locations_.end()) place->second.clear();
+  if (own.empty()) return;
+  std::vector<Release>& released = locations_[key];
   for (Release& release : own) {
     std::erase_if(released, [&](const Release& other) {
       return other.known->cluster == release.known->cluster && other.view.own != 0 &&

@@ -79,9 +79,7 @@ void RaceDetector::end(Cta& cta) {
 // ---- what lanes know ----
 
 View RaceDetector::view(const Warp& warp, int lane) const {
-  const WarpRaces& races = *warp.races;
-  return {races.known[static_cast<size_t>(lane)].get(), races.first, 1u << lane, races.now,
-          races.synced};
+  return view_of(*warp.races, *warp.races->known[static_cast<size_t>(lane)], 1u << lane);
 }
 
 void RaceDetector::set_known(Warp& warp, LaneMask lanes, const KnowledgeRef& known) {
@@ -98,13 +96,9 @@ void RaceDetector::set_known(Warp& warp, LaneMask lanes, const KnowledgeRef& kno
 
 void RaceDetector::release_into(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed) {
   WarpRaces& races = *warp.races;
-  const Layer layer = only_executed ? Layer::kExecuted : Layer::kKnown;
-  for_knowledge(races, lanes,
-                [&](const KnowledgeRef& known, LaneMask) { clock.join(known, only_executed); });
-  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
-    const uint32_t value = (lanes >> lane & 1) != 0 ? races.now : races.synced;
-    if (value != 0) clock.raise(layer, races.first + lane, value);
-  }
+  for_knowledge(races, lanes, [&](const KnowledgeRef& known, LaneMask) {
+    clock.join({Scope::kSys, races.place, known, view_of(races, *known, lanes)}, only_executed);
+  });
   ++races.now;
 }
 
@@ -132,7 +126,7 @@ void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   WarpRaces& races = *warp.races;
   lanes &= warp.live();
   if (races.uniform && lanes == warp.live()) {
-    races.synced = races.now++;
+    races.synced = races.converged = races.now++;
     return;
   }
   auto joined =
@@ -144,6 +138,10 @@ void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   });
   ++races.now;
   set_known(warp, lanes, joined);
+}
+
+void RaceDetector::warp_converged(Warp& warp) {
+  if (warp.races->uniform) warp.races->converged = warp.races->now++;
 }
 
 // ---- barriers ----
