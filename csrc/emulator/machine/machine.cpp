@@ -79,7 +79,9 @@ uint32_t MachineOptions::threads() const {
 }
 
 Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launches, PagePool* pool)
-    : options_(options), random_(Random(options.seed).next()), pool_(pool == nullptr ? &own_pool_ : pool) {
+    : options_(options),
+      random_(Random(options.seed).next()),
+      pool_(pool == nullptr ? &own_pool_ : pool) {
   report_.seed = options.seed;
   static constexpr const char* kModes[] = {"early", "late", "random"};
   report_.async_completion = kModes[static_cast<size_t>(options.completion)];
@@ -144,7 +146,8 @@ void Machine::check_launch(const Grid& grid) {
            who, "a cluster must have 1 to 16 CTAs, got ", text(launch.cluster));
   if (cluster > kPortableClusterSize) {
     note(concat("'", program.name, "' has clusters of ", cluster, " CTAs: beyond ",
-                kPortableClusterSize, " a launch needs the attribute NON_PORTABLE_CLUSTER_SIZE_ALLOWED"));
+                kPortableClusterSize,
+                " a launch needs the attribute NON_PORTABLE_CLUSTER_SIZE_ALLOWED"));
   }
   PK_CHECK(launch.grid.x % launch.cluster.x == 0 && launch.grid.y % launch.cluster.y == 0 &&
                launch.grid.z % launch.cluster.z == 0,
