@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import pykernels
-from bench import host_path
+from bench import emulator_bench, host_path
 from pykernels.testing import gemm_operands
 
 
@@ -34,6 +34,21 @@ def test_emulated_gemm_takes_under_a_second() -> None:
             seconds.append(time.perf_counter() - start)
     assert report.counters.tensor_multiply_adds >= 128 * 7168 * 2048
     assert statistics.median(seconds) < 2 * 1.0, seconds
+
+
+@pytest.mark.usefixtures("one_core")
+def test_emulated_instructions_a_second() -> None:
+    """FP8 WGMMA 8 G multiply-adds/s, ordinary PTX 2 G thread-instructions/s, with races 0.8."""
+    assert emulator_bench.wgmma_rate() > 8.0 / 2
+    assert emulator_bench.instruction_rate(()) > 2.0 / 2
+    assert emulator_bench.instruction_rate({"race"}) > 0.8 / 2
+
+
+@pytest.mark.usefixtures("one_core")
+def test_numba_kernel_beats_its_simulator() -> None:
+    """5,000 times the multiply-adds a second."""
+    _, _, ratio = emulator_bench.numba_ratio()
+    assert ratio > 5000 / 2
 
 
 @pytest.mark.usefixtures("one_core")

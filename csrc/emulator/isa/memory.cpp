@@ -1,4 +1,5 @@
 // Loads and stores of every space, width and vector, cache hints and policies.
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -49,6 +50,17 @@ void load_row(Warp& warp, const Instruction& inst, Lane kept, const uint8_t* row
   }
 }
 
+/// All lanes read the same element.
+template <typename Element, typename Lane, int kCount>
+void load_same(Warp& warp, const Instruction& inst, Lane kept, const uint8_t* place) {
+  for (int i = 0; i < kCount; ++i) {
+    if (inst.operands[i] == kNoSlot) continue;
+    Lane* values = warp.lanes<Lane>(inst.operands[i]);
+    const Lane value = extended<Lane>(element_at<Element>(place + i * sizeof(Element))) & kept;
+    std::fill(values, values + kWarpSize, value);
+  }
+}
+
 template <typename Element, typename Lane, int kCount>
 Step load(Warp& warp, const Instruction& inst, LaneMask active) {
   constexpr uint32_t kBytes = sizeof(Element) * kCount;
@@ -59,6 +71,11 @@ Step load(Warp& warp, const Instruction& inst, LaneMask active) {
         access_row(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kRead);
     if (row != nullptr) {
       load_row<Element, Lane, kCount>(warp, inst, kept, row);
+      return Step::kNext;
+    }
+    const uint8_t* same = read_same(warp, inst, inst.operands[kBaseSlot], kBytes);
+    if (same != nullptr) {
+      load_same<Element, Lane, kCount>(warp, inst, kept, same);
       return Step::kNext;
     }
   }

@@ -257,6 +257,29 @@ void account(Warp& warp, const Instruction& inst, const WarpAccess& access) {
   }
 }
 
+/// Lane 0's address.
+uint64_t first_address(Warp& warp, const Instruction& inst, Slot slot) {
+  const uint64_t window = (inst.variant & kClusterAddress) != 0 ? kSharedWindow : 0;
+  const auto offset = static_cast<uint64_t>(inst.immediate);
+  if (slot == kNoSlot) {
+    // As in lane_addresses.
+    const uint64_t rank = window == 0 ? 0 : uint64_t{warp.cta().rank} << kClusterRankShift;
+    return (window | rank) + offset;
+  }
+  if ((inst.variant & kBase64) != 0) return (*warp.lanes<uint64_t>(slot) + offset) | window;
+  return static_cast<uint32_t>(*warp.lanes<uint32_t>(slot) + static_cast<uint32_t>(offset)) |
+         window;
+}
+
+/// True where all lanes have the same base.
+template <typename Base>
+bool bases_alike(const Base* base) {
+  if (base[1] != base[0]) return false;  // most that are not end here
+  Base differs = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) differs |= base[lane] ^ base[0];
+  return differs == 0;
+}
+
 /// True where each lane's base follows the one before by `bytes`.
 template <typename Base>
 bool bases_in_row(const Base* base, uint32_t bytes) {
@@ -392,24 +415,44 @@ void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint
 uint8_t* access_row(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes,
                     AccessKind kind) {
   if (slot == kNoSlot) return nullptr;
-  const uint64_t window = (inst.variant & kClusterAddress) != 0 ? kSharedWindow : 0;
-  const auto offset = static_cast<uint64_t>(inst.immediate);
-  uint64_t first;
-  if ((inst.variant & kBase64) != 0) {
-    const uint64_t* base = warp.lanes<uint64_t>(slot);
-    if (!bases_in_row(base, bytes)) return nullptr;
-    first = (base[0] + offset) | window;
-  } else {
-    const uint32_t* base = warp.lanes<uint32_t>(slot);
-    if (!bases_in_row(base, bytes)) return nullptr;
-    first = static_cast<uint32_t>(base[0] + static_cast<uint32_t>(offset)) | window;
-  }
+  const bool in_row = (inst.variant & kBase64) != 0
+                          ? bases_in_row(warp.lanes<uint64_t>(slot), bytes)
+                          : bases_in_row(warp.lanes<uint32_t>(slot), bytes);
+  if (!in_row) return nullptr;
+  const uint64_t first = first_address(warp, inst, slot);
   Space space = access_space(inst);
   uint8_t* const row = resolve_row(warp, space, first, bytes, kind);
   if (row == nullptr) return nullptr;
   if (space == Space::kGeneric) space = space_of(first);
   account(warp, inst, {space, kind, true, bytes, kFullMask, &first});
   return row;
+}
+
+const uint8_t* read_same(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes) {
+  Machine& machine = warp.machine();
+  if (machine.races() != nullptr) return nullptr;  // they follow each lane's access
+  const bool alike =
+      slot == kNoSlot || ((inst.variant & kBase64) != 0 ? bases_alike(warp.lanes<uint64_t>(slot))
+                                                        : bases_alike(warp.lanes<uint32_t>(slot)));
+  if (!alike) return nullptr;
+  const uint64_t address = first_address(warp, inst, slot);
+  Space space = access_space(inst);
+  if (space == Space::kGeneric) space = space_of(address);
+  if (space != Space::kGlobal && space != Space::kShared) return nullptr;
+  uint8_t* pointer = nullptr;
+  constexpr LaneMask kFirstLane = 1;
+  if (!resolve_all(warp, access_space(inst), &address, bytes, AccessKind::kRead, kFirstLane,
+                   &pointer)) {
+    return nullptr;
+  }
+  Counters& counters = machine.counters();
+  if (space == Space::kShared) {
+    counters.shared_bytes_read += uint64_t{bytes} * kWarpSize;
+  } else {
+    machine.count_global(address, bytes, AccessKind::kRead);
+    counters.global_bytes_read += uint64_t{bytes} * (kWarpSize - 1);
+  }
+  return pointer;
 }
 
 uint32_t bank_conflicts(const uint64_t* addresses, uint32_t bytes, LaneMask active) {

@@ -108,6 +108,9 @@ void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint
 uint8_t* access_row(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes,
                     AccessKind kind);
 
+/// The same where all 32 lanes read one and the same element.
+const uint8_t* read_same(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes);
+
 /// Wavefronts beyond the least that the access needs: 32 banks of 4 bytes, 16-byte accesses in
 /// phases of eight lanes, 8-byte ones of sixteen.
 uint32_t bank_conflicts(const uint64_t* addresses, uint32_t bytes, LaneMask active);

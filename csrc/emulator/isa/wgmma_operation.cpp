@@ -109,8 +109,9 @@ void Accumulators::give_back() {
 }
 
 bool Accumulators::holds_nan() const {
-  return std::any_of(lanes_.begin(), lanes_.end(),
-                     [](uint32_t value) { return value == kCanonicalNan; });
+  uint32_t found = 0;  // without an early end: vector code
+  for (const uint32_t value : lanes_) found |= value == kCanonicalNan ? 1 : 0;
+  return found != 0;
 }
 
 // ---- WgmmaOperation ----
@@ -283,7 +284,12 @@ std::shared_ptr<Accumulators> Warpgroup::find_accumulators(const Instruction& in
   for (const auto& accumulators : in_flight_) {
     if (accumulators->same_registers(form)) return accumulators;
   }
-  in_flight_.push_back(std::make_shared<Accumulators>(form));
+  if (spare_ != nullptr && spare_->same_registers(form)) {
+    spare_->reset();
+    in_flight_.push_back(std::move(spare_));
+  } else {
+    in_flight_.push_back(std::make_shared<Accumulators>(form));
+  }
   return in_flight_.back();
 }
 
@@ -298,6 +304,7 @@ void Warpgroup::pop_through(Machine& machine, const WgmmaOperation& operation) {
 
 void Warpgroup::retire(const std::shared_ptr<Accumulators>& accumulators) {
   accumulators->give_back();
+  spare_ = accumulators;
   in_flight_.erase(std::find(in_flight_.begin(), in_flight_.end(), accumulators));
 }
 

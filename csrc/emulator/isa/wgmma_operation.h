@@ -62,6 +62,8 @@ class Accumulators {
   /// Gives all warps their values back.
   void give_back();
   bool holds_nan() const;
+  /// Makes it as new, for operations on the same registers.
+  void reset() { warps_ = {}; }
 
   AccumulatorTile tile(int n) { return {registers_.data(), n}; }
 
@@ -143,6 +145,7 @@ class Warpgroup : public WarpgroupState {
   std::deque<std::shared_ptr<WgmmaOperation>> operations_;  // the first is number first_
   uint64_t first_ = 0;
   std::vector<std::shared_ptr<Accumulators>> in_flight_;
+  std::shared_ptr<Accumulators> spare_;  // the last that was retired: most often the next wanted
 };
 
 /// Init check of a register operand that the execution loop leaves to the handler.

@@ -196,6 +196,11 @@ const Allocation* Allocations::find(uint64_t address, uint64_t bytes) const {
     return offset <= allocation.bytes && bytes <= allocation.bytes - offset;
   };
   if (last_ != nullptr && holds(*last_)) return last_;
+  constexpr size_t kFew = 16;  // which most launches have: faster to look at all than to search
+  if (sorted_.size() <= kFew) {
+    const auto found = std::find_if(sorted_.begin(), sorted_.end(), holds);
+    return last_ = found == sorted_.end() ? nullptr : &*found;
+  }
   const auto next = std::upper_bound(
       sorted_.begin(), sorted_.end(), address,
       [](uint64_t value, const Allocation& known) { return value < known.address; });
