@@ -59,6 +59,16 @@ INIT = {
         "register r2 is read before it is written",
         "add.u32 r3, r2, 1",
     ),
+    "lane of a shuffle": Case(
+        "setp.eq.u32 p0, lane, 0; @p0 mov.u32 r0, 7; shfl.sync.idx.b32 r1|p1, r0, 3, 31, -1;",
+        "register r0 is read before it is written",
+        "shfl.sync.idx.b32 r1|p1, r0, 3, 31, -1",
+    ),
+    "shuffle in place": Case(
+        "shfl.sync.bfly.b32 r0|p1, r0, 1, 31, -1;",
+        "register r0 is read before it is written",
+        "shfl.sync.bfly.b32 r0|p1, r0, 1, 31, -1",
+    ),
     "pair of which neither is written": Case(
         "cvt.rn.bf16x2.f32 r1, f0, f1;", "register f0 is read", "cvt.rn.bf16x2.f32 r1, f0, f1"
     ),
@@ -98,6 +108,12 @@ def test_uninitialised_read_is_a_finding(case: str) -> None:
 
 INITIALISED = {
     "undefined value that is only moved": "mov.u32 r1, r0; mov.u32 r2, r1;",
+    "value of one lane that a shuffle gives to all": """
+        setp.eq.u32 p0, lane, 0;
+        @p0 mov.u32 r0, 7;
+        shfl.sync.idx.b32 r1|p1, r0, 0, 31, -1;
+        add.u32 r2, r1, 1;
+    """,
     "one value converted as a pair": "mov.f32 f1, 0f3F800000; cvt.rn.bf16x2.f32 r1, f0, f1;"
     "cvt.u16.u32 h0, r1; add.u16 h1, h0, h0;",
     "value of the lanes that wrote it": """

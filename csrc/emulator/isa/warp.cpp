@@ -84,6 +84,14 @@ int source_lane(int lane, uint32_t b, uint32_t c, bool* in_range) {
   return *in_range ? source : lane;
 }
 
+/// The value may be undefined in lanes of which no lane takes it: one lane's result for all.
+void check_taken(Warp& warp, const Instruction& inst, LaneMask taken) {
+  const RegisterAccess* reads = warp.program().accesses.data() + inst.accesses_begin;
+  for (int i = 0; i < inst.num_reads; ++i) {
+    if (reads[i].slot == inst.operands[2]) return warp.check_written(inst, reads[i], taken);
+  }
+}
+
 /// shfl.sync.MODE.b32 d|p, a, b, c, membermask;      PTX 6.0, sm_30
 template <Shuffle kMode>
 Step shfl_sync(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -96,9 +104,11 @@ Step shfl_sync(Warp& warp, const Instruction& inst, LaneMask active) {
   std::array<int, kWarpSize> sources;
   LaneMask in_range = 0;
   LaneMask absent = 0;
+  LaneMask taken = 0;
   for_lanes(active, [&](int lane) {
     bool valid = false;
     sources[lane] = source_lane<kMode>(lane, b[lane], c[lane], &valid);
+    taken |= LaneMask{1} << sources[lane];
     in_range |= static_cast<LaneMask>(valid) << lane;
     absent |= static_cast<LaneMask>((active >> sources[lane] & 1) == 0) << lane;
   });
@@ -109,6 +119,7 @@ Step shfl_sync(Warp& warp, const Instruction& inst, LaneMask active) {
                           inst, lane);
   }
   if (inst.operands[0] != kNoSlot) {
+    check_taken(warp, inst, taken & active);
     uint32_t* d = warp.lanes<uint32_t>(inst.operands[0]);
     for_lanes(active, [&](int lane) { d[lane] = values[sources[lane]]; });
   }

@@ -307,11 +307,21 @@ uint64_t Warp::run(uint64_t budget) {
 
 void Warp::check_registers(const Instruction& inst, LaneMask active) {
   const RegisterAccess* const accesses = program_.accesses.data() + inst.accesses_begin;
+  const auto is_written = [&](const RegisterAccess& access) {
+    const RegisterAccess* const writes = accesses + inst.num_reads;
+    return std::any_of(writes, writes + inst.num_writes, [&](const RegisterAccess& write) {
+      return write.register_index == access.register_index;
+    });
+  };
   const LaneMask lanes = splits_[current_].lanes;
   // A value that was never written may be moved about; using it is the finding. Accumulators are
   // read only where the instruction's scale-d says so: isa/wgmma.cpp looks at them.
   const bool moves = inst.instruction_class == InstructionClass::kMove;
   const bool accumulates = inst.instruction_class == InstructionClass::kWgmma;
+  // A shuffle, which alone of its class has so many operands, looks at the lanes that it takes,
+  // unless its result takes the value's place, which is marked as written below.
+  const bool shuffles =
+      inst.instruction_class == InstructionClass::kWarp && inst.operands[4] != kNoSlot;
   // Compilers convert one value by a form that packs two, and take its half of the result.
   LaneMask other_half = 0;
   if (inst.instruction_class == InstructionClass::kConvert) {
@@ -329,6 +339,7 @@ void Warp::check_registers(const Instruction& inst, LaneMask active) {
     all_written &= written;
     const LaneMask needed = is_guard ? lanes : active;
     if ((needed & ~written) == 0) continue;
+    if (shuffles && access.slot == inst.operands[2] && !is_written(access)) continue;
     if (moves && !is_guard) {
       defined &= written;
     } else if (!accumulates) {
