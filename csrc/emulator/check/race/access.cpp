@@ -49,11 +49,9 @@ Cta* RaceDetector::owner_of(Warp& warp, const ThreadAccess& access, uint64_t* ad
 void RaceDetector::access(Warp& warp, const Instruction& inst, const ThreadAccess& access) {
   const Space space = access.space;
   if (space != Space::kShared && space != Space::kGlobal && space != Space::kGeneric) return;
-  if (!access.order.is_strong()) {
-    if (access.row && access_lines(warp, inst, access)) return;
-    if (access.kind == AccessKind::kRead && all_same(access)) {
-      return access_same(warp, inst, access);
-    }
+  if (access.row && !access.order.is_strong() && access_lines(warp, inst, access)) return;
+  if (access.kind == AccessKind::kRead && all_same(access)) {
+    return access_same(warp, inst, access);
   }
   for (LaneMask rest = access.active; rest != 0; rest &= rest - 1) {
     access_lane(warp, inst, access, __builtin_ctz(rest));
@@ -128,6 +126,9 @@ void RaceDetector::access_same(Warp& warp, const Instruction& inst, const Thread
       touch(*checked.owner, checked.epoch);
     }
     range(checked, address, access.bytes);
+    if (!access.order.is_strong()) return;
+    const uint64_t key = location_key(checked.owner, address);
+    for_lanes(lanes, [&](int lane) { synchronise(warp, lane, key, access.kind, access.order); });
   });
 }
 

@@ -114,6 +114,11 @@ bool RaceDetector::supersedes(const Access& access, const Epoch& earlier) const 
 
 void RaceDetector::note_reader(ReadSet& set, const Access& access) {
   const Epoch& later = access.epoch;
+  for (const Epoch& earlier : set) {
+    const bool has = earlier.same_agent(later) && earlier.clock == later.clock &&
+                     earlier.what == later.what && (later.lanes & ~earlier.lanes) == 0;
+    if (has) return;
+  }
   std::erase_if(set, [&](const Epoch& earlier) { return supersedes(access, earlier); });
   for (Epoch& earlier : set) {
     if (!earlier.same_agent(later) || earlier.clock != later.clock || earlier.what != later.what) {

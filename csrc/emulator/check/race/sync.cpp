@@ -70,7 +70,7 @@ void RaceDetector::end(Cta& cta) {
     } else {
       report_pair("sync",
                   concat("the CTA of rank ", cta.rank,
-                         " may end while this is in flight: nothing has waited for it"),
+                         " has ended while this may be in flight: nothing has waited for it"),
                   epoch, nullptr);
     }
   }
