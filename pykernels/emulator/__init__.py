@@ -1,8 +1,8 @@
 """A PTX emulator for sm_90a: runs the PTX that ``ptxas`` assembles for the GPU, on any CPU.
 
 It executes what the GPU executes (warps, CTAs, clusters, TMA, mbarriers, WGMMA), bit for bit where
-the hardware's arithmetic is known, and reports bad addresses, uninitialised reads, misused barriers
-and deadlocks.
+the hardware's arithmetic is known, and reports races, bad addresses, uninitialised reads, misused
+barriers and deadlocks.
 """
 
 from pykernels.emulator.emulator import Emulator, Launch
