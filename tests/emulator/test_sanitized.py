@@ -49,9 +49,11 @@ def environment() -> dict[str, str]:
     run("cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", *defined)
     run("cmake", "--build", BUILD, "--target", "_C", "--parallel", "2")
     (extension,) = BUILD.glob("_C*.so")
-    runtime = run("c++", "-print-file-name=libasan.so").strip()
+    # Python links no libstdc++, in which the runtime looks for what throws exceptions.
+    libraries = ("libasan.so", "libstdc++.so")
+    runtimes = [run("c++", f"-print-file-name={library}").strip() for library in libraries]
     return {
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(runtimes),
         "PYKERNELS_SANITIZED": str(extension),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "csrc")]),
         **SANITIZERS,
@@ -59,7 +61,7 @@ def environment() -> dict[str, str]:
 
 
 def pytest_in(environment: dict[str, str], *arguments: str) -> str:
-    plugins = ("-p", "tests.emulator.sanitized", "-p", "no:cacheprovider", "-q")
+    plugins = ("-p", "tests.emulator.sanitized", "-p", "no:cacheprovider", "-q", "--capture=sys")
     return run(sys.executable, "-m", "pytest", *plugins, *arguments, **environment)
 
 
