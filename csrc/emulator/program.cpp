@@ -11,7 +11,7 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr uint64_t kMaxModuleBytes = 256ull << 20;
-constexpr size_t kMaxModuleInstructions = 2u << 20;  // of all kernels together
+constexpr size_t kMaxModuleInstructions = 1u << 20;  // of all kernels together
 
 /// Zeroed memory of .global and .const variables, with their initial values.
 void place_variables(const ParsedModule& module, ModuleStorage& storage) {

@@ -14,9 +14,9 @@ namespace pykernels::emulator {
 namespace {
 
 // Of one kernel. Calls are expanded; nested ones can multiply.
-constexpr size_t kMaxInstructions = 1u << 20;
-constexpr uint32_t kMaxStatements = 1u << 21;
-constexpr size_t kMaxRegisters = 1u << 21;
+constexpr size_t kMaxInstructions = 1u << 19;
+constexpr uint32_t kMaxStatements = 1u << 20;
+constexpr size_t kMaxRegisters = 1u << 20;
 constexpr size_t kMaxTextBytes = 1024;  // of a statement in findings
 
 bool has_rounding(const Statement& statement) {

@@ -11,8 +11,9 @@ from pykernels.emulator import Module, PtxError
 
 HEADER = ".version 8.7\n.target sm_90a\n.address_size 64\n"
 KERNEL = HEADER + ".visible .entry kernel()\n{{\n{}\nret;\n}}\n"
-MAX_SECONDS = 30
+MAX_SECONDS = 60  # of a busy machine
 MAX_BYTES = 1 << 30
+REFUSALS = r"too large|too much|too many|more (than|initial)"
 
 
 def many(count: int, text: str, separator: str = "\n") -> str:
@@ -68,7 +69,7 @@ TEXTS = {
 def test_what_grows_without_bound_is_refused(name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    with pytest.raises(PtxError, match=r"too large|too much|too many|more than") as caught:
+    with pytest.raises(PtxError, match=REFUSALS) as caught:
         Module.from_ptx(TEXTS[name])
     assert caught.value.line >= 1
     assert time.monotonic() - start < MAX_SECONDS
