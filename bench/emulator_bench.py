@@ -27,7 +27,8 @@ from . import harness
 
 FILE = Path(__file__).with_name("results") / "emulator.json"
 Checks = str | Iterable[str]
-_NUM_ROUNDS = 5
+_MAX_ROUNDS = 100
+_SECONDS = 2.0  # of rounds
 
 _MIXED_LOOP = """
 .version 8.7
@@ -148,14 +149,18 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def seconds_of(call: Callable[[], Report], num_rounds: int = _NUM_ROUNDS) -> tuple[float, Report]:
-    """Of the core, in the fastest round after one that does not count: others share the machine."""
+def seconds_of(call: Callable[[], Report]) -> tuple[float, Report]:
+    """Of the core, in the fastest of many rounds: others may share the machine."""
     report = call()
     best = float("inf")
-    for _ in range(num_rounds):
-        start = time.process_time()
+    start = begin = time.process_time()
+    for _ in range(_MAX_ROUNDS):
         call()
-        best = min(best, time.process_time() - start)
+        end = time.process_time()
+        best = min(best, end - start)
+        start = end
+        if end - begin > _SECONDS:
+            break
     return best, report
 
 
@@ -205,7 +210,7 @@ def gemm(checks: Checks) -> Callable[[], Report]:
 
 
 def gemm_seconds(checks: Checks) -> float:
-    seconds, report = seconds_of(gemm(checks), 3)
+    seconds, report = seconds_of(gemm(checks))
     assert report.counters.tensor_multiply_adds >= 128 * 7168 * 2048
     assert not report.findings
     return seconds
@@ -246,7 +251,7 @@ def numba_product(size: int = 256) -> Callable[[], Report]:
     return call
 
 
-def simulated_rate(size: int = 32) -> float:
+def simulated_rate(size: int = 16) -> float:
     """Multiply-adds a second of Numba's simulator, in a process of its own."""
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     command = [sys.executable, "-m", "bench.numba_product", str(size)]

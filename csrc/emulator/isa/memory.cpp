@@ -8,6 +8,7 @@
 
 #include "emulator/isa/lanewise.h"
 #include "emulator/isa/memory_access.h"
+#include "emulator/isa/whole_warp_access.h"
 #include "emulator/machine/cta.h"
 
 namespace pykernels::emulator {
@@ -32,20 +33,22 @@ inline Element element_at(const uint8_t* place) {
   return value;
 }
 
+/// What a load leaves in its destination: of a 16-bit register the upper bits stay zero.
+template <typename Lane>
+inline Lane kept_bits(const Instruction& inst) {
+  return (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
+}
+
 /// Lanes read neighbouring elements: no pointers are needed.
 template <typename Element, typename Lane, int kCount>
 void load_row(Warp& warp, const Instruction& inst, Lane kept, const uint8_t* row) {
   for (int i = 0; i < kCount; ++i) {
     if (inst.operands[i] == kNoSlot) continue;
     Lane* values = warp.lanes<Lane>(inst.operands[i]);
-    if constexpr (kCount == 1 && sizeof(Element) == sizeof(Lane)) {
-      std::memcpy(values, row, sizeof(Lane) * kWarpSize);
-    } else {
-      PK_INDEPENDENT_LANES
-      for (int lane = 0; lane < kWarpSize; ++lane) {
-        const auto element = element_at<Element>(row + (lane * kCount + i) * sizeof(Element));
-        values[lane] = extended<Lane>(element) & kept;
-      }
+    PK_INDEPENDENT_LANES
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const auto element = element_at<Element>(row + (lane * kCount + i) * sizeof(Element));
+      values[lane] = extended<Lane>(element) & kept;
     }
   }
 }
@@ -62,23 +65,9 @@ void load_same(Warp& warp, const Instruction& inst, Lane kept, const uint8_t* pl
 }
 
 template <typename Element, typename Lane, int kCount>
-Step load(Warp& warp, const Instruction& inst, LaneMask active) {
+[[gnu::noinline]] Step load_scattered(Warp& warp, const Instruction& inst, LaneMask active) {
   constexpr uint32_t kBytes = sizeof(Element) * kCount;
-  const Lane kept =
-      (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
-  if (active == kFullMask) {
-    const uint8_t* row =
-        access_row(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kRead);
-    if (row != nullptr) {
-      load_row<Element, Lane, kCount>(warp, inst, kept, row);
-      return Step::kNext;
-    }
-    const uint8_t* same = read_same(warp, inst, inst.operands[kBaseSlot], kBytes);
-    if (same != nullptr) {
-      load_same<Element, Lane, kCount>(warp, inst, kept, same);
-      return Step::kNext;
-    }
-  }
+  const Lane kept = kept_bits<Lane>(inst);
   uint64_t addresses[kWarpSize];
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
@@ -94,11 +83,27 @@ Step load(Warp& warp, const Instruction& inst, LaneMask active) {
   return Step::kNext;
 }
 
+template <typename Element, typename Lane, int kCount>
+Step load(Warp& warp, const Instruction& inst, LaneMask active) {
+  constexpr uint32_t kBytes = sizeof(Element) * kCount;
+  if (active != kFullMask) return load_scattered<Element, Lane, kCount>(warp, inst, active);
+  Pattern pattern;
+  const uint8_t* place =
+      access_at_once(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kRead, &pattern);
+  if (place == nullptr) return load_scattered<Element, Lane, kCount>(warp, inst, active);
+  const Lane kept = kept_bits<Lane>(inst);
+  if (pattern == Pattern::kRow) {
+    load_row<Element, Lane, kCount>(warp, inst, kept, place);
+  } else {
+    load_same<Element, Lane, kCount>(warp, inst, kept, place);
+  }
+  return Step::kNext;
+}
+
 /// ld.param with a constant address: one value for all lanes, out of the launch's parameter block.
 template <typename Element, typename Lane, int kCount>
 Step load_parameter(Warp& warp, const Instruction& inst, LaneMask active) {
-  const Lane kept =
-      (inst.variant & kDestination16) != 0 ? Lane{0xffff} : static_cast<Lane>(~Lane{0});
+  const Lane kept = kept_bits<Lane>(inst);
   const int first = __builtin_ctz(active);
   const uint8_t* source = resolve(warp, Space::kParam, static_cast<uint64_t>(inst.immediate),
                                   sizeof(Element) * kCount, AccessKind::kRead, first);
@@ -127,28 +132,17 @@ template <typename Element, typename Lane, int kCount>
 void store_row(Warp& warp, const Instruction& inst, uint8_t* row) {
   for (int i = 0; i < kCount; ++i) {
     const Lane* values = warp.lanes<Lane>(inst.operands[i]);
-    if constexpr (kCount == 1 && sizeof(Element) == sizeof(Lane)) {
-      std::memcpy(row, values, sizeof(Lane) * kWarpSize);
-    } else {
-      PK_INDEPENDENT_LANES
-      for (int lane = 0; lane < kWarpSize; ++lane) {
-        const auto value = static_cast<Element>(values[lane]);
-        std::memcpy(row + (lane * kCount + i) * sizeof(Element), &value, sizeof(Element));
-      }
+    PK_INDEPENDENT_LANES
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const auto value = static_cast<Element>(values[lane]);
+      std::memcpy(row + (lane * kCount + i) * sizeof(Element), &value, sizeof(Element));
     }
   }
 }
 
 template <typename Element, typename Lane, int kCount>
-Step store(Warp& warp, const Instruction& inst, LaneMask active) {
+[[gnu::noinline]] Step store_scattered(Warp& warp, const Instruction& inst, LaneMask active) {
   constexpr uint32_t kBytes = sizeof(Element) * kCount;
-  if (active == kFullMask) {
-    uint8_t* row = access_row(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kWrite);
-    if (row != nullptr) {
-      store_row<Element, Lane, kCount>(warp, inst, row);
-      return Step::kNext;
-    }
-  }
   uint64_t addresses[kWarpSize];
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[kBaseSlot], addresses);
@@ -160,6 +154,18 @@ Step store(Warp& warp, const Instruction& inst, LaneMask active) {
       std::memcpy(pointers[lane] + i * sizeof(Element), &value, sizeof(Element));
     });
   }
+  return Step::kNext;
+}
+
+template <typename Element, typename Lane, int kCount>
+Step store(Warp& warp, const Instruction& inst, LaneMask active) {
+  constexpr uint32_t kBytes = sizeof(Element) * kCount;
+  if (active != kFullMask) return store_scattered<Element, Lane, kCount>(warp, inst, active);
+  Pattern pattern;
+  uint8_t* row =
+      access_at_once(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kWrite, &pattern);
+  if (row == nullptr) return store_scattered<Element, Lane, kCount>(warp, inst, active);
+  store_row<Element, Lane, kCount>(warp, inst, row);
   return Step::kNext;
 }
 

@@ -1,8 +1,6 @@
 #include "emulator/isa/memory_access.h"
 
 #include <algorithm>
-#include <string>
-#include <unordered_map>
 #include <utility>
 
 #include "emulator/check/race/detector.h"
@@ -12,101 +10,6 @@
 
 namespace pykernels::emulator {
 namespace {
-
-bool is_cache_modifier(std::string_view name) {
-  static constexpr std::string_view kNames[] = {"ca",
-                                                "cg",
-                                                "cs",
-                                                "lu",
-                                                "cv",
-                                                "wb",
-                                                "wt",
-                                                "L2::64B",
-                                                "L2::128B",
-                                                "L2::256B",
-                                                "L1::evict_normal",
-                                                "L1::evict_unchanged",
-                                                "L1::evict_first",
-                                                "L1::evict_last",
-                                                "L1::no_allocate",
-                                                "L2::evict_normal",
-                                                "L2::evict_first",
-                                                "L2::evict_last"};
-  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
-}
-
-bool is_word(std::string_view words, std::string_view name) {
-  for (size_t begin = 0; begin < words.size();) {
-    const size_t end = std::min(words.find(' ', begin), words.size());
-    if (words.substr(begin, end - begin) == name) return true;
-    begin = end + 1;
-  }
-  return false;
-}
-
-const std::unordered_map<std::string_view, Semantics>& semantics_names() {
-  static const std::unordered_map<std::string_view, Semantics> names = {
-      {"weak", Semantics::kWeak},       {"volatile", Semantics::kVolatile},
-      {"relaxed", Semantics::kRelaxed}, {"acquire", Semantics::kAcquire},
-      {"release", Semantics::kRelease}, {"acq_rel", Semantics::kAcquireRelease},
-      {"mmio", Semantics::kMmio}};
-  return names;
-}
-
-const std::unordered_map<std::string_view, Scope>& scope_names() {
-  static const std::unordered_map<std::string_view, Scope> names = {{"cta", Scope::kCta},
-                                                                    {"cluster", Scope::kCluster},
-                                                                    {"gpu", Scope::kGpu},
-                                                                    {"sys", Scope::kSys}};
-  return names;
-}
-
-const std::unordered_map<std::string_view, Space>& space_names() {
-  static const std::unordered_map<std::string_view, Space> names = {
-      {"global", Space::kGlobal},         {"const", Space::kConst},
-      {"local", Space::kLocal},           {"param", Space::kParam},
-      {"param::entry", Space::kParam},    {"param::func", Space::kParam},
-      {"shared", Space::kShared},         {"shared::cta", Space::kShared},
-      {"shared::cluster", Space::kShared}};
-  return names;
-}
-
-bool read_ordering(const std::string& name, MemoryModifiers& modifiers) {
-  if (const auto found = semantics_names().find(name); found != semantics_names().end()) {
-    // .mmio.relaxed is one semantics written as two modifiers.
-    if (modifiers.semantics != Semantics::kMmio) modifiers.semantics = found->second;
-    return true;
-  }
-  if (const auto found = scope_names().find(name); found != scope_names().end()) {
-    modifiers.scope = found->second;
-    return true;
-  }
-  return false;
-}
-
-bool read_place(const std::string& name, MemoryModifiers& modifiers) {
-  if (const auto found = space_names().find(name); found != space_names().end()) {
-    modifiers.space = found->second;
-    modifiers.cluster = name == "shared::cluster";
-    return true;
-  }
-  if (name == "v2" || name == "v4" || name == "v8") {
-    modifiers.vector = name[1] - '0';
-    return true;
-  }
-  if (name == "nc") return modifiers.non_coherent = true;
-  if (name == "L2::cache_hint") return modifiers.cache_hint = true;
-  return is_cache_modifier(name);
-}
-
-bool read_type(const std::string& name, MemoryModifiers& modifiers) {
-  const Type type = type_from_name(name);
-  if (type == Type::kNone) return false;
-  Type& place = modifiers.type == Type::kNone ? modifiers.type : modifiers.second_type;
-  if (place != Type::kNone) return false;
-  place = type;
-  return true;
-}
 
 /// True where the lanes of each phase fill all the banks, so that none is asked twice. Of 4, 8 and
 /// 16 bytes a lane.
@@ -257,76 +160,7 @@ void account(Warp& warp, const Instruction& inst, const WarpAccess& access) {
   }
 }
 
-/// Lane 0's address.
-uint64_t first_address(Warp& warp, const Instruction& inst, Slot slot) {
-  const uint64_t window = (inst.variant & kClusterAddress) != 0 ? kSharedWindow : 0;
-  const auto offset = static_cast<uint64_t>(inst.immediate);
-  if (slot == kNoSlot) {
-    // As in lane_addresses.
-    const uint64_t rank = window == 0 ? 0 : uint64_t{warp.cta().rank} << kClusterRankShift;
-    return (window | rank) + offset;
-  }
-  if ((inst.variant & kBase64) != 0) return (*warp.lanes<uint64_t>(slot) + offset) | window;
-  return static_cast<uint32_t>(*warp.lanes<uint32_t>(slot) + static_cast<uint32_t>(offset)) |
-         window;
-}
-
-/// True where all lanes have the same base.
-template <typename Base>
-bool bases_alike(const Base* base) {
-  if (base[1] != base[0]) return false;  // most that are not end here
-  Base differs = 0;
-  for (int lane = 0; lane < kWarpSize; ++lane) differs |= base[lane] ^ base[0];
-  return differs == 0;
-}
-
-/// True where each lane's base follows the one before by `bytes`.
-template <typename Base>
-bool bases_in_row(const Base* base, uint32_t bytes) {
-  if (base[1] - base[0] != bytes) return false;  // most that are no row end here
-  Base differs = 0;
-  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
-    differs |= base[lane] ^ (base[0] + static_cast<Base>(lane * bytes));
-  }
-  return differs == 0;
-}
-
 }  // namespace
-
-MemoryModifiers read_memory_modifiers(const Builder& builder, std::string_view operations) {
-  MemoryModifiers modifiers;
-  for (const std::string& name : builder.statement().modifiers) {
-    if (is_word(operations, name) && modifiers.operation.empty()) {
-      modifiers.operation = name;
-    } else if (name == "noftz" && !operations.empty()) {
-      modifiers.noftz = true;
-    } else if (!read_ordering(name, modifiers) && !read_place(name, modifiers) &&
-               !read_type(name, modifiers)) {
-      builder.fail("unknown modifier ." + name);
-    }
-  }
-  if (modifiers.type == Type::kNone) builder.fail("a type is missing");
-  return modifiers;
-}
-
-uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64) {
-  // A shared::cluster address is resolved as the generic address of the same bytes: the rank
-  // counts.
-  const Space space = modifiers.cluster ? Space::kGeneric : modifiers.space;
-  return static_cast<uint16_t>(
-      (base_is_64 ? kBase64 : 0) | (modifiers.cluster ? kClusterAddress : 0) |
-      (modifiers.non_coherent ? kNonCoherent : 0) | static_cast<int>(space) << kSpaceShift |
-      static_cast<int>(modifiers.semantics) << kSemanticsShift |
-      static_cast<int>(modifiers.scope) << kScopeShift);
-}
-
-void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers,
-                   int slot) {
-  Instruction& inst = builder.instruction();
-  bool base_is_64 = false;
-  builder.address(operand, modifiers.space, &inst.operands[slot], &base_is_64, &inst.immediate);
-  inst.variant = memory_variant(modifiers, base_is_64);
-}
 
 uint64_t AddressOperand::at(Warp& warp, int lane) const {
   if (base == kNoSlot) {
@@ -335,47 +169,6 @@ uint64_t AddressOperand::at(Warp& warp, int lane) const {
   }
   if (base_is_64) return warp.lanes<uint64_t>(base)[lane] + static_cast<uint64_t>(offset);
   return static_cast<uint32_t>(warp.lanes<uint32_t>(base)[lane] + static_cast<uint32_t>(offset));
-}
-
-void check_direction(const Builder& builder, std::string_view space, bool first) {
-  const std::vector<std::string>& modifiers = builder.statement().modifiers;
-  const auto leading =
-      std::find_if(modifiers.begin(), modifiers.end(),
-                   [](const std::string& name) { return space_names().contains(name); });
-  if (leading != modifiers.end() && (*leading == space) != first) {
-    builder.fail("destination and source spaces are the wrong way round");
-  }
-}
-
-AddressOperand read_address(Builder& builder, const Operand& operand, Space space, bool cluster) {
-  AddressOperand address;
-  address.cluster = cluster;
-  builder.address(operand, space, &address.base, &address.base_is_64, &address.offset);
-  return address;
-}
-
-namespace {
-
-/// The untyped type of the register's width, no narrower than `type`; `type` itself for anything
-/// else.
-Type register_type(const Builder& builder, const Operand& operand, Type type) {
-  const int bits = builder.register_bits(operand);
-  if (operand.kind != Operand::Kind::kRegister || bits == 0) return type;
-  if (bits < type_bits(type)) {
-    builder.fail("register of " + std::to_string(bits) + " bits for a value of ." +
-                 std::string(type_name(type)));
-  }
-  return untyped(bits);
-}
-
-}  // namespace
-
-Slot register_source(Builder& builder, const Operand& operand, Type type) {
-  return builder.source(operand, register_type(builder, operand, type));
-}
-
-Slot register_destination(Builder& builder, const Operand& operand, Type type) {
-  return builder.destination(operand, register_type(builder, operand, type));
 }
 
 void lane_addresses(Warp& warp, const Instruction& inst, Slot slot, uint64_t* addresses) {
@@ -412,14 +205,8 @@ void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint
   account(warp, inst, {space, kind, false, bytes, active, addresses});
 }
 
-uint8_t* access_row(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes,
+uint8_t* access_row(Warp& warp, const Instruction& inst, uint64_t first, uint32_t bytes,
                     AccessKind kind) {
-  if (slot == kNoSlot) return nullptr;
-  const bool in_row = (inst.variant & kBase64) != 0
-                          ? bases_in_row(warp.lanes<uint64_t>(slot), bytes)
-                          : bases_in_row(warp.lanes<uint32_t>(slot), bytes);
-  if (!in_row) return nullptr;
-  const uint64_t first = first_address(warp, inst, slot);
   Space space = access_space(inst);
   uint8_t* const row = resolve_row(warp, space, first, bytes, kind);
   if (row == nullptr) return nullptr;
@@ -428,30 +215,19 @@ uint8_t* access_row(Warp& warp, const Instruction& inst, Slot slot, uint32_t byt
   return row;
 }
 
-const uint8_t* read_same(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes) {
+const uint8_t* read_same(Warp& warp, const Instruction& inst, uint64_t address, uint32_t bytes) {
   Machine& machine = warp.machine();
   if (machine.races() != nullptr) return nullptr;  // they follow each lane's access
-  const bool alike =
-      slot == kNoSlot || ((inst.variant & kBase64) != 0 ? bases_alike(warp.lanes<uint64_t>(slot))
-                                                        : bases_alike(warp.lanes<uint32_t>(slot)));
-  if (!alike) return nullptr;
-  const uint64_t address = first_address(warp, inst, slot);
   Space space = access_space(inst);
   if (space == Space::kGeneric) space = space_of(address);
-  if (space != Space::kGlobal && space != Space::kShared) return nullptr;
+  if (space != Space::kShared) return nullptr;
   uint8_t* pointer = nullptr;
   constexpr LaneMask kFirstLane = 1;
   if (!resolve_all(warp, access_space(inst), &address, bytes, AccessKind::kRead, kFirstLane,
                    &pointer)) {
     return nullptr;
   }
-  Counters& counters = machine.counters();
-  if (space == Space::kShared) {
-    counters.shared_bytes_read += uint64_t{bytes} * kWarpSize;
-  } else {
-    machine.count_global(address, bytes, AccessKind::kRead);
-    counters.global_bytes_read += uint64_t{bytes} * (kWarpSize - 1);
-  }
+  machine.counters().shared_bytes_read += uint64_t{bytes} * kWarpSize;
   return pointer;
 }
 

@@ -103,14 +103,6 @@ struct WarpAccess {
 void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
             AccessKind kind, LaneMask active, uint8_t** pointers);
 
-/// The same where all 32 lanes access neighbouring elements, told by the bases in `slot` alone: a
-/// pointer to the first, or nullptr, and nothing done, where they do not or need a closer look.
-uint8_t* access_row(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes,
-                    AccessKind kind);
-
-/// The same where all 32 lanes read one and the same element.
-const uint8_t* read_same(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes);
-
 /// Wavefronts beyond the least that the access needs: 32 banks of 4 bytes, 16-byte accesses in
 /// phases of eight lanes, 8-byte ones of sixteen.
 uint32_t bank_conflicts(const uint64_t* addresses, uint32_t bytes, LaneMask active);

@@ -14,7 +14,7 @@ Footprint::Page& Footprint::page(uint64_t number) {
   return *page;
 }
 
-void Footprint::add(uint64_t address, uint64_t bytes) {
+void Footprint::add_range(uint64_t address, uint64_t bytes) {
   if (bytes == 0) return;
   const uint64_t end = (address + bytes - 1) / kSectorBytes + 1;
   for (uint64_t sector = address / kSectorBytes; sector < end;) {

@@ -12,8 +12,18 @@ namespace pykernels::emulator {
 /// touched. Sectors lie on multiples of 32 of the address, so no allocation has to be known.
 class Footprint {
  public:
-  /// Adds the sectors of [address, address + bytes).
-  void add(uint64_t address, uint64_t bytes);
+  /// Adds the sectors of [address, address + bytes); of 0 bytes none.
+  void add(uint64_t address, uint64_t bytes) {
+    const uint64_t first = address / kSectorBytes;
+    const uint64_t last = (address + bytes - 1) / kSectorBytes;
+    const Recent& recent = recent_[first / kPageSectors % kRecent];
+    if (first / kWordSectors != last / kWordSectors || recent.number != first / kPageSectors ||
+        bytes == 0) {
+      return add_range(address, bytes);
+    }
+    (*recent.page)[first % kPageSectors / kWordSectors] |=
+        ~0ull >> (kWordSectors - 1 - (last - first)) << first % kWordSectors;
+  }
   /// Adds those of another set.
   void add(const Footprint& other);
   /// 32 times the sectors.
@@ -33,6 +43,7 @@ class Footprint {
   };
 
   Page& page(uint64_t number);
+  void add_range(uint64_t address, uint64_t bytes);
 
   std::map<uint64_t, std::unique_ptr<Page>> pages_;  // by number: the first sector / kPageSectors
   std::array<Recent, kRecent> recent_;               // by the low bits of the number

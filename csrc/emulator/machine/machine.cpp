@@ -313,17 +313,6 @@ void Machine::fail(const std::string& kind, const std::string& message) {
   end_with(Finding{kind, message, {}, 1});
 }
 
-void Machine::count_global(uint64_t address, uint64_t bytes, AccessKind kind) {
-  if (kind != AccessKind::kWrite) {
-    report_.counters.global_bytes_read += bytes;
-    read_.add(address, bytes);
-  }
-  if (kind != AccessKind::kRead) {
-    report_.counters.global_bytes_written += bytes;
-    written_.add(address, bytes);
-  }
-}
-
 void Machine::count_footprint() {
   report_.counters.global_footprint_bytes_read = read_.bytes();
   report_.counters.global_footprint_bytes_written = written_.bytes();

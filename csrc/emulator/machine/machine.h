@@ -131,7 +131,20 @@ class Machine {
   AsyncQueue& async() { return current_->async; }  // of the running cluster
   Counters& counters() { return report_.counters; }
   /// Counts an access to global memory: its bytes, and the sectors that they lie in.
-  void count_global(uint64_t address, uint64_t bytes, AccessKind kind);
+  void count_global(uint64_t address, uint64_t bytes, AccessKind kind) {
+    count_global(address, bytes, kind, bytes);
+  }
+  /// The same where lanes share bytes: `asked` of them altogether.
+  void count_global(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked) {
+    if (kind != AccessKind::kWrite) {
+      report_.counters.global_bytes_read += asked;
+      read_.add(address, bytes);
+    }
+    if (kind != AccessKind::kRead) {
+      report_.counters.global_bytes_written += asked;
+      written_.add(address, bytes);
+    }
+  }
   const Allocations& allocations() const { return allocations_; }
   uint64_t clock() {
     return instructions_ + clock_reads_++;

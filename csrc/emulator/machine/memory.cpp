@@ -167,7 +167,7 @@ uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t
 }  // namespace
 
 void Allocations::add(Allocation allocation) {
-  last_ = nullptr;
+  recent_ = {};
   if (allocation.bytes == 0) return;
   const auto begins_after = [](const Allocation& known, uint64_t end) {
     return known.address < end;
@@ -190,23 +190,13 @@ void Allocations::add(Allocation allocation) {
   sorted_.insert(sorted_.erase(begin, end), std::move(allocation));
 }
 
-const Allocation* Allocations::find(uint64_t address, uint64_t bytes) const {
-  const auto holds = [&](const Allocation& allocation) {
-    const uint64_t offset = address - allocation.address;
-    return offset <= allocation.bytes && bytes <= allocation.bytes - offset;
-  };
-  if (last_ != nullptr && holds(*last_)) return last_;
-  constexpr size_t kFew = 16;  // which most launches have: faster to look at all than to search
-  if (sorted_.size() <= kFew) {
-    const auto found = std::find_if(sorted_.begin(), sorted_.end(), holds);
-    return last_ = found == sorted_.end() ? nullptr : &*found;
-  }
+const Allocation* Allocations::search(uint64_t address, uint64_t bytes) const {
   const auto next = std::upper_bound(
       sorted_.begin(), sorted_.end(), address,
       [](uint64_t value, const Allocation& known) { return value < known.address; });
-  if (next == sorted_.begin() || !holds(*(next - 1))) return nullptr;
-  last_ = &*(next - 1);
-  return last_;
+  if (next == sorted_.begin() || !(next - 1)->holds(address, bytes)) return nullptr;
+  recent_ = {&*(next - 1), recent_[0]};
+  return recent_[0];
 }
 
 std::string Allocations::describe(uint64_t address, uint64_t bytes) const {

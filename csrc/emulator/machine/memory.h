@@ -2,6 +2,7 @@
 // the one way in which handlers and asynchronous agents reach memory.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -65,27 +66,40 @@ struct Allocation {
   uint64_t bytes = 0;
   std::string name;
   bool writable = true;
+
+  /// All of [begin, begin + count).
+  bool holds(uint64_t begin, uint64_t count) const {
+    const uint64_t offset = begin - address;
+    return offset <= bytes && count <= bytes - offset;
+  }
 };
 
 class Allocations {
  public:
   void add(Allocation allocation);
   /// The allocation that holds all of [address, address + bytes), or nullptr.
-  const Allocation* find(uint64_t address, uint64_t bytes) const;
+  const Allocation* find(uint64_t address, uint64_t bytes) const {
+    for (const Allocation* allocation : recent_) {
+      if (allocation != nullptr && allocation->holds(address, bytes)) return allocation;
+    }
+    return search(address, bytes);
+  }
   /// "12 bytes beyond the end of 'out' (0x.., 4096 bytes)", for findings.
   std::string describe(uint64_t address, uint64_t bytes) const;
 
  private:
-  std::vector<Allocation> sorted_;  // overlapping ones merged for lookup
-  mutable const Allocation* last_ = nullptr;
+  const Allocation* search(uint64_t address, uint64_t bytes) const;
+
+  std::vector<Allocation> sorted_;                        // overlapping ones merged for lookup
+  mutable std::array<const Allocation*, 2> recent_ = {};  // found last
 };
 
 enum class AccessKind : uint8_t { kRead, kWrite, kAtomic };
 
 /// Resolves one lane's access to host memory. Reports findings (bounds, alignment, uninitialised
-/// shared memory when the init check is on); an access that cannot be carried out (outside any allocation) throws EmulationError through Machine::fail. `space`
-/// kGeneric resolves by window. `bytes` is the width of the access, which must be naturally
-/// aligned.
+/// shared memory when the init check is on); an access that cannot be carried out (outside any
+/// allocation) throws EmulationError through Machine::fail. `space` kGeneric resolves by window.
+/// `bytes` is the width of the access, which must be naturally aligned.
 uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind,
                  int lane);
 

@@ -240,9 +240,10 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
   Step step = Step::kNext;
   uint64_t count = 0;
   uint64_t threads = 0;
+  uint32_t pc = split->pc;  // of the running instruction; split->pc follows it, for handlers
   if (resumed) limit = 1;
   while (count < limit) {
-    const Instruction& inst = code[split->pc];
+    const Instruction& inst = code[pc];
     LaneMask active = split->lanes;
     ++count;
     if (inst.guard != kNoSlot) {
@@ -250,7 +251,7 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
       active &= inst.guard_negated ? ~guard : guard;
     }
     if constexpr (kChecked) {
-      if (settled_[split->pc] == 0) check_registers(inst, active);
+      if (settled_[pc] == 0) check_registers(inst, active);
     }
     if (active != 0) [[likely]] {
       if (inst.touches_wgmma && wgmma_registers_ != nullptr) wgmma_registers_->access(inst, active);
@@ -263,9 +264,11 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
       step = Step::kNext;
     }
     if (step == Step::kNext) [[likely]] {
-      if (++split->pc >= stop) break;
-    } else if (step == Step::kExited || splits_.size() > 1 || yield_) {
-      break;
+      split->pc = ++pc;
+      if (pc >= stop) break;
+    } else {
+      if (step == Step::kExited || splits_.size() > 1 || yield_) break;
+      pc = split->pc;
     }
   }
   if (resumed) finish_blocking_step(step);
