@@ -123,7 +123,7 @@ struct Program {
   uint32_t local_bytes = 0;          // per thread
   uint32_t required_threads = 0;
   uint32_t max_threads = 0;
-  bool couples_clusters = false;  // see coupling.h
+  bool couples_clusters = false;             // see coupling.h
   bool has_contractible_arithmetic = false;  // mul/add pairs without .rn: ptxas may fuse them
 };
 

@@ -116,8 +116,8 @@ class Emulator:
             seed: Decides all that hardware leaves open; the same seed gives the same run.
             async_completion: When TMA, WGMMA and bulk copies take effect: ``"early"`` (at once),
                 ``"late"`` (only when a wait needs them) or ``"random"`` (by the seed).
-            checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"race"``, ``"sync"``; ``()`` for
-                speed.
+            checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"race"``, ``"sync"``;
+                ``()`` for speed.
             max_warp_instructions: A launch that has not ended by then is ended as hung.
             schedule: ``"random"``: a cluster at a time, any of its warps, in turns of thousands of
                 instructions. ``"priority"``: of all resident warps the one with the highest

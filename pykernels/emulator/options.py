@@ -63,8 +63,8 @@ def checked_options(
         names = tuple(checks) if isinstance(checks, Iterable) else (checks,)
         if not all(isinstance(name, str) for name in names):
             raise ValueError(
-                'checks must be "all" or a set out of "memory", "init", "race", "sync" (() for none), '
-                f"got {checks!r}"
+                'checks must be "all" or a set out of "memory", "init", "race", "sync" '
+                f"(() for none), got {checks!r}"
             )
         checks = names
     check_flag("record_trace", record_trace)

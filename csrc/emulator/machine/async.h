@@ -43,8 +43,8 @@ class AsyncOperation {
     return false;
   }
 
-  uint64_t number = 0;   // among those of its issuer
-  int64_t priority = 0;  // of the priority schedule with random completion
+  uint64_t number = 0;                // among those of its issuer
+  int64_t priority = 0;               // of the priority schedule with random completion
   std::shared_ptr<AgentRaces> agent;  // of the race detector; null where it is off
   bool source_read = false;
   bool finished = false;

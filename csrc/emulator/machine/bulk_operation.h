@@ -54,8 +54,8 @@ enum class SharedOperand : uint8_t { kDestination, kSource, kBarrier };
 
 /// The bytes that a shared address names, in the CTA of its rank. Ends the launch where they lie
 /// outside of its shared memory or off the alignment.
-SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
-                         uint32_t alignment, SharedOperand operand);
+SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes, uint32_t alignment,
+                         SharedOperand operand);
 /// The mbarrier at a shared address; one that was never initialised is a finding.
 CompletionBarrier completion_barrier(const Issuer& issuer, uint64_t address);
 /// Ends the launch where the range lies outside of the allocations; checks griddepcontrol.wait.

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <memory>
 #include <string>
 #include <vector>
 
