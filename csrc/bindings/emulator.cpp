@@ -120,6 +120,7 @@ py::dict to_dict(const emulator::Site& site) {
   result["cuda_line"] = site.cuda_line;
   result["source"] = site.source;
   result["grid"] = site.grid;
+  result["rank"] = site.rank;
   result["ctaid"] = py::make_tuple(site.ctaid[0], site.ctaid[1], site.ctaid[2]);
   result["thread"] = site.thread;
   return result;

@@ -21,6 +21,7 @@ struct Site {
   int cuda_line = 0;
   std::string source;  // with the functions inlined around it; set when the finding is new
   int grid = 0;        // index in launch_concurrent
+  uint32_t rank = 0;   // Launch.rank: the GPU
   std::array<uint32_t, 3> ctaid = {};
   int thread = -1;  // linear in the CTA; -1 for an asynchronous agent
 };

@@ -25,6 +25,7 @@ class Site:
         cuda_line: The line in it.
         source: The same with the lines at which the functions around it were inlined.
         grid: Index of the launch in ``launch_concurrent``, else 0.
+        rank: ``Launch.rank``, the GPU that it ran on.
         ctaid: The CTA, (x, y, z).
         thread: Linear index in the CTA, or -1 for an asynchronous agent or a whole warp.
     """
@@ -36,15 +37,17 @@ class Site:
     cuda_line: int
     source: str
     grid: int
+    rank: int
     ctaid: tuple[int, int, int]
     thread: int
 
     def __str__(self) -> str:
         source = f"\n      from {self.source}" if self.source else ""
         thread = f" thread {self.thread}" if self.thread >= 0 else ""
+        launch = f"launch {self.grid} on rank {self.rank}, " if self.grid or self.rank else ""
         return (
             f"{self.kernel}, PTX line {self.ptx_line}: {self.ptx.strip()} "
-            f"(CTA {self.ctaid}{thread}){source}"
+            f"({launch}CTA {self.ctaid}{thread}){source}"
         )
 
 

@@ -67,6 +67,7 @@ std::string awaited(const Machine& machine, const Warp& warp, const Split& split
 /// Splits that wait at the same instruction for what reads the same.
 struct Group {
   Site site;
+  std::string launch;  // of several
   std::string awaited;
   std::vector<const Cta*> ctas;                       // in the order found
   std::map<const Cta*, std::vector<uint32_t>> lanes;  // by warp
@@ -84,7 +85,7 @@ std::string describe(const Group& group) {
       partial += concat(partial.empty() ? "" : "; ", "warp ", warp, " ", lanes_text(lanes[warp]));
     }
   }
-  std::string who = name_of(first) + " ";
+  std::string who = name_of(first) + group.launch + " ";
   if (whole != 0) who += concat(__builtin_popcount(whole) == 1 ? "warp " : "warps ", ranges(whole));
   if (!partial.empty()) who += concat(whole != 0 ? "; " : "", partial);
   if (group.ctas.size() > 1) who += concat(" (and ", group.ctas.size() - 1, " more CTAs)");
@@ -106,7 +107,10 @@ std::vector<Group> gather(const Machine& machine, const std::vector<Cluster*>& c
           std::string text = blocked ? awaited(machine, *warp, split) : std::string();
           const auto key = std::make_pair(concat(site.grid, ":", site.kernel, ":", split.pc), text);
           const auto [entry, is_new] = known.try_emplace(key, groups.size());
-          if (is_new) groups.push_back(Group{std::move(site), std::move(text), {}, {}});
+          if (is_new) {
+            std::string launch = machine.launch_text(site.grid);
+            groups.push_back(Group{std::move(site), std::move(launch), std::move(text), {}, {}});
+          }
           Group& group = groups[entry->second];
           std::vector<uint32_t>& lanes = group.lanes[cta.get()];
           if (lanes.empty()) {
@@ -158,7 +162,7 @@ void Machine::fail_hung(const std::string& reason) {
     if (finding.sites.size() == kMaxSites) break;
     finding.message +=
         concat("\n  ", group.site.kernel, ", ", place(module_of(*group.ctas.front()), group.site),
-               "\n    ", name_of(*group.ctas.front()),
+               "\n    ", name_of(*group.ctas.front()), group.launch,
                group.ctas.size() > 1 ? concat(" and ", group.ctas.size() - 1, " more") : "");
     finding.sites.push_back(group.site);
   }

@@ -268,9 +268,15 @@ Site make_site(const MachineLaunch& launch, const Instruction& inst, int grid,
       site.cuda_file = file->second;
   }
   site.grid = grid;
+  site.rank = launch.rank;
   site.ctaid = ctaid;
   site.thread = thread;
   return site;
+}
+
+std::string Machine::launch_text(int grid) const {
+  if (grids_.size() == 1) return {};
+  return concat(" of launch ", grid, " on rank ", grids_[static_cast<size_t>(grid)]->launch.rank);
 }
 
 Site Machine::site(const Warp& warp, const Instruction& inst, int lane) const {

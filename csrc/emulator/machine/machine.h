@@ -153,7 +153,8 @@ class Machine {
   PagePool& pool() { return *pool_; }
 
   Site site(const Warp& warp, const Instruction& inst, int lane) const;
-  size_t num_grids() const { return grids_.size(); }
+  /// " of launch 1 on rank 1" where several run together, else nothing.
+  std::string launch_text(int grid) const;
   std::vector<Finding>& findings() { return report_.findings; }
   /// Records a finding about the instruction; `lane` -1 for the whole warp. Goes on.
   void report(const std::string& kind, const std::string& message, const Warp& warp,

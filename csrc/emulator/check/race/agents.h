@@ -61,12 +61,23 @@ struct Release {
   void join_into(Knowledge& into, bool only_executed) const;
   /// Only what the lane itself and its warp have done.
   void raise_own(Knowledge& into, bool only_executed) const;
+  /// By the same lane, for the same scope: the later one holds the earlier.
+  bool same_lane(const Release& other) const {
+    return known->cluster == other.known->cluster && view.own != 0 && scope == other.scope &&
+           view.first == other.view.first && view.own == other.view.own;
+  }
+};
+
+/// A release that a relaxed read has found at a location (a barrier's is 0).
+struct SeenRelease {
+  uint64_t location = 0;
+  Release release;
 };
 
 /// What a lane's fences have released and may still acquire.
 struct LaneFences {
   std::vector<Release> released;  // by fences: goes with the lane's relaxed writes
-  std::vector<Release> seen;      // by relaxed reads: acquired by the next fence
+  std::vector<SeenRelease> seen;  // acquired by the next fence, or by an acquire there
 };
 
 /// A warp's own clock, and what its lanes know.

@@ -173,7 +173,7 @@ class RaceDetector {
 
   // locations.cpp
   void synchronise(Warp& warp, int lane, uint64_t key, AccessKind kind, MemoryOrder order);
-  void acquire_location(Warp& warp, int lane, const std::vector<Release>& released,
+  void acquire_location(Warp& warp, int lane, uint64_t key, const std::vector<Release>& released,
                         MemoryOrder order);
   void forget_location(const Access& access, uint64_t address);
 

@@ -44,8 +44,7 @@ std::string RaceDetector::agent_of(const Epoch& epoch) const {
   const std::array<uint32_t, 3> ctaid = ctaid_of(cluster, thread);
   const uint32_t in_cta = thread % (cluster.warps_per_cta * kWarpSize);
   const std::string cta = concat("CTA (", ctaid[0], ", ", ctaid[1], ", ", ctaid[2], ")");
-  const std::string launch =
-      machine_.num_grids() > 1 ? concat(" of launch ", cluster.grid) : std::string();
+  const std::string launch = machine_.launch_text(cluster.grid);
   if (epoch.component < cluster.num_threads) {
     return concat(lanes_text(epoch, in_cta), " of ", cta, launch);
   }

@@ -240,9 +240,10 @@ void RaceDetector::mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier,
   }
   const View nothing;
   for_bits(lanes, [&](int lane) {
-    std::vector<Release>& seen = fences(warp, lane).seen;
-    seen.push_back({Scope::kCluster, warp.races->place, barrier->local.last(), nothing});
-    seen.push_back({Scope::kCluster, warp.races->place, barrier->remote.last(), nothing});
+    std::vector<SeenRelease>& seen = fences(warp, lane).seen;
+    for (const SyncClock* clock : {&barrier->local, &barrier->remote}) {
+      seen.push_back({0, {Scope::kCluster, warp.races->place, clock->last(), nothing}});
+    }
   });
 }
 
@@ -253,7 +254,8 @@ void RaceDetector::fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope 
   for_bits(lanes, [&](int lane) {
     LaneFences& own = fences(warp, lane);
     if (acquires(semantics)) {
-      std::erase_if(own.seen, [&](const Release& release) {
+      std::erase_if(own.seen, [&](const SeenRelease& found) {
+        const Release& release = found.release;
         if (!includes(release.scope, release.place, races.place) ||
             !includes(scope, races.place, release.place)) {
           return false;
