@@ -84,13 +84,8 @@ template <typename Element, typename Lane, int kCount>
 }
 
 template <typename Element, typename Lane, int kCount>
-Step load(Warp& warp, const Instruction& inst, LaneMask active) {
-  constexpr uint32_t kBytes = sizeof(Element) * kCount;
-  if (active != kFullMask) return load_scattered<Element, Lane, kCount>(warp, inst, active);
-  Pattern pattern;
-  const uint8_t* place =
-      access_at_once(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kRead, &pattern);
-  if (place == nullptr) return load_scattered<Element, Lane, kCount>(warp, inst, active);
+inline Step load_pattern(Warp& warp, const Instruction& inst, Pattern pattern,
+                         const uint8_t* place) {
   const Lane kept = kept_bits<Lane>(inst);
   if (pattern == Pattern::kRow) {
     load_row<Element, Lane, kCount>(warp, inst, kept, place);
@@ -98,6 +93,31 @@ Step load(Warp& warp, const Instruction& inst, LaneMask active) {
     load_same<Element, Lane, kCount>(warp, inst, kept, place);
   }
   return Step::kNext;
+}
+
+/// Other memory than global, or under checks.
+template <typename Element, typename Lane, int kCount>
+[[gnu::noinline]] Step load_checked(Warp& warp, const Instruction& inst, Pattern pattern) {
+  constexpr uint32_t kBytes = sizeof(Element) * kCount;
+  const uint64_t first = first_address(warp, inst, inst.operands[kBaseSlot]);
+  const uint8_t* place = access_at_once(warp, inst, first, kBytes, pattern, AccessKind::kRead);
+  if (place == nullptr) return load_scattered<Element, Lane, kCount>(warp, inst, kFullMask);
+  return load_pattern<Element, Lane, kCount>(warp, inst, pattern, place);
+}
+
+template <typename Element, typename Lane, int kCount>
+Step load(Warp& warp, const Instruction& inst, LaneMask active) {
+  constexpr uint32_t kBytes = sizeof(Element) * kCount;
+  if (active != kFullMask) return load_scattered<Element, Lane, kCount>(warp, inst, active);
+  const Slot base = inst.operands[kBaseSlot];
+  const Pattern pattern = pattern_of(warp, inst, base, kBytes);
+  if (pattern == Pattern::kScattered) {
+    return load_scattered<Element, Lane, kCount>(warp, inst, active);
+  }
+  const uint8_t* place = global_at_once(warp, inst, first_address(warp, inst, base), kBytes,
+                                        pattern, AccessKind::kRead);
+  if (place == nullptr) return load_checked<Element, Lane, kCount>(warp, inst, pattern);
+  return load_pattern<Element, Lane, kCount>(warp, inst, pattern, place);
 }
 
 /// ld.param with a constant address: one value for all lanes, out of the launch's parameter block.
@@ -160,10 +180,12 @@ template <typename Element, typename Lane, int kCount>
 template <typename Element, typename Lane, int kCount>
 Step store(Warp& warp, const Instruction& inst, LaneMask active) {
   constexpr uint32_t kBytes = sizeof(Element) * kCount;
-  if (active != kFullMask) return store_scattered<Element, Lane, kCount>(warp, inst, active);
-  Pattern pattern;
-  uint8_t* row =
-      access_at_once(warp, inst, inst.operands[kBaseSlot], kBytes, AccessKind::kWrite, &pattern);
+  const Slot base = inst.operands[kBaseSlot];
+  if (active != kFullMask || pattern_of(warp, inst, base, kBytes) != Pattern::kRow) {
+    return store_scattered<Element, Lane, kCount>(warp, inst, active);
+  }
+  const uint64_t first = first_address(warp, inst, base);
+  uint8_t* row = access_at_once(warp, inst, first, kBytes, Pattern::kRow, AccessKind::kWrite);
   if (row == nullptr) return store_scattered<Element, Lane, kCount>(warp, inst, active);
   store_row<Element, Lane, kCount>(warp, inst, row);
   return Step::kNext;

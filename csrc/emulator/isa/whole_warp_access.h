@@ -1,5 +1,6 @@
 // Accesses in which the 32 lanes reach neighbouring elements, or one and the same: told by their
-// bases alone, and done in one step.
+// bases alone, and done in one step. What is inlined here is most of the time of a kernel that
+// streams global memory.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@ namespace pykernels::emulator {
 enum class Pattern : uint8_t { kScattered, kRow, kSame };
 
 template <typename Base>
-inline Pattern pattern_of(const Base* base, uint32_t bytes) {
+[[gnu::always_inline]] inline Pattern pattern_of(const Base* base, uint32_t bytes) {
   const Base step = base[1] - base[0];
   if (step != 0 && step != bytes) return Pattern::kScattered;  // most that are so end here
   Base differs = 0;
@@ -26,7 +27,8 @@ inline Pattern pattern_of(const Base* base, uint32_t bytes) {
 }
 
 /// Of elements of `bytes`, with the bases in `slot`.
-inline Pattern pattern_of(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes) {
+[[gnu::always_inline]] inline Pattern pattern_of(Warp& warp, const Instruction& inst, Slot slot,
+                                                 uint32_t bytes) {
   if (slot == kNoSlot) return Pattern::kSame;
   return (inst.variant & kBase64) != 0 ? pattern_of(warp.lanes<uint64_t>(slot), bytes)
                                        : pattern_of(warp.lanes<uint32_t>(slot), bytes);
@@ -47,8 +49,9 @@ inline uint64_t first_address(Warp& warp, const Instruction& inst, Slot slot) {
 
 /// A row (or one element) of global memory where no check follows the lanes: a pointer to it, with
 /// its bytes counted, or nullptr, and nothing done, where they need a closer look.
-inline uint8_t* global_at_once(Warp& warp, const Instruction& inst, uint64_t address,
-                               uint32_t bytes, Pattern pattern, AccessKind kind) {
+[[gnu::always_inline]] inline uint8_t* global_at_once(Warp& warp, const Instruction& inst,
+                                                      uint64_t address, uint32_t bytes,
+                                                      Pattern pattern, AccessKind kind) {
   Machine& machine = warp.machine();
   const Space space = access_space(inst);
   const bool is_global =
@@ -70,18 +73,13 @@ uint8_t* access_row(Warp& warp, const Instruction& inst, uint64_t first, uint32_
 /// One element of shared memory that all 32 lanes read. The same result.
 const uint8_t* read_same(Warp& warp, const Instruction& inst, uint64_t address, uint32_t bytes);
 
-/// All 32 lanes' elements, where they lie in a pattern; sets it. nullptr, and nothing done, where
-/// they do not or need a closer look.
-inline uint8_t* access_at_once(Warp& warp, const Instruction& inst, Slot slot, uint32_t bytes,
-                               AccessKind kind, Pattern* pattern) {
-  *pattern = pattern_of(warp, inst, slot, bytes);
-  if (*pattern == Pattern::kScattered) return nullptr;
-  if (*pattern == Pattern::kSame && kind != AccessKind::kRead) return nullptr;
-  const uint64_t first = first_address(warp, inst, slot);
-  uint8_t* const place = global_at_once(warp, inst, first, bytes, *pattern, kind);
-  if (place != nullptr) return place;
-  return *pattern == Pattern::kRow ? access_row(warp, inst, first, bytes, kind)
-                                   : const_cast<uint8_t*>(read_same(warp, inst, first, bytes));
+/// All 32 lanes' elements, where they lie in a pattern. nullptr, and nothing done, where they do
+/// not or need a closer look.
+inline uint8_t* access_at_once(Warp& warp, const Instruction& inst, uint64_t first, uint32_t bytes,
+                               Pattern pattern, AccessKind kind) {
+  if (pattern == Pattern::kRow) return access_row(warp, inst, first, bytes, kind);
+  if (pattern != Pattern::kSame || kind != AccessKind::kRead) return nullptr;
+  return const_cast<uint8_t*>(read_same(warp, inst, first, bytes));
 }
 
 }  // namespace pykernels::emulator
