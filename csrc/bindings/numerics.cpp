@@ -5,7 +5,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -73,17 +75,47 @@ Fp8Type fp8_type(const std::string& name) {
   return name == "e4m3" ? Fp8Type::kE4m3 : Fp8Type::kE5m2;
 }
 
+/// Implementations of one product that this CPU runs, by name.
+template <typename Multiply>
+using Paths = std::vector<std::pair<std::string, Multiply*>>;
+
+Paths<decltype(emulator::multiply_fp8)> fp8_paths() {
+  Paths<decltype(emulator::multiply_fp8)> paths = {{"auto", emulator::multiply_fp8},
+                                                   {"scalar", emulator::multiply_fp8_scalar}};
+  if (emulator::has_fp8_avx2()) paths.emplace_back("avx2", emulator::multiply_fp8_avx2);
+  if (emulator::has_fp8_avx512()) paths.emplace_back("avx512", emulator::multiply_fp8_avx512);
+  return paths;
+}
+
+Paths<decltype(emulator::multiply_wide)> wide_paths() {
+  Paths<decltype(emulator::multiply_wide)> paths = {{"auto", emulator::multiply_wide},
+                                                    {"scalar", emulator::multiply_wide_scalar}};
+  if (emulator::has_wide_avx2()) paths.emplace_back("avx2", emulator::multiply_wide_avx2);
+  return paths;
+}
+
+template <typename Multiply>
+std::vector<std::string> names(const Paths<Multiply>& paths) {
+  std::vector<std::string> names;
+  for (const auto& [name, multiply] : paths) names.push_back(name);
+  return names;
+}
+
+template <typename Multiply>
+Multiply* find_path(const Paths<Multiply>& paths, const std::string& name) {
+  const auto path = std::find_if(paths.begin(), paths.end(),
+                                 [&](const auto& candidate) { return candidate.first == name; });
+  PK_CHECK(path != paths.end(), "the path must be one that this CPU runs, got ", name);
+  return path->second;
+}
+
 Words multiply_fp8(const Words& d, const Bytes& a, const Bytes& b, const std::string& a_type,
                    const std::string& b_type, bool scale_d, const std::string& path) {
   PK_CHECK(a.ndim() == 2 && b.ndim() == 2 && a.shape(1) == b.shape(1) &&
                a.shape(1) % emulator::kFp8StepBytes == 0,
            "a and b must be [64, k] and [n, k] with k a multiple of 32");
   check_tile(d, a.shape(0), b.shape(0));
-  PK_CHECK(path == "auto" || path == "scalar" || (path == "avx2" && emulator::has_fp8_avx2()),
-           "the path must be one of available_paths(), got ", path);
-  auto* multiply = path == "scalar" ? emulator::multiply_fp8_scalar
-                   : path == "avx2" ? emulator::multiply_fp8_avx2
-                                    : emulator::multiply_fp8;
+  auto* multiply = find_path(fp8_paths(), path);
   Fragments fragments(d);
   const auto pitch = static_cast<size_t>(a.shape(1));
   for (size_t k = 0; k < pitch; k += emulator::kFp8StepBytes) {
@@ -91,12 +123,6 @@ Words multiply_fp8(const Words& d, const Bytes& a, const Bytes& b, const std::st
              Fp8Operand{b.data() + k, pitch, fp8_type(b_type)}, scale_d || k != 0);
   }
   return fragments.row_major();
-}
-
-std::vector<std::string> available_paths() {
-  std::vector<std::string> paths = {"auto", "scalar"};
-  if (emulator::has_fp8_avx2() && emulator::has_wide_avx2()) paths.emplace_back("avx2");
-  return paths;
 }
 
 /// k steps of 32 bytes, with `step(tile, a, b, scale_d)` for each.
@@ -116,11 +142,7 @@ Words multiply_steps(const Words& d, const Bytes& a, const Bytes& b, Step step) 
 
 Words multiply_wide(const Words& d, const Bytes& a, const Bytes& b, const std::string& type,
                     const std::string& path) {
-  PK_CHECK(path == "auto" || path == "scalar" || (path == "avx2" && emulator::has_wide_avx2()),
-           "the path must be one of available_paths(), got ", path);
-  auto* multiply = path == "scalar" ? emulator::multiply_wide_scalar
-                   : path == "avx2" ? emulator::multiply_wide_avx2
-                                    : emulator::multiply_wide;
+  auto* multiply = find_path(wide_paths(), path);
   PK_CHECK(type == "f16" || type == "bf16" || type == "tf32",
            "the type must be f16, bf16 or tf32, got ", type);
   const WideType wide = type == "f16"    ? WideType::kF16
@@ -271,8 +293,12 @@ void bind_scalar_functions(py::module_& module) {
 
 /// Adds the functions to `pykernels._C.emulator`.
 void bind_numerics(py::module_& module) {
-  module.def("available_paths", &available_paths,
-             "Implementations of multiply_fp8 and multiply_wide that this CPU runs.");
+  module.def(
+      "fp8_paths", [] { return names(fp8_paths()); },
+      "Implementations of multiply_fp8 that this CPU runs.");
+  module.def(
+      "wide_paths", [] { return names(wide_paths()); },
+      "Implementations of multiply_wide that this CPU runs.");
   module.def(
       "multiply_fp8", &multiply_fp8, py::arg("d"), py::arg("a"), py::arg("b"),
       py::arg("a_type") = "e4m3", py::arg("b_type") = "e4m3", py::arg("scale_d") = true,

@@ -3,14 +3,19 @@
 #include "emulator/numerics/fp8.h"
 
 namespace pykernels::emulator {
+namespace {
+
+auto* fastest() {
+  if (has_fp8_avx512()) return &multiply_fp8_avx512;
+  if (has_fp8_avx2()) return &multiply_fp8_avx2;
+  return &multiply_fp8_scalar;
+}
+
+}  // namespace
 
 void multiply_fp8(AccumulatorTile d, Fp8Operand a, Fp8Operand b, bool scale_d) {
-  static const bool has_avx2 = has_fp8_avx2();
-  if (has_avx2) {
-    multiply_fp8_avx2(d, a, b, scale_d);
-  } else {
-    multiply_fp8_scalar(d, a, b, scale_d);
-  }
+  static auto* const multiply = fastest();
+  multiply(d, a, b, scale_d);
 }
 
 }  // namespace pykernels::emulator

@@ -57,6 +57,12 @@ void multiply_fp8_avx2(AccumulatorTile d, Fp8Operand a, Fp8Operand b, bool scale
 /// Whether this build and this CPU have multiply_fp8_avx2.
 bool has_fp8_avx2();
 
+/// The same bits with AVX-512 (F, BW, DQ and VL). Only where the CPU has them.
+void multiply_fp8_avx512(AccumulatorTile d, Fp8Operand a, Fp8Operand b, bool scale_d);
+
+/// Whether this build and this CPU have multiply_fp8_avx512.
+bool has_fp8_avx512();
+
 /// The same bits by the fastest implementation that this CPU runs.
 void multiply_fp8(AccumulatorTile d, Fp8Operand a, Fp8Operand b, bool scale_d);
 

@@ -6,13 +6,14 @@
 namespace pykernels::emulator {
 
 /// MXCSR with rounding toward zero, all exceptions masked, subnormals kept; restored at the end.
+/// Inlined always: a copy for a richer processor must not be the one that the linker keeps.
 class RoundTowardZero {
  public:
-  RoundTowardZero() : saved_(_mm_getcsr()) {
+  [[gnu::always_inline]] RoundTowardZero() : saved_(_mm_getcsr()) {
     _mm_setcsr(_MM_MASK_MASK | _MM_ROUND_TOWARD_ZERO);
     asm volatile("" ::: "memory");
   }
-  ~RoundTowardZero() {
+  [[gnu::always_inline]] ~RoundTowardZero() {
     asm volatile("" ::: "memory");
     _mm_setcsr(saved_);
   }

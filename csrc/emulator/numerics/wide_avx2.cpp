@@ -1,6 +1,6 @@
 // The FP16, BF16 and TF32 model of wide.h with AVX2 and FMA, lanes over n.
 //
-// The technique of fp8_avx2.cpp in FP64: an accumulator that starts at 2^(E+27) has an ulp of
+// The technique of fp8_vector.h in FP64: an accumulator that starts at 2^(E+27) has an ulp of
 // 2^(E-25), so with rounding toward zero adding a positive product adds its magnitude truncated to
 // 25 fraction bits. 16 products of at most 4 * 2^E cannot leave [2^(E+27), 2^(E+28)).
 

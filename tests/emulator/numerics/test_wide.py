@@ -82,7 +82,7 @@ def test_wide_products(name: str) -> None:
     d = np.ldexp(rng.standard_normal((64, 16)), rng.integers(-12, 12, (64, 16)))
     words = np.where(rng.random(d.shape) < 0.1, 0, d).astype(np.float32).view(np.uint32)
     got = {path: multiply_wide(words, to_bytes(a, name), to_bytes(b, name), name, path)
-           for path in _C.emulator.available_paths()}  # fmt: skip
+           for path in _C.emulator.wide_paths()}  # fmt: skip
     for row in range(64):
         for column in range(16):
             want = model(int(words[row, column]), a[row], b[column], source)
@@ -108,12 +108,12 @@ def test_paths_agree(name: str, n: int) -> None:
         words = rng.integers(0, 1 << 32, (64, n), dtype=np.uint32)
         words[rng.random(words.shape) < 0.02] = 0x7F800000
         want = multiply_wide(words, *operands, name, "scalar")
-        for path in _C.emulator.available_paths():
+        for path in _C.emulator.wide_paths():
             np.testing.assert_array_equal(multiply_wide(words, *operands, name, path), want)
 
 
 @pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("path", _C.emulator.available_paths())
+@pytest.mark.parametrize("path", _C.emulator.wide_paths())
 def test_wide_specials(path: str, name: str) -> None:
     source, dtype = TYPES[name]
     k = 32 // np.dtype(dtype).itemsize
