@@ -1,7 +1,8 @@
-"""Runs a changed copy of a GEMM kernel's PTX with the very launch that the op would make."""
+"""Runs a changed copy of a kernel's PTX with the very launch that the op would make."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,36 @@ if TYPE_CHECKING:
     from pykernels import _C
 
 Schedule = tuple[int, int, int]  # cluster_m, cluster_n, split_k
+
+
+def kernel_info(name: str) -> _C.KernelInfo:
+    (info,) = (kernel for kernel in native().registered_kernels() if kernel.name == name)
+    return info
+
+
+def kernel_ptx(name: str) -> str:
+    return Path(kernel_info(name).ptx_path).read_text()
+
+
+def run_launch(
+    module: Module, launch: _C.Launch, tensors: Sequence[Tensor], num_sms: int, **options: object
+) -> Report:
+    """Runs the only kernel of the module in the place of the launch's; it reaches the tensors."""
+    emulator = Emulator(num_sms=num_sms, **options)  # type: ignore[arg-type]
+    for tensor in tensors:
+        emulator.register(tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor)
+    (kernel,) = module.kernels
+    changed = Launch(
+        module[kernel],
+        launch.grid,
+        launch.block,
+        [launch.arguments],
+        cluster=launch.cluster,
+        dynamic_smem_bytes=launch.dynamic_shared_bytes,
+        programmatic_dependent=launch.programmatic_dependent,
+        registers=kernel_info(launch.kernel).registers,
+    )
+    return emulator.launch_concurrent([changed])
 
 
 @dataclass
@@ -43,12 +74,12 @@ class GemmLaunch:
         a, b = gemm_operands(m, n, k)
         return cls(kernel, a, b, torch.empty(m, n, dtype=dtype), num_sms, schedule)
 
-    def ptx(self) -> str:
-        return Path(self._info().ptx_path).read_text()
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return (self.out,)
 
-    def _info(self) -> _C.KernelInfo:
-        (info,) = (k for k in native().registered_kernels() if k.name == self.kernel)
-        return info
+    def ptx(self) -> str:
+        return kernel_ptx(self.kernel)
 
     def run(self, module: Module, **options: object) -> Report:
         """Poisons the output and runs the only kernel of the module."""
@@ -59,21 +90,38 @@ class GemmLaunch:
         launch = native().make_fp8_gemm_nt_launch(
             device, *views, self.num_sms, self.kernel, self.schedule
         )
-        emulator = Emulator(num_sms=self.num_sms, **options)  # type: ignore[arg-type]
-        for tensor in tensors:
-            emulator.register(tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor)
-        (kernel,) = module.kernels
-        return emulator.launch_concurrent(
-            [
-                Launch(
-                    module[kernel],
-                    launch.grid,
-                    launch.block,
-                    [launch.arguments],
-                    cluster=launch.cluster,
-                    dynamic_smem_bytes=launch.dynamic_shared_bytes,
-                    programmatic_dependent=launch.programmatic_dependent,
-                    registers=self._info().registers,
-                )
-            ]
-        )
+        return run_launch(module, launch, tensors, self.num_sms, **options)
+
+
+@dataclass
+class QuantizeLaunch:
+    """A matrix, and the launch that casts it in blocks of `block_m` x 128."""
+
+    x: Tensor
+    q: Tensor
+    scales: Tensor
+    block_m: int
+    num_sms: int = 132
+
+    @classmethod
+    def make(cls, block_m: int, sizes: tuple[int, int], dtype: torch.dtype) -> QuantizeLaunch:
+        m, k = sizes
+        x = torch.randn(m, k, generator=torch.Generator().manual_seed(0)).to(dtype)
+        q = torch.empty(m, k, dtype=torch.float8_e4m3fn)
+        return cls(x, q, torch.empty(-(-m // block_m), -(-k // 128)), block_m)
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return (self.q, self.scales)
+
+    def ptx(self) -> str:
+        return kernel_ptx(f"quantize_{self.block_m}x128")
+
+    def run(self, module: Module, **options: object) -> Report:
+        """Poisons the results and runs the only kernel of the module."""
+        self.q.view(torch.uint8).fill_(0x7F)
+        self.scales.fill_(float("nan"))
+        tensors = [self.x, self.q, self.scales]
+        views = [tensor_view(tensor) for tensor in tensors]
+        launch = native().make_quantize_launch(*views, self.block_m, False)
+        return run_launch(module, launch, tensors, self.num_sms, **options)

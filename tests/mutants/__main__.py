@@ -7,10 +7,10 @@ from rich.progress import track
 from rich.table import Table
 
 from tests.mutants.harmless import reason
-from tests.mutants.hunt import SHAPES, Hunter
+from tests.mutants.hunt import KERNELS, Hunter
 
 console = Console(width=200)
-for kernel in sys.argv[1:] or SHAPES:
+for kernel in sys.argv[1:] or KERNELS:
     hunter = Hunter(kernel)
     table = Table("", "line", "instruction", "change", "caught by", title=kernel)
     survivors = 0

@@ -8,7 +8,7 @@ import torch
 
 from pykernels.emulator import EmulationError, Module, Report
 from tests.cases import bits
-from tests.kernel_launch import GemmLaunch
+from tests.kernel_launch import GemmLaunch, QuantizeLaunch
 from tests.mutants.mutate import Mutant, mutants
 
 # Completion and seed. What happens-before finds does not depend on them, so nearly all end in the
@@ -19,12 +19,24 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 # m and n ragged; k takes the main loop and its remainder, with more k tiles than stages. Few SMs:
 # each CTA has several tiles, so that staging and stages are used again.
-SHAPES = {
+_GEMMS = {
     "fp8_gemm_nt_m64n64c1": ((200, 136, 1136), 2, (1, 1, 1)),
     "fp8_gemm_nt_m128n128c2": ((400, 264, 1136), 4, (2, 1, 1)),
     "fp8_gemm_nt_m128n192c2": ((136, 600, 1136), 4, (1, 2, 1)),
     "fp8_gemm_nt_swap_m16n64": ((40, 264, 7 * 1024 + 16), 6, (1, 2, 3)),
 }
+_QUANTIZES = {"quantize_1x128": (1, (200, 1136)), "quantize_128x128": (128, (400, 1136))}
+KERNELS = (*_GEMMS, *_QUANTIZES)
+
+
+def _launches(kernel: str) -> list[GemmLaunch] | list[QuantizeLaunch]:
+    """Of each type of elements."""
+    if kernel in _GEMMS:
+        sizes, num_sms, schedule = _GEMMS[kernel]
+        return [GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES]
+    block_m, shape = _QUANTIZES[kernel]
+    inputs = (*DTYPES, torch.float16)
+    return [QuantizeLaunch.make(block_m, shape, dtype) for dtype in inputs]
 
 
 @dataclass(frozen=True)
@@ -45,17 +57,14 @@ class Hunter:
         Raises:
             EmulationError: it has findings itself.
         """
-        sizes, num_sms, schedule = SHAPES[kernel]
         self.kernel = kernel
-        self._launches = [
-            GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES
-        ]
+        self._launches = _launches(kernel)
         ptx = self._launches[0].ptx()
         self.mutants = list(mutants(ptx))
         self._expected = []
         for launch in self._launches:
             launch.run(Module.from_ptx(ptx)).raise_if_findings()
-            self._expected.append(bits(launch.out).clone())
+            self._expected.append([bits(result).clone() for result in launch.results])
 
     def hunt(self, mutant: Mutant) -> Outcome:
         """Run one mutant until something notices."""
@@ -71,7 +80,11 @@ class Hunter:
 
 
 def _run(
-    module: Module, launch: GemmLaunch, right: torch.Tensor, mode: str, seed: int
+    module: Module,
+    launch: GemmLaunch | QuantizeLaunch,
+    right: list[torch.Tensor],
+    mode: str,
+    seed: int,
 ) -> str | None:
     options = {"async_completion": mode, "seed": seed}
     try:
@@ -80,7 +93,8 @@ def _run(
         return _first_finding(error.report)
     if report.findings:
         return _first_finding(report)
-    return None if torch.equal(bits(launch.out), right) else "wrong result"
+    same = all(map(torch.equal, map(bits, launch.results), right))
+    return None if same else "wrong result"
 
 
 def _first_finding(report: Report) -> str:
