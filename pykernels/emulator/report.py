@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from pykernels.emulator.trace import Steps, Trace, steps_from_native
 
 if TYPE_CHECKING:
     from pykernels import _C
+
+_MOST_FINDINGS = 20  # that are printed
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,16 @@ class Finding:
     def __str__(self) -> str:
         times = f" ({self.occurrences} times)" if self.occurrences > 1 else ""
         return "\n    ".join([f"[{self.kind}] {self.message}{times}", *map(str, self.sites)])
+
+
+def listed(findings: Sequence[Finding]) -> list[str]:
+    """Findings as text: the first ones, and of what kinds the others are."""
+    lines = [str(finding) for finding in findings[:_MOST_FINDINGS]]
+    rest = Counter(finding.kind for finding in findings[_MOST_FINDINGS:])
+    if rest:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in rest.items())
+        lines.append(f"and {rest.total()} more: {kinds}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,8 @@ class Counters:
 class Report:
     """What one launch (or several together) found and counted.
 
+    As text it has the first 20 findings, and the others by kind.
+
     Attributes:
         findings: In the order in which they were found.
         counters: What was executed.
@@ -203,7 +218,8 @@ class Report:
         """Raise.
 
         Raises:
-            EmulationError: there are findings; the message lists them.
+            EmulationError: there are findings; the message lists the first ones, and how many more
+                there are of each kind.
         """
         if self.findings:
             raise EmulationError(str(self), self)
@@ -214,7 +230,7 @@ class Report:
             f"{len(self.findings)} findings (checks: {checks}; seed {self.seed}, "
             f"{self.async_completion} completion)"
         )
-        return "\n".join([head, *map(str, self.findings), *(f"note: {n}" for n in self.notes)])
+        return "\n".join([head, *listed(self.findings), *(f"note: {n}" for n in self.notes)])
 
 
 class EmulationReport:

@@ -135,7 +135,7 @@ def test_impossible_launches(options: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"checks": {"memory", "races"}}, 'got "races"'),
+        ({"checks": {"memory", "races"}}, "got 'races'"),
         ({"checks": "everything"}, '"all" or a set'),
         ({"async_completion": "never"}, "async_completion must be"),
         ({"num_sms": 0}, "num_sms must be at least 1"),
@@ -184,6 +184,23 @@ def test_findings_do_not_raise_by_themselves() -> None:
     with pytest.raises(EmulationError) as raised:
         report.raise_if_findings()
     assert raised.value.report is report
+
+
+def test_many_findings_are_printed_in_part() -> None:
+    data = np.zeros(32, dtype=np.uint32)
+    loads = "ld.global.u32 r0, [data+2];\n" * 25 + "".join(
+        f"ld.shared.u32 r0, [r1+{4 * i}];\n" for i in range(4)
+    )
+    report = run_ptx(
+        ".shared .align 4 .b8 words[128];\nmov.u32 r1, words;\n" + loads, {"data": data}
+    )
+    assert len(report.findings) == 29
+    text = str(report)
+    assert "29 findings" in text
+    assert text.count("[memory]") == 20
+    assert text.endswith("\nand 9 more: 5 memory, 4 init")
+    with pytest.raises(EmulationError, match="and 9 more: 5 memory, 4 init"):
+        report.raise_if_findings()
 
 
 def test_errors_survive_pickling() -> None:
