@@ -7,7 +7,7 @@ shape, stride, values that the host knows (alignment of addresses among them). N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -62,18 +62,42 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A value for a message: shortened, and without the errors of values that cannot be printed."""
+    try:
+        text = str(value) if isinstance(value, Integral) else repr(value)
+    except ValueError:  # Python prints no integers of thousands of digits
+        kind = type(value).__name__
+        return f"an {kind} of {value.bit_length()} bits" if isinstance(value, int) else f"a {kind}"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# Any: what a caller has passed.
+def items(value: object) -> tuple[Any, ...] | None:
+    """What can be iterated as a tuple (an iterator can be read once only); None for all else.
+
+    Strings are values, not collections.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        return None
+    try:
+        return tuple(value)
+    except (TypeError, RuntimeError):  # arrays without dimensions, tensors without memory
+        return None
+
+
 def check_integer(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
+        raise ValueError(f"{name} must be an integer, got {shown(value)}")
     if int(value) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
     if int(value) > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
+        raise ValueError(f"{name} must be at most {most}, got {shown(value)}")
 
 
 def check_flag(name: str, value: object) -> None:
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
 
 
 def check_no_gradient(op: str, tensors: Mapping[str, Tensor]) -> None:

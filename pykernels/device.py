@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,8 +114,8 @@ def emulate(**options: Any) -> Iterator[EmulationReport]:
     Holds for this thread (or task) only. An inner ``emulate`` replaces an outer one until it ends.
 
     Args:
-        options: those of :class:`pykernels.emulator.Emulator`: ``num_sms``, ``seed``,
-            ``async_completion``, ``checks``, ``max_warp_instructions``.
+        options: those of :class:`pykernels.emulator.Emulator`, by name: ``num_sms``, ``seed``,
+            ``async_completion``, ``checks``, ``max_warp_instructions`` and the others.
 
     Yields:
         A report that gathers all launches inside the block.
@@ -128,6 +129,9 @@ def emulate(**options: Any) -> Iterator[EmulationReport]:
     from pykernels.emulator import EmulationReport
     from pykernels.emulator.options import checked_options
 
+    for name in options:
+        if name not in signature(checked_options).parameters:
+            raise TypeError(f"emulate() got an unexpected keyword argument {name!r}")
     device = extension.EmulatedDevice(**checked_options(**options))
     token = _emulated_device.set(device)
     try:

@@ -4,105 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 import torch
+
+from pykernels.checks import shown
+from pykernels.emulator.array_view import Array, MemoryRange, view_of
 
 if TYPE_CHECKING:
     from pykernels.emulator.module import Kernel, Parameter
     from pykernels.emulator.tensor_map import TensorMap
 
-Array = Union[torch.Tensor, "np.ndarray[Any, Any]"]
 Argument = Union[Array, int, float, bytes, "TensorMap", None]
 
-# Address, bytes, name, writable: memory that a launch may touch.
-MemoryRange = tuple[int, int, str, bool]
-
 _FLOAT_FORMATS = {"f16": "<e", "f32": "<f", "b32": "<f", "f64": "<d", "b64": "<d"}
-
-
-@dataclass(frozen=True)
-class ArrayView:
-    """Where an array lies. Keeps it alive.
-
-    Attributes:
-        address: Of the first element.
-        dtype: Its name, without a library's prefix.
-        itemsize: Bytes of an element.
-        sizes: Elements.
-        strides: Elements.
-        writable: Whether kernels may write to it.
-        owner: The array.
-    """
-
-    address: int
-    dtype: str
-    itemsize: int
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    writable: bool
-    owner: Array
-
-    @property
-    def spanned_bytes(self) -> int:
-        """From the first byte to behind the last one, gaps included; 0 for an empty array."""
-        if 0 in self.sizes:
-            return 0
-        last = sum(
-            (size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True)
-        )
-        return (last + 1) * self.itemsize
-
-    def memory_range(self, name: str) -> MemoryRange:
-        """What a launch may touch through this array."""
-        return (self.address, self.spanned_bytes, name, self.writable)
-
-
-def view_of(name: str, array: object) -> ArrayView:
-    """Describe a torch CPU tensor or a NumPy array.
-
-    Raises:
-        ValueError: it is neither, is not dense in host memory, or runs backwards.
-    """
-    if isinstance(array, torch.Tensor):
-        if array.device.type != "cpu":
-            raise ValueError(f"{name} must be a CPU tensor, got one on {array.device}")
-        if array.layout is not torch.strided or array.is_nested:
-            kind = "a nested one" if array.is_nested else str(array.layout)
-            raise ValueError(f"{name} must be a dense tensor, got {kind}")
-        if array.is_neg() or array.is_conj():
-            raise ValueError(
-                f"{name} is a lazily negated or conjugated view, whose memory holds other values; "
-                f"pass {name}.resolve_neg().resolve_conj()"
-            )
-        return ArrayView(
-            array.data_ptr(),
-            str(array.dtype).removeprefix("torch."),
-            array.element_size(),
-            tuple(array.shape),
-            tuple(array.stride()),
-            True,
-            array,
-        )
-    if isinstance(array, np.ndarray):
-        itemsize = array.itemsize
-        if any(stride < 0 or stride % itemsize for stride in array.strides):
-            raise ValueError(
-                f"{name} must have non-negative strides that are multiples of its {itemsize} bytes "
-                f"an element, got {array.strides} bytes"
-            )
-        return ArrayView(
-            array.__array_interface__["data"][0],
-            array.dtype.name,
-            itemsize,
-            array.shape,
-            tuple(stride // itemsize for stride in array.strides),
-            bool(array.flags.writeable),
-            array,
-        )
-    raise ValueError(f"{name} must be a torch CPU tensor or a NumPy array, got {array!r}")
 
 
 def pack_arguments(
@@ -136,18 +52,19 @@ def _pack(
     from pykernels.emulator.tensor_map import TensorMap
 
     if isinstance(argument, TensorMap):
-        memory.append(argument.view.memory_range(param.name))
-        kept.append(argument)
+        view = argument.view.current(param.name)
+        memory.append(view.memory_range(param.name))
+        kept += [argument, view]
         return _pack_tensor_map(param, bytes(argument), memory, kept)
     if isinstance(argument, (bytes, bytearray)):
         return _pack_struct(param, bytes(argument))
     if isinstance(argument, (torch.Tensor, np.ndarray)):
         view = view_of(param.name, argument)
         memory.append(view.memory_range(param.name))
-        kept.append(argument)
-        return _pack_integer(param, view.address)
+        kept.append(view)
+        return _pack_address(param, view.address, "an array")
     if argument is None:
-        return _pack_integer(param, 0)
+        return _pack_address(param, 0, "None")
     if isinstance(argument, (float, np.floating)):
         return _pack_float(param, float(argument))
     if isinstance(argument, (int, np.integer, np.bool_)):
@@ -155,11 +72,11 @@ def _pack(
             try:
                 return _pack_float(param, float(argument))
             except OverflowError as error:
-                raise ValueError(f"{param.name} must fit a float, got {argument}") from error
+                raise ValueError(f"{param.name} must fit a float, got {shown(argument)}") from error
         return _pack_integer(param, int(argument))
     raise ValueError(
         f"{param.name} must be a tensor, an array, a number, bytes, a TensorMap or None, "
-        f"got {argument!r}"
+        f"got {shown(argument)}"
     )
 
 
@@ -167,15 +84,15 @@ def _pack_tensor_map(
     param: Parameter, encoded: bytes, memory: list[MemoryRange], kept: list[object]
 ) -> bytes:
     """By value, or by address where the parameter is a pointer."""
-    if param.bytes != 8:
-        return _pack_struct(param, encoded)
+    if param.bytes == len(encoded):
+        return encoded
     storage = np.empty(len(encoded) + 64, dtype=np.uint8)
     start = -storage.ctypes.data % 64
     storage[start : start + len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)
     kept.append(storage)
     address = storage.ctypes.data + start
     memory.append((address, len(encoded), param.name, True))
-    return _pack_integer(param, address)
+    return _pack_address(param, address, "a TensorMap")
 
 
 def _pack_struct(param: Parameter, value: bytes) -> bytes:
@@ -198,10 +115,26 @@ def _pack_float(param: Parameter, value: float) -> bytes:
 def _pack_integer(param: Parameter, value: int) -> bytes:
     bits = 8 * param.bytes
     if param.bytes > 8 or param.type.startswith("f"):
-        raise ValueError(
-            f"{param.name} is of type .{param.type} and {param.bytes} bytes and takes no integer "
-            f"or address, got {value!r}"
-        )
+        raise _wrong_kind(param, f"the integer {shown(value)}")
     if not -(1 << (bits - 1)) <= value < 1 << bits:
-        raise ValueError(f"{param.name} must fit {bits} bits, got {value}")
+        raise ValueError(f"{param.name} must fit {bits} bits, got {shown(value)}")
     return (value & ((1 << bits) - 1)).to_bytes(param.bytes, "little")
+
+
+def _pack_address(param: Parameter, address: int, what: str) -> bytes:
+    if param.bytes != 8 or param.type.startswith("f"):
+        raise _wrong_kind(param, what)
+    return address.to_bytes(8, "little")
+
+
+def _wrong_kind(param: Parameter, got: str) -> ValueError:
+    """The error for a value of another kind than the parameter's type."""
+    if param.type.startswith("f"):
+        takes = "a float"
+    elif param.bytes == 8:
+        takes = "an array, an integer or None"
+    elif param.bytes < 8:
+        takes = "an integer"
+    else:
+        takes = f"{param.bytes} bytes"
+    return ValueError(f"{param.name} is of type .{param.type} and takes {takes}, got {got}")

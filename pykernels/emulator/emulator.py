@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Integral
 
 from pykernels import _C
-from pykernels.checks import check_flag, check_integer
-from pykernels.emulator.arguments import Argument, Array, ArrayView, pack_arguments, view_of
+from pykernels.checks import check_flag, check_integer, items, shown
+from pykernels.emulator.arguments import Argument, pack_arguments
+from pykernels.emulator.array_view import Array, ArrayView, view_of
 from pykernels.emulator.errors import EmulationError
 from pykernels.emulator.module import Kernel
 from pykernels.emulator.options import MAX_WARP_INSTRUCTIONS, checked_options
@@ -24,9 +26,9 @@ _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Launch:
-    """A kernel launch as a value.
+    """A kernel launch as a value. Equal to itself alone: arrays are compared by no one.
 
     Attributes:
         kernel: What runs.
@@ -59,9 +61,9 @@ class Launch:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
-            raise ValueError(f"kernel must be a Kernel of a Module, got {self.kernel!r}")
+            raise ValueError(f"kernel must be a Kernel of a Module, got {shown(self.kernel)}")
         if not isinstance(self.args, Sequence):
-            raise ValueError(f"args must be a sequence, one per parameter, got {self.args!r}")
+            raise ValueError(f"args must be a sequence, one per parameter, got {shown(self.args)}")
         check_flag("programmatic_dependent", self.programmatic_dependent)
         check_integer("registers", self.registers, 0, MAX_REGISTERS)
         check_integer("rank", self.rank, 0, 2**31 - 1)
@@ -165,7 +167,11 @@ class Emulator:
         self._registered: list[ArrayView] = []
 
     def register(self, tensor: Array) -> None:
-        """Let kernels reach this memory through pointers that are stored in memory."""
+        """Let kernels reach this memory through pointers that are stored in memory.
+
+        The emulator keeps it alive. A launch raises ``ValueError`` if the tensor's memory has been
+        replaced or resized since.
+        """
         self._registered.append(view_of("tensor", tensor))
 
     def launch(
@@ -195,12 +201,12 @@ class Emulator:
             EmulationError: the launches cannot go on.
         """
         if not isinstance(launches, Sequence) or not all(isinstance(x, Launch) for x in launches):
-            raise ValueError(f"launches must be a sequence of Launches, got {launches!r}")
-        registered = [
-            view.memory_range(f"registered tensor {i}") for i, view in enumerate(self._registered)
-        ]
+            raise ValueError(f"launches must be a sequence of Launches, got {shown(launches)}")
+        names = [f"registered tensor {i}" for i in range(len(self._registered))]
+        views = [view.current(name) for name, view in zip(names, self._registered, strict=True)]
+        registered = [view.memory_range(name) for name, view in zip(names, views, strict=True)]
         native = []
-        kept: list[object] = []
+        kept: list[object] = [*views]
         for launch in launches:
             block, memory, objects = pack_arguments(launch.kernel, launch.args)
             kept += objects
@@ -239,10 +245,12 @@ class Emulator:
 
 
 def _dimensions(name: str, value: object, limits: tuple[int, int, int]) -> tuple[int, int, int]:
-    given = tuple(value) if isinstance(value, Iterable) else (value,)
+    # Of an iterator, which may have no end, no more are read than it takes to see that it is wrong.
+    listed = items(islice(value, 4) if isinstance(value, Iterator) else value)
+    given = (value,) if listed is None else listed
     if not 1 <= len(given) <= 3 or not all(isinstance(size, Integral) for size in given):
-        raise ValueError(f"{name} must be one to three integers, got {value!r}")
+        raise ValueError(f"{name} must be one to three integers, got {shown(value)}")
     sizes = tuple(int(size) for size in given) + (1,) * (3 - len(given))
     if not all(1 <= size <= limit for size, limit in zip(sizes, limits, strict=True)):
-        raise ValueError(f"{name} must be from (1, 1, 1) to {limits}, got {sizes}")
+        raise ValueError(f"{name} must be from (1, 1, 1) to {limits}, got {shown(sizes)}")
     return sizes[0], sizes[1], sizes[2]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pykernels.emulator.arguments import Array
+from pykernels.emulator.array_view import Array
 from pykernels.emulator.emulator import Emulator, Launch
 from pykernels.emulator.errors import EmulationError
 from pykernels.emulator.report import Finding, Report

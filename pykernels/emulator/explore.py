@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any, TypeAlias
 
 from pykernels.checks import check_flag, check_integer
-from pykernels.emulator.arguments import Array
+from pykernels.emulator.array_view import Array
 from pykernels.emulator.emulator import Emulator, Launch
 from pykernels.emulator.errors import EmulationError
 from pykernels.emulator.exploration_runs import CalledTarget, LaunchTarget, Outcome, Target, Variant

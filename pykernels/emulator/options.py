@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pykernels.checks import check_flag, check_integer
-from pykernels.emulator.trace import Trace, steps_to_native
+from pykernels.checks import check_flag, check_integer, items, shown
+from pykernels.emulator.trace import Trace, runs_to_native
 
 MAX_WARP_INSTRUCTIONS = 2**40  # hours of emulation: what runs longer hangs
+CHECKS = ("memory", "init", "race", "sync")
+COMPLETIONS = ("early", "late", "random")
+SCHEDULERS = ("random", "priority")
 _LIMITS = {
     "num_sms": (1, 2**31 - 1),
     "seed": (0, 2**64 - 1),
@@ -36,12 +39,11 @@ def checked_options(
     """The options as the extension takes them, by name.
 
     Raises:
-        ValueError: one has the wrong type or range. The names of checks and of completion modes
-            are the extension's to check.
+        ValueError: one has the wrong type or range.
     """
     if trace is not None:
         if not isinstance(trace, Trace):
-            raise ValueError(f"trace must be a Trace or None, got {trace!r}")
+            raise ValueError(f"trace must be a Trace or None, got {shown(trace)}")
         num_sms, seed, async_completion = trace.num_sms, trace.seed, trace.async_completion
     numbers = {
         "num_sms": num_sms,
@@ -55,27 +57,37 @@ def checked_options(
         check_integer(name, value, least, most)
     if num_threads is not None:
         check_integer("num_threads", num_threads, *_LIMITS["num_threads"])
-    if not isinstance(async_completion, str):
+    if not isinstance(async_completion, str) or async_completion not in COMPLETIONS:
         raise ValueError(
-            f'async_completion must be "early", "late" or "random", got {async_completion!r}'
+            f'async_completion must be "early", "late" or "random", got {shown(async_completion)}'
         )
-    if not isinstance(checks, str):
-        names = tuple(checks) if isinstance(checks, Iterable) else (checks,)
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(
-                'checks must be "all" or a set out of "memory", "init", "race", "sync" '
-                f"(() for none), got {checks!r}"
-            )
-        checks = names
     check_flag("record_trace", record_trace)
-    if not isinstance(schedule, str) or schedule not in ("random", "priority"):
-        raise ValueError(f'schedule must be "random" or "priority", got {schedule!r}')
+    if not isinstance(schedule, str) or schedule not in SCHEDULERS:
+        raise ValueError(f'schedule must be "random" or "priority", got {shown(schedule)}')
     return {
         **{name: int(value) for name, value in numbers.items()},
         "async_completion": async_completion,
-        "checks": checks,
+        "checks": checked_names(checks),
         "schedule": schedule,
         "record_trace": bool(record_trace),
         "num_threads": 0 if num_threads is None else int(num_threads),
-        "traces": None if trace is None else [steps_to_native(steps) for steps in trace.runs],
+        "traces": None if trace is None else runs_to_native(trace.runs),
     }
+
+
+def checked_names(checks: object) -> tuple[str, ...]:
+    """The checks by name.
+
+    Raises:
+        ValueError: ``checks`` is neither ``"all"`` nor some of their names.
+    """
+    names = items(checks)
+    known: list[str] = []
+    for name in (checks,) if names is None else names:
+        if not isinstance(name, str) or name not in (*CHECKS, "all"):
+            raise ValueError(
+                'checks must be "all" or a set out of "memory", "init", "race", "sync" '
+                f"(() for none), got {shown(name)}"
+            )
+        known.append(name)
+    return tuple(known)

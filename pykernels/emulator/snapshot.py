@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from pykernels.emulator.arguments import Array, ArrayView, view_of
+from pykernels.emulator.array_view import Array, ArrayView, view_of
 from pykernels.emulator.emulator import Launch
 from pykernels.emulator.report import Finding
 from pykernels.emulator.tensor_map import TensorMap
@@ -38,15 +38,22 @@ class Snapshot:
         return cls(found + named_views(arrays))
 
     def contents(self) -> list[bytes]:
-        """What each array holds, gaps between its rows included."""
-        return [
-            ctypes.string_at(view.address, view.spanned_bytes) for _, view in self._views.values()
-        ]
+        """What each array holds, gaps between its rows included.
+
+        Raises:
+            ValueError: the memory of one has been replaced or resized since.
+        """
+        current = [view.current(name) for name, view in self._views.values()]
+        return [ctypes.string_at(view.address, view.spanned_bytes) for view in current]
 
     def restore(self) -> None:
-        """Puts back what the arrays held at first."""
-        for (_, view), before in zip(self._views.values(), self._before, strict=True):
-            if view.writable:
+        """Puts back what the arrays held at first.
+
+        Raises:
+            ValueError: the memory of one has been replaced or resized since.
+        """
+        for (name, view), before in zip(self._views.values(), self._before, strict=True):
+            if view.current(name).writable:
                 ctypes.memmove(view.address, before, len(before))
 
     def differences(self, expected: Sequence[bytes], got: Sequence[bytes]) -> list[Finding]:

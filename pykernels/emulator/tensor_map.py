@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from pykernels import _C
-from pykernels.checks import check_integer
-from pykernels.emulator.arguments import Array, ArrayView, view_of
+from pykernels.checks import check_integer, shown
+from pykernels.emulator.array_view import Array, ArrayView, view_of
 
 # Numbers of CUtensorMapDataType by dtype name. FP8 and signed bytes travel as uint8.
 _TYPES = {
@@ -67,7 +69,12 @@ class TensorMapFields:
 
 
 class TensorMap:
-    """The 128 bytes that a kernel takes as a ``__grid_constant__`` parameter, and their meaning."""
+    """The 128 bytes that a kernel takes as a ``__grid_constant__`` parameter, and their meaning.
+
+    It keeps the tensor and its memory alive, and holds its address: a launch raises ``ValueError``
+    if the tensor's memory has been replaced or resized since. It can be copied with ``copy.copy``;
+    a deep copy or a pickle would name memory of another tensor and raises ``TypeError``.
+    """
 
     def __init__(self, fields: TensorMapFields, encoded: bytes, view: ArrayView) -> None:
         self._fields = fields
@@ -117,7 +124,7 @@ class TensorMap:
             if not isinstance(values, Sequence) or len(values) != rank:
                 raise ValueError(
                     f"{name} must have one value per dimension of the tensor ({rank}), "
-                    f"got {values!r}"
+                    f"got {shown(values)}"
                 )
             for dimension, value in enumerate(values):
                 check_integer(f"{name}[{dimension}]", value, 0, 2**32 - 1)
@@ -142,16 +149,7 @@ class TensorMap:
             l2_promotion=l2_promotion,
             fill=fill,
         )
-        encoded = _C.emulator.encode_tensor_map(
-            type_number,
-            fields.address,
-            fields.dims,
-            fields.strides,
-            fields.box,
-            fields.element_strides,
-            modes,
-        )
-        return cls(fields, encoded, view)
+        return cls(fields, _encoded(type_number, fields, modes), view)
 
     def fields(self) -> TensorMapFields:
         """The map in the driver's terms: dimension 0 is the contiguous one."""
@@ -160,11 +158,40 @@ class TensorMap:
     def __bytes__(self) -> bytes:
         return self._encoded
 
+    def __copy__(self) -> TensorMap:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a TensorMap holds the address of its tensor, so that it can be neither pickled nor "
+            "copied deeply: encode one of the tensor's copy with TensorMap.encode_tiled"
+        )
+
     def __repr__(self) -> str:
         return f"TensorMap({self._fields})"
 
 
+def _encoded(type_number: int, fields: TensorMapFields, modes: tuple[int, int, int, int]) -> bytes:
+    """The encoded map; errors number dimensions as the tensor does."""
+    rank = len(fields.dims)
+    try:
+        return _C.emulator.encode_tensor_map(
+            type_number,
+            fields.address,
+            fields.dims,
+            fields.strides,
+            fields.box,
+            fields.element_strides,
+            modes,
+        )
+    except ValueError as error:
+        message = re.sub(
+            r"(?<=of dimension )\d+", lambda match: str(rank - 1 - int(match[0])), str(error)
+        )
+        raise ValueError(message) from None
+
+
 def _choice(name: str, value: str, choices: dict[str, int]) -> int:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
     return choices[value]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+from pykernels.checks import shown
 
 _KINDS = ("start", "run", "read_source", "complete")  # as the extension numbers them
 _FORMAT = "pykernels emulator trace 1"
@@ -94,13 +97,13 @@ class Trace:
             raise ValueError(f"text must be a string, got {type(text).__name__}")
         try:
             values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # integers of thousands of digits too
             raise ValueError(f"text is no JSON: {error}") from error
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f'text must be an object with "format": "{_FORMAT}"')
         runs = values.get("runs")
         if not isinstance(runs, list) or not all(isinstance(steps, list) for steps in runs):
-            raise ValueError(f'"runs" must be a list of lists of steps, got {_short(runs)}')
+            raise ValueError(f'"runs" must be a list of lists of steps, got {shown(runs)}')
         return cls(
             values.get("num_sms", 0),
             values.get("seed", 0),
@@ -123,31 +126,41 @@ def steps_from_native(values: list[tuple[int, int, int, int, int]]) -> Steps:
     return tuple(TraceStep(_KINDS[kind], *rest) for kind, *rest in values)
 
 
-def steps_to_native(steps: Steps) -> list[tuple[int, int, int, int, int]]:
-    """The steps as the extension takes them.
+def runs_to_native(runs: object) -> list[list[tuple[int, int, int, int, int]]]:
+    """The runs of a trace as the extension takes them.
 
     Raises:
-        ValueError: one is not a step; the message names it.
+        ValueError: they are no sequences of steps; the message names what is wrong.
     """
+    if isinstance(runs, str) or not isinstance(runs, Sequence):
+        raise ValueError(f"runs of a trace must be a sequence, one a launch, got {shown(runs)}")
+    for steps in runs:
+        if isinstance(steps, str) or not isinstance(steps, Sequence):
+            raise ValueError(f"a run of a trace must be a sequence of steps, got {shown(steps)}")
+    return [_steps_to_native(steps) for steps in runs]
+
+
+def _steps_to_native(steps: Sequence[object]) -> list[tuple[int, int, int, int, int]]:
     checked = (_step(step) for step in steps)
     return [(_KINDS.index(s.kind), s.launch, s.cluster, s.warp, s.value) for s in checked]
 
 
 # Any: what JSON may hold.
 def _step(value: Any) -> TraceStep:
-    if isinstance(value, (list, tuple)) and 3 <= len(value) <= 5 and value[0] in _KINDS:
+    if not isinstance(value, (list, tuple)) or not 3 <= len(value) <= 5:
+        raise _no_step(value)
+    if isinstance(value[0], str) and value[0] in _KINDS:
         numbers = (*value[1:], 0, 0)[:4]
         if all(
             type(number) is int and 0 <= number <= most
             for number, most in zip(numbers, _LIMITS, strict=True)
         ):
             return TraceStep(value[0], *numbers)
-    raise ValueError(
+    raise _no_step(value)
+
+
+def _no_step(value: object) -> ValueError:
+    return ValueError(
         f"a step of a trace must be (kind, launch, cluster, warp, value) with a kind out of "
-        f"{', '.join(_KINDS)} and integers that are not negative, got {_short(value)}"
+        f"{', '.join(_KINDS)} and integers that are not negative, got {shown(value, 80)}"
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

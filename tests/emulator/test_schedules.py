@@ -199,6 +199,7 @@ def test_a_trace_in_words() -> None:
     [
         ("", "text is no JSON"),
         ("[" * 100000, "text is no JSON"),
+        ("9" * 5000, "text is no JSON: Exceeds the limit"),
         ("[]", "must be an object with"),
         ('{"format": "pykernels emulator trace 1"}', '"runs" must be a list of lists of steps'),
         ('{"format": "pykernels emulator trace 1", "runs": [[["run", 0, 0, 0, -1]]]}', "a step"),
