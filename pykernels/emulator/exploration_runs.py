@@ -133,6 +133,12 @@ class CalledTarget:
                 failure = error
             else:
                 results = Snapshot(flatten("result", returned) + named_views(self._arrays))
+        launches = report.launches
+        if not launches:
+            raise ValueError(
+                "launch must be a function that launches kernels, got one that launched nothing "
+                "under pykernels.emulate (explore the Launches that an Emulator runs instead)"
+            ) from failure
         got = results.contents()
         return Outcome(
             report.findings,
@@ -140,7 +146,7 @@ class CalledTarget:
             got,
             lambda expected: results.differences(expected, got),
             report.trace,
-            max((launch.visible_instructions for _, launch in report.launches), default=0),
+            max((launch.visible_instructions for _, launch in launches), default=0),
         )
 
     def restore(self) -> None:

@@ -8,14 +8,20 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from pykernels.checks import check_flag, check_integer
+from pykernels.checks import check_flag, check_integer, items, shown
 from pykernels.emulator.array_view import Array
 from pykernels.emulator.emulator import Emulator, Launch
 from pykernels.emulator.errors import EmulationError
 from pykernels.emulator.exploration_runs import CalledTarget, LaunchTarget, Outcome, Target, Variant
-from pykernels.emulator.options import MAX_WARP_INSTRUCTIONS, checked_options
+from pykernels.emulator.options import (
+    COMPLETIONS,
+    MAX_WARP_INSTRUCTIONS,
+    SCHEDULERS,
+    checked_names,
+    checked_options,
+)
 from pykernels.emulator.reduction import Reduction, signatures
-from pykernels.emulator.report import Finding, Report
+from pykernels.emulator.report import Finding, Report, listed
 from pykernels.emulator.trace import Trace
 
 Explored: TypeAlias = "Launch | Sequence[Launch] | Callable[[], object]"
@@ -29,6 +35,7 @@ SCHEDULES = (
     ("priority", "early"),
     ("priority", "random"),
 )
+_MOST_FAILURES = 20  # that are printed
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Failure:
         lines = [", ".join(f"{name}={value!r}" for name, value in shown.items())]
         if len(self.order) > 1:
             lines.append("launches, one after the other: " + ", then ".join(map(str, self.order)))
-        lines += [str(finding) for finding in self.findings]
+        lines += listed(self.findings)
         if self.trace is not None:
             lines.append(f"replayed by a trace: {_shortened(str(self.trace))}")
         return "\n  ".join(lines)
@@ -94,7 +101,7 @@ class Exploration:
         """Raise.
 
         Raises:
-            EmulationError: a run failed; the message lists all failures.
+            EmulationError: a run failed; the message lists the failures.
         """
         if self.failures:
             first = self.failures[0]
@@ -105,14 +112,17 @@ class Exploration:
         if not self.failures:
             return f"no failure in {self.runs} runs"
         head = f"{len(self.failures)} failures in {self.runs} runs"
-        return "\n".join([head, *map(str, self.failures)])
+        shown_failures = list(map(str, self.failures[:_MOST_FAILURES]))
+        if (more := len(self.failures) - _MOST_FAILURES) > 0:
+            shown_failures.append(f"and {more} more failures")
+        return "\n".join([head, *shown_failures])
 
 
 def explore(
     launch: Explored,
     *,
     seeds: int | Iterable[int] = 4,
-    schedules: Sequence[tuple[str, str]] = SCHEDULES,
+    schedules: Iterable[tuple[str, str]] = SCHEDULES,
     num_sms: int = 132,
     checks: str | Iterable[str] = "all",
     num_change_points: int = 3,
@@ -128,11 +138,13 @@ def explore(
 
     Every run starts from the same memory, and afterwards all arrays hold again what they held
     before. Several launches run together, one after the other in both orders (in their own only if
-    one is a programmatic dependent), and together on no more SMs than one for each CTA.
+    one is a programmatic dependent), and together on no more SMs than one for each CTA. All run on
+    one thread, so that the same call finds the same.
 
     Args:
         launch: A ``Launch``, a sequence of co-resident ones, or a function without arguments: it is
             called inside ``pykernels.emulate`` for each run, calls ops, and returns their results.
+            Every run must launch something there: an ``Emulator`` of its own is not explored.
         seeds: Which, or how many from 0.
         schedules: Pairs of ``schedule`` and ``async_completion`` of ``Emulator``, all with each
             seed.
@@ -155,11 +167,12 @@ def explore(
         The failures, each with the options that show it again.
 
     Raises:
-        ValueError: an argument is not as above.
+        ValueError: an argument is not as above, or the memory of an array is replaced or resized
+            during the exploration.
         Exception: whatever the function raises beside ``EmulationError``, which is a failure.
     """
     seed_list = _checked_seeds(seeds)
-    _check_schedules(schedules)
+    pairs = _checked_schedules(schedules)
     check_integer("max_reduction_runs", max_reduction_runs, 0, 2**31)
     flags = {
         "same_bits": same_bits,
@@ -171,30 +184,21 @@ def explore(
         check_flag(name, value)
     options: dict[str, Any] = {
         "num_sms": num_sms,
-        "checks": tuple(checks)
-        if isinstance(checks, Iterable) and not isinstance(checks, str)
-        else checks,
+        "checks": checked_names(checks),
         "max_warp_instructions": max_warp_instructions,
         "num_change_points": num_change_points,
+        "num_threads": 1,  # what a race leaves in memory depends on it, and then the failures
     }
     checked_options(**options)
     target = _target(launch, arrays)
     search = _Search(target, same_bits, max_reduction_runs)
     variants = target.variants(num_sms, serial)
-    runs = [
-        (
-            variant,
-            {**options, **variant.options, "schedule": schedule, "async_completion": completion}
-            | {"seed": seed},
-        )
-        for seed in seed_list
-        for variant in variants
-        for schedule, completion in schedules
-    ]
+    num_runs = len(seed_list) * len(variants) * len(pairs)
     try:
-        with _progress_bar(progress, len(runs)) as advance:
-            for variant, run_options in runs:
-                failed = search.run(variant, run_options)
+        with _progress_bar(progress, num_runs) as advance:
+            for seed, variant, (schedule, completion) in _runs(seed_list, variants, pairs):
+                chosen = {"schedule": schedule, "async_completion": completion, "seed": seed}
+                failed = search.run(variant, {**options, **variant.options, **chosen})
                 advance(len(search.failures))
                 if failed and stop_at_first:
                     break
@@ -270,36 +274,44 @@ def _target(launch: Explored, arrays: Sequence[Array]) -> Target:
     if callable(launch):
         return CalledTarget(launch, arrays)
     raise ValueError(
-        f"launch must be a Launch, a sequence of Launches or a function, got {launch!r}"
+        f"launch must be a Launch, a sequence of Launches or a function, got {shown(launch)}"
     )
 
 
-def _checked_seeds(seeds: object) -> list[int]:
+def _runs(
+    seeds: Sequence[int], variants: Sequence[Variant], schedules: Sequence[tuple[str, str]]
+) -> Iterator[tuple[int, Variant, tuple[str, str]]]:
+    """One by one: there may be a great many."""
+    for seed in seeds:
+        for variant in variants:
+            for pair in schedules:
+                yield seed, variant, pair
+
+
+def _checked_seeds(seeds: object) -> Sequence[int]:
     if isinstance(seeds, Integral):
         check_integer("seeds", seeds, 1, 2**31)
-        return list(range(int(seeds)))
-    values = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else []
+        return range(int(seeds))
+    values = seeds if isinstance(seeds, range) else items(seeds) or ()
     if not values:
-        raise ValueError(f"seeds must be a number or integers, at least one, got {seeds!r}")
+        raise ValueError(f"seeds must be a number or integers, at least one, got {shown(seeds)}")
     for seed in values:
         check_integer("seeds", seed, 0, 2**64 - 1)
     return values
 
 
-def _check_schedules(schedules: object) -> None:
-    pairs = list(schedules) if isinstance(schedules, Iterable) else []
-    if not pairs or not all(
-        isinstance(pair, (tuple, list))
-        and len(pair) == 2
-        and all(isinstance(name, str) for name in pair)
-        and pair[0] in ("random", "priority")
-        and pair[1] in ("early", "late", "random")
-        for pair in pairs
-    ):
-        raise ValueError(
-            'schedules must be pairs of "random" or "priority" and "early", "late" or "random", '
-            f"got {schedules!r}"
-        )
+def _checked_schedules(schedules: object) -> Sequence[tuple[str, str]]:
+    checked: list[tuple[str, str]] = []
+    for pair in items(schedules) or (schedules,):
+        names = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (None, None)
+        schedule, completion = (name if isinstance(name, str) else "" for name in names)
+        if schedule not in SCHEDULERS or completion not in COMPLETIONS:
+            raise ValueError(
+                'schedules must be pairs of "random" or "priority" and "early", "late" or '
+                f'"random", at least one, got {shown(pair)}'
+            )
+        checked.append((schedule, completion))
+    return checked
 
 
 @contextmanager

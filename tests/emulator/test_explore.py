@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from pykernels.emulator import (
     EmulationError,
     Emulator,
     Exploration,
+    Failure,
+    Finding,
     Launch,
     Module,
     Trace,
@@ -295,11 +298,17 @@ def test_ops_are_explored_through_a_function() -> None:
 
 
 def test_results_of_a_function_are_compared() -> None:
+    x = torch.zeros(1, 128, dtype=torch.bfloat16)
+
+    def launching(result: object) -> object:
+        pykernels.quantize_1x128(x)
+        return result
+
     calls = iter(range(100))
-    (failure,) = explored(lambda: {"x": [torch.full((2,), next(calls))]}).failures
+    (failure,) = explored(lambda: launching({"x": [torch.full((2,), next(calls))]})).failures
     assert "result['x'][0][0] is 0x" in failure.findings[0].message
     sizes = iter(range(1, 100))
-    grows = explored(lambda: torch.zeros(next(sizes)), max_reduction_runs=0)
+    grows = explored(lambda: launching(torch.zeros(next(sizes))), max_reduction_runs=0)
     (failure,) = grows.failures
     assert "result has 8 bytes, 4 in the first run" in failure.findings[0].message
 
@@ -314,6 +323,87 @@ def test_other_exceptions_of_a_function_pass_through() -> None:
     with pytest.raises(KeyError, match="mine"):
         explored(fail, arrays=[out])
     assert out[0] == 0
+
+
+def test_a_function_that_launches_nothing_under_emulate() -> None:
+    launch = launch_of("trap;", {})
+    for function in (lambda: None, lambda: Emulator().launch_concurrent([launch])):
+        with pytest.raises(ValueError, match=r"launched nothing under pykernels\.emulate"):
+            explored(function)
+
+
+def test_a_function_whose_first_launch_fails_is_explored() -> None:
+    x = torch.zeros(1, 128, dtype=torch.bfloat16)
+    (failure,) = explored(lambda: pykernels.quantize_1x128(x), max_warp_instructions=3).failures
+    assert failure.error is not None
+
+
+# Two CTAs, a slice each where several threads run them, write to one word.
+RACE = """
+    mov.u32 r1, %ctaid.x;
+    ld.global.u32 r2, [out];
+    mad.lo.u32 r2, r2, 3, r1;
+    st.global.u32 [out], r2;
+"""
+
+
+def test_explorations_run_on_one_thread() -> None:
+    """So do their replays: what a race leaves in memory would differ from call to call."""
+    out = zeros(64)
+    launch = launch_of(RACE, {"out": out}, grid=200)
+    (failure,) = explored(launch, seeds=2, max_reduction_runs=0).failures
+    assert failure.options["num_threads"] == 1
+    results = set()
+    for _ in range(8):
+        out[:] = 0
+        failure.emulator().launch_concurrent([launch])
+        results.add(out.tobytes())
+    assert len(results) == 1
+
+
+def test_many_seeds_take_no_memory() -> None:
+    launch = launch_of("trap;", {})
+    tracemalloc.start()
+    try:
+        exploration = explored(launch, seeds=2**31, max_reduction_runs=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert exploration.runs == 1
+    assert peak < 5e6
+
+
+def test_schedules_and_seeds_may_be_iterators() -> None:
+    schedules = (pair for pair in SCHEDULES[:2])
+    checks = (name for name in ("sync", "race"))
+    exploration = explored(
+        launch_of("", {}),
+        seeds=iter([3, 4]),
+        schedules=schedules,
+        checks=checks,
+    )
+    assert exploration.runs == 4
+
+
+def test_arrays_of_which_the_memory_is_replaced() -> None:
+    x = torch.zeros(1, 128, dtype=torch.bfloat16)
+    hidden = torch.zeros(4)
+
+    def function() -> None:
+        pykernels.quantize_1x128(x)
+        hidden.untyped_storage().resize_(0)
+
+    with pytest.raises(ValueError, match=r"arrays\[0\] must lie within its storage"):
+        explored(function, arrays=[hidden])
+
+
+def test_a_failure_of_many_findings_is_printed_in_part() -> None:
+    finding = Finding("race", "one")
+    failure = Failure((finding,) * 30 + (Finding("sync", "other"),) * 2, None, {}, (), None)
+    text = str(Exploration(40, 0, (failure,) * 30))
+    assert text.startswith("30 failures in 40 runs")
+    assert text.count("and 12 more: 10 race, 2 sync") == 20
+    assert text.endswith("and 10 more failures")
 
 
 def test_failures_can_be_pickled() -> None:
@@ -334,6 +424,9 @@ def test_failures_can_be_pickled() -> None:
         ({"schedules": []}, "schedules must be pairs"),
         ({"schedules": [("random", "never")]}, "schedules must be pairs"),
         ({"schedules": 7}, "schedules must be pairs"),
+        ({"schedules": [("random", "late"), "late"]}, "schedules must be pairs .*got 'late'"),
+        ({"schedules": iter(())}, "schedules must be pairs .*at least one"),
+        ({"checks": "\udc00"}, r"checks must be .*got '\\udc00'"),
         ({"num_sms": 0}, "num_sms must be at least 1"),
         ({"checks": 3}, 'checks must be "all" or a set'),
         ({"num_change_points": None}, "num_change_points must be an integer"),
