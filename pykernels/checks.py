@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
+from reprlib import Repr
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,13 +64,25 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 
 def shown(value: object, most: int = 200) -> str:
-    """A value for a message: shortened, and without the errors of values that cannot be printed."""
-    try:
-        text = str(value) if isinstance(value, Integral) else repr(value)
-    except ValueError:  # Python prints no integers of thousands of digits
-        kind = type(value).__name__
-        return f"an {kind} of {value.bit_length()} bits" if isinstance(value, int) else f"a {kind}"
+    """A value for a message: shortened, whatever it is."""
+    text = _SHORT.repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+class _Short(Repr):
+    """Prints values that Python and torch do not print, alone and in collections."""
+
+    def repr1(self, x: object, level: int) -> str:
+        if isinstance(x, Tensor):  # its storage may be gone, which torch does not check
+            return _describe(x)
+        if isinstance(x, int) and x.bit_length() > _MOST_BITS:
+            return f"an int of {x.bit_length()} bits"
+        return str(x) if isinstance(x, Integral) else super().repr1(x, level)
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 200
+_MOST_BITS = 4096  # Python prints no more than 4300 digits
 
 
 # Any: what a caller has passed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from numbers import Integral
 
@@ -26,7 +26,7 @@ _MAX_GRID = (2**31 - 1, 65535, 65535)
 _MAX_BLOCK = (1024, 1024, 64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Launch:
     """A kernel launch as a value. Equal to itself alone: arrays are compared by no one.
 
@@ -84,6 +84,10 @@ class Launch:
                 f"dynamic_smem_bytes must be at most {MAX_SHARED_BYTES} less the "
                 f"{self.kernel.static_shared_bytes} static bytes, got {self.dynamic_smem_bytes}"
             )
+
+    def __repr__(self) -> str:
+        values = (f"{item.name}={shown(getattr(self, item.name))}" for item in fields(self))
+        return f"Launch({', '.join(values)})"
 
     def _check_threads(self) -> None:
         threads = math.prod(self.block)

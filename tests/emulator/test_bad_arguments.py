@@ -193,6 +193,15 @@ def test_launches_are_equal_to_themselves_alone() -> None:
     assert all((a == b) == (a is b) for a in launches for b in launches)
 
 
+def test_values_without_memory_are_printed() -> None:
+    tensor = torch.zeros(64)
+    launch = Launch(kernel(), 1, 1, [tensor, HUGE])
+    free_storage(tensor)
+    assert "args=[a tensor of shape [64], an int of 16610 bits]" in repr(launch)
+    with pytest.raises(ValueError, match=r"grid must be .*got a tensor of shape \[64\]"):
+        Launch(kernel(), tensor, 1)  # type: ignore[arg-type]
+
+
 # ---- kinds of values ----
 
 
@@ -281,7 +290,7 @@ def test_options_of_no_use(options: dict[str, Any], message: str) -> None:
 def test_integers_of_thousands_of_digits() -> None:
     with pytest.raises(ValueError, match=r"seed must be at most .*, got an int of 16610 bits"):
         Emulator(seed=HUGE)
-    with pytest.raises(ValueError, match="seed must be an integer, got a list"):
+    with pytest.raises(ValueError, match=r"seed must be an integer, got \[an int of 16610 bits\]"):
         Emulator(seed=[HUGE])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seed must be at most"):
         Emulator(trace=Trace(1, HUGE, "late", ()))

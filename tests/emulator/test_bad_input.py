@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pykernels
+from pykernels.checks import shown
 from pykernels.emulator import (
     EmulationError,
     Emulator,
@@ -104,7 +106,57 @@ def test_punctuation_behind_a_header(text: str) -> None:
 
 # ---- arguments ----
 
+
+def replace_data(tensor: torch.Tensor) -> None:
+    tensor.data = torch.zeros(2)
+
+
+def free_storage(tensor: torch.Tensor) -> None:
+    tensor.untyped_storage().resize_(0)
+
+
+def grow(tensor: torch.Tensor) -> None:
+    tensor.resize_(64, 64)
+
+
+def shrink(tensor: torch.Tensor) -> None:
+    tensor.resize_(2, 2)
+
+
+MEMORY_CHANGES = (replace_data, free_storage, grow, shrink)
+
+
+def stale_tensor(change: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    tensor = torch.zeros(16, 16)
+    change(tensor)
+    return tensor
+
+
+def stale_map(change: Callable[[torch.Tensor], None]) -> TensorMap:
+    tensor = torch.zeros(16, 16)
+    tensor_map = TensorMap.encode_tiled(tensor, box=(8, 8))
+    change(tensor)
+    return tensor_map
+
+
+# Made anew for each case: what a kernel has done to memory shows when the memory is freed.
+fresh_junk = st.one_of(
+    st.builds(lambda: np.array([object(), object()])),
+    st.builds(lambda: np.zeros(2, dtype=[("a", "O"), ("b", "i8")])),
+    st.builds(lambda: np.zeros((4, 8), ">f4")),
+    st.builds(lambda: np.zeros(3, "V0")),
+    st.builds(iter, st.lists(st.integers(-1, 40), max_size=4)),
+    st.builds(lambda: iter([("random", "late"), ("priority", "early")])),
+    st.builds(lambda: iter(["race", "sync"])),
+    st.builds(stale_tensor, st.sampled_from(MEMORY_CHANGES)),
+    st.builds(stale_map, st.sampled_from(MEMORY_CHANGES)),
+    st.builds(lambda: TensorMap.encode_tiled(torch.zeros(16, 16), box=(8, 8))),
+)
+
 junk = st.one_of(
+    fresh_junk,
+    st.text(st.characters(categories=["Cs"]), min_size=1, max_size=3),  # no UTF-8 has them
+    st.builds(lambda: 10**5000),  # more digits than Python prints
     st.none(),
     st.booleans(),
     st.integers(),
@@ -138,6 +190,11 @@ junk = st.one_of(
             Trace(1, 0, "late", ()),
             Trace(-1, 0, "never", ((),)),
             Trace(1, 0, "late", (None,)),  # type: ignore[arg-type]
+            Trace(1, 0, "late", None),  # type: ignore[arg-type]
+            Trace(1, 0, "\udc00", ()),
+            ["race", "\udc00"],
+            np.array(3),
+            lambda: None,
         ]
     ),
 )
@@ -188,6 +245,22 @@ def make_arguments(**changes: Any) -> None:
     Emulator(max_warp_instructions=10_000).launch_concurrent([made])
 
 
+def make_registration(**changes: Any) -> None:
+    emulator = Emulator(max_warp_instructions=10_000)
+    emulator.register(**{"tensor": torch.zeros(4), **changes})
+    emulator.launch_concurrent([a_launch()])
+
+
+@functools.cache
+def a_batch() -> torch.Tensor:
+    return torch.zeros(1, 128, dtype=torch.bfloat16)
+
+
+def make_emulation(**changes: Any) -> None:
+    with pykernels.emulate(**{"max_warp_instructions": 10_000, **changes}):
+        pykernels.quantize_1x128(a_batch())
+
+
 def make_module(**changes: Any) -> None:
     Module.from_ptx(**{"text": HEADER, **changes})
 
@@ -215,6 +288,11 @@ CALLS: dict[Callable[..., None], tuple[str, ...]] = {
     ),
     make_list: ("launches",),
     make_arguments: ("x", "n", "f"),
+    make_registration: ("tensor",),
+    make_emulation: (
+        *("num_sms", "seed", "async_completion", "checks", "max_warp_instructions", "schedule"),
+        *("num_change_points", "expected_steps", "record_trace", "trace", "num_threads", "foo"),
+    ),
     make_module: ("text",),
     read_trace: ("text",),
 }
@@ -233,7 +311,7 @@ def test_arguments_of_no_use(call: Callable[..., None]) -> None:
             pass
         except (ValueError, TypeError) as error:
             if not isinstance(error, PtxError) and not names_an_argument(str(error), names):
-                raise AssertionError(f"{changes}: {error}") from error
+                raise AssertionError(f"{shown(changes, 2000)}: {error}") from error
 
     check()
 
@@ -243,7 +321,37 @@ def names_an_argument(message: str, names: Sequence[str]) -> bool:
 
     Not by a signature of the extension, which names all: those errors are no words to a user.
     """
-    if "incompatible" in message:
+    if any(words in message for words in ("incompatible", "Unable to cast", "not iterable")):
         return False
-    known = (*names, "trace", "num_sms", "seed", "async_completion", "_param", "args", "arguments")
-    return any(name in message for name in known)
+    others = ("trace", "num_sms", "seed", "async_completion", "args", "arguments", r"\w+_param")
+    known = [*(name for name in names if len(name) > 1), *others]
+    return re.search(rf"\b({'|'.join(known)})\b", message) is not None
+
+
+# ---- memory that changes ----
+
+
+@bounded
+@given(st.lists(st.sampled_from(["launch", "launch", *MEMORY_CHANGES]), max_size=6))
+def test_memory_that_changes_between_launches(actions: list[Any]) -> None:
+    tensor = torch.zeros(16, 16)
+    args = {"x": tensor, "map": tensor, "pointer": tensor.data_ptr()}
+    body = "ld.global.u32 r1, [x]; ld.global.u32 r1, [pointer];"
+    kernel = Module.from_ptx(ptx_program(body, {**args, "pointer": np.uint64(0)}))["kernel"]
+    tensor_map = TensorMap.encode_tiled(tensor, box=(8, 8))
+    launch = Launch(kernel, 1, 1, [tensor, tensor_map, args["pointer"]])
+    emulator = Emulator()
+    emulator.register(tensor)
+    refusals = []
+    for action in [*actions, "launch"]:
+        if action != "launch":
+            action(tensor)
+            continue
+        try:
+            emulator.launch_concurrent([launch]).raise_if_findings()
+        except ValueError as error:
+            refusals.append(str(error))
+    changed = any(action != "launch" for action in actions)
+    assert bool(refusals) == changed
+    named = "(registered tensor 0|x_param|map_param) must lie "
+    assert all(re.match(named, refusal) for refusal in refusals)

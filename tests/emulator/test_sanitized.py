@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / f"{sys.implementation.cache_tag}-sanitized"
-CASES = 800  # of each of the thirteen properties in test_bad_input.py: 10,400
+CASES = 800  # of each of the sixteen properties in test_bad_input.py: 12,800
 SANITIZERS = {
     # Memory without bound ends the process too; torch and Python leak on purpose.
     "ASAN_OPTIONS": "detect_leaks=0:max_allocation_size_mb=4096:hard_rss_limit_mb=12288",
