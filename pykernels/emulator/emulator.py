@@ -119,7 +119,8 @@ class Emulator:
 
         Args:
             num_sms: Its SMs: how many CTAs are resident at a time.
-            seed: Decides all that hardware leaves open; the same seed gives the same run.
+            seed: Decides all that hardware leaves open; the same seed gives the same run (where
+                clusters race, on one thread only; see ``num_threads``).
             async_completion: When TMA, WGMMA and bulk copies take effect: ``"early"`` (at once),
                 ``"late"`` (only when a wait needs them) or ``"random"`` (by the seed).
             checks: ``"all"``, or a set out of ``"memory"``, ``"init"``, ``"race"``, ``"sync"``;
@@ -138,7 +139,10 @@ class Emulator:
                 trace's, and ``schedule`` has no effect. Each launch follows the next of its runs.
             num_threads: At most so many threads run a grid whose clusters cannot notice one
                 another (no atomics, strong accesses or reductions in global memory, no clocks);
-                None: one for each core that the process may use. Results do not depend on it.
+                None: one for each core that the process may use. Results do not depend on it as
+                long as clusters do not race. The race check reports a race with any number, but
+                what it leaves in memory, and what follows from values so read, may differ from run
+                to run with more than one.
 
         Raises:
             ValueError: an argument is not as above.
