@@ -184,7 +184,7 @@ def explore(
         check_flag(name, value)
     options: dict[str, Any] = {
         "num_sms": num_sms,
-        "checks": checked_names(checks),
+        "checks": checks if isinstance(checks, str) else checked_names(checks),
         "max_warp_instructions": max_warp_instructions,
         "num_change_points": num_change_points,
         "num_threads": 1,  # what a race leaves in memory depends on it, and then the failures

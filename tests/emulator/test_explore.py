@@ -190,6 +190,7 @@ def test_a_failure_in_words() -> None:
     launch = launch_of(LOST_UPDATE, {"out": zeros(1)}, grid=2)
     text = str(explored(launch, seeds=20))
     assert text.startswith("1 failures in ")
+    assert "checks=(), " in text
     assert "schedule='priority'" in text
     assert "the result depends on the schedule" in text
     assert "replayed by a trace: 132 SMs, seed " in text
