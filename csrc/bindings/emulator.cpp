@@ -240,7 +240,7 @@ void bind_program(py::module_& module) {
         {
           py::gil_scoped_release release;
           require_processor();
-          loaded = emulator::load_module(text);
+          loaded = emulator::load_module(text, poll_signals);
         }
         std::vector<Kernel> kernels;
         for (const auto& program : loaded->kernels) kernels.push_back({loaded, program.get()});

@@ -2,6 +2,7 @@
 // form is looked up. It knows syntax and declarations, no semantics.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
@@ -10,6 +11,10 @@
 #include <vector>
 
 namespace pykernels::emulator {
+
+// Of one kernel, and of all kernels of a module. Calls are expanded; nested ones can multiply.
+inline constexpr size_t kMaxInstructions = 1u << 19;
+inline constexpr size_t kMaxModuleInstructions = 1u << 20;
 
 /// Malformed, truncated or unsupported PTX, with the line (from 1) and its text. A Python PtxError.
 class PtxError : public std::runtime_error {

@@ -20,13 +20,14 @@ ModuleCheck check_module(std::string_view text) {
   std::vector<Refusal> found;
   try {
     const auto module = parse_module(text);
+    const ModuleNames names(*module);
     for (const Function& function : module->parsed.functions) {
       check.num_instructions += static_cast<int>(function.statements.size());
       for (const Statement& statement : function.statements) ++check.forms[form_name(statement)];
       if (!function.is_entry || function.is_extern) continue;
       ++check.num_kernels;
       try {
-        Resolver(*module, function).collect_refusals(&found);
+        Resolver(names, function).collect_refusals(&found);
       } catch (const PtxError& error) {
         found.push_back(without_form(error));
       }

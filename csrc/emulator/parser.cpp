@@ -185,6 +185,7 @@ void Parser::parse_function(bool is_entry, bool is_extern) {
     expect(';');
     while (!scopes_.empty()) scopes_.pop_back();
   }
+  if (is_entry) num_statements_ += function.statements.size();
   add_function(std::move(function), name.line);
 }
 
@@ -254,7 +255,17 @@ void Parser::parse_body(Function& function) {
       fail("the text ends inside function '" + function.name + "'");
     }
     parse_body_item(function);
+    if (function.is_entry) check_size(function);
   }
+}
+
+/// Before memory and time are spent on what no kernel can hold.
+void Parser::check_size(const Function& function) {
+  const size_t count = function.statements.size();
+  const int line = function.location.ptx_line;
+  if (count > kMaxInstructions) lexer_.fail(line, "the program is too large");
+  if (num_statements_ + count > kMaxModuleInstructions)
+    lexer_.fail(line, "the module is too large");
 }
 
 // ---- scopes ----

@@ -3,6 +3,7 @@
 // parser_statements.cpp statements and operands.
 #pragma once
 
+#include <array>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -129,6 +130,7 @@ class Parser {
   NameMap<int> variable_names_;  // of the function: how often a name has been declared
   SourceLocation location_;      // of the last .loc
   size_t num_targets_ = 0;       // of computed branches
+  size_t num_statements_ = 0;    // of the kernels so far
   int scope_line_ = 0;
 };
 

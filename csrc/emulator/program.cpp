@@ -11,7 +11,7 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr uint64_t kMaxModuleBytes = 256ull << 20;
-constexpr size_t kMaxModuleInstructions = 1u << 20;  // of all kernels together
+constexpr uint64_t kMaxConstBytes = 64 * 1024;  // CUDA programming guide: of a module
 
 /// Zeroed memory of .global and .const variables, with their initial values.
 void place_variables(const ParsedModule& module, ModuleStorage& storage) {
@@ -70,12 +70,15 @@ std::shared_ptr<LoadedModule> parse_module(std::string_view text) {
   return module;
 }
 
-std::shared_ptr<LoadedModule> load_module(std::string_view text) {
+std::shared_ptr<LoadedModule> load_module(std::string_view text,
+                                          const std::function<void()>& poll) {
   auto module = parse_module(text);
+  const ModuleNames names(*module);
   size_t num_instructions = 0;
   for (const Function& function : module->parsed.functions) {
     if (function.is_entry && !function.is_extern) {
-      module->kernels.push_back(Resolver(*module, function).resolve());
+      if (poll) poll();
+      module->kernels.push_back(Resolver(names, function).resolve());
       num_instructions += module->kernels.back()->instructions.size();
       if (num_instructions > kMaxModuleInstructions) {
         throw PtxError(function.location.ptx_line, "", "the module is too large");

@@ -2,7 +2,9 @@
 // of the register file, calls inlined, variables given addresses.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -144,6 +146,8 @@ struct LoadedModule {
   const Program* find(const std::string& name) const;
 };
 
-std::shared_ptr<LoadedModule> load_module(std::string_view text);
+/// `poll`: called now and then; may throw to give up (Ctrl-C).
+std::shared_ptr<LoadedModule> load_module(std::string_view text,
+                                          const std::function<void()>& poll = {});
 
 }  // namespace pykernels::emulator

@@ -13,8 +13,6 @@
 namespace pykernels::emulator {
 namespace {
 
-// Of one kernel. Calls are expanded; nested ones can multiply.
-constexpr size_t kMaxInstructions = 1u << 19;
 constexpr uint32_t kMaxStatements = 1u << 20;
 constexpr size_t kMaxRegisters = 1u << 20;
 constexpr size_t kMaxTextBytes = 1024;  // of a statement in findings
@@ -33,17 +31,19 @@ std::string form_name(const Statement& statement) {
   return name;
 }
 
-Resolver::Resolver(const LoadedModule& module, const Function& entry)
-    : module_(module), entry_(entry) {
-  for (const Function& function : module.parsed.functions) functions_[function.name] = &function;
+ModuleNames::ModuleNames(const LoadedModule& loaded) : module(loaded) {
+  for (const Function& function : module.parsed.functions) functions[function.name] = &function;
   for (const Variable& variable : module.parsed.variables) {
-    module_variables_[variable.name] = &variable;
+    variables[variable.name] = &variable;
+    if (variable.space == Space::kShared) shared.push_back(&variable);
     const auto stored = module.storage.variables.find(variable.name);
     if (stored == module.storage.variables.end()) continue;
-    module_places_[variable.name] = {variable.space,
-                                     reinterpret_cast<uint64_t>(stored->second.first)};
+    places[variable.name] = {variable.space, reinterpret_cast<uint64_t>(stored->second.first)};
   }
 }
+
+Resolver::Resolver(const ModuleNames& names, const Function& entry)
+    : module_(names.module), names_(names), entry_(entry) {}
 
 /// Two passes over the same statements: the first learns how registers are used, the second binds
 /// them to their final slots.
@@ -354,11 +354,10 @@ const Placement* Resolver::find_variable(const Frame& frame, const Statement& st
     if (found != scope->variables.end()) return &found->second;
   }
   if (const auto shared = shared_.find(name); shared != shared_.end()) return &shared->second;
-  if (const auto stored = module_places_.find(name); stored != module_places_.end()) {
+  if (const auto stored = names_.places.find(name); stored != names_.places.end()) {
     return &stored->second;
   }
-  const auto declared = module_variables_.find(name);
-  if (declared == module_variables_.end()) return nullptr;
+  if (!names_.variables.contains(name)) return nullptr;
   fail(statement, "variable '" + name + "' is declared .extern and defined nowhere");
 }
 

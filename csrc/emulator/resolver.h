@@ -46,9 +46,20 @@ class ProgramTooLarge : public PtxError {
   using PtxError::PtxError;
 };
 
+/// What the names of a module mean, for all of its kernels.
+struct ModuleNames {
+  explicit ModuleNames(const LoadedModule& loaded);
+
+  const LoadedModule& module;
+  std::unordered_map<std::string, const Function*> functions;
+  std::unordered_map<std::string, const Variable*> variables;
+  std::unordered_map<std::string, Placement> places;  // .global and .const
+  std::vector<const Variable*> shared;                // in the module's order
+};
+
 class Resolver {
  public:
-  Resolver(const LoadedModule& module, const Function& entry);
+  Resolver(const ModuleNames& names, const Function& entry);
 
   std::unique_ptr<Program> resolve();
 
@@ -108,11 +119,9 @@ class Resolver {
   void mark_wgmma_registers();
 
   const LoadedModule& module_;
+  const ModuleNames& names_;
   const Function& entry_;
   std::unique_ptr<Program> program_;
-  std::unordered_map<std::string, const Function*> functions_;
-  std::unordered_map<std::string, const Variable*> module_variables_;
-  std::unordered_map<std::string, Placement> module_places_;  // .global and .const
   std::unordered_map<std::string, Placement> shared_;  // those within functions as "function/name"
 
   std::vector<VirtualRegister> registers_;

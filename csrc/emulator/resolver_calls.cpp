@@ -7,6 +7,15 @@ namespace pykernels::emulator {
 namespace {
 
 constexpr int kMaxCallDepth = 64;
+constexpr const char* kIndirect =
+    "indirect calls are not supported: function pointers are not emulated";
+
+/// A function that something else than the module defines.
+std::string without_body(const std::string& name) {
+  const std::string message = "function '" + name + "' has no body";
+  const bool allocates = name == "malloc" || name == "free";
+  return message + (allocates ? ": device malloc is not emulated" : " in this module");
+}
 
 Operand register_operand(int32_t index) {
   Operand operand;
@@ -53,14 +62,12 @@ void Resolver::expand_call(const Frame& frame, const Statement& statement) {
     } else if (name == nullptr) {
       name = &operand;
     } else {
-      fail(statement, "indirect calls are not supported");
+      fail(statement, kIndirect);
     }
   }
-  if (name == nullptr || name->kind != Operand::Kind::kSymbol) {
-    fail(statement, "indirect calls are not supported");
-  }
-  const auto found = functions_.find(name->symbol);
-  if (found == functions_.end()) fail(statement, "unknown function '" + name->symbol + "'");
+  if (name == nullptr || name->kind != Operand::Kind::kSymbol) fail(statement, kIndirect);
+  const auto found = names_.functions.find(name->symbol);
+  if (found == names_.functions.end()) fail(statement, "unknown function '" + name->symbol + "'");
   const Function& callee = *found->second;
   if (callee.is_entry) fail(statement, "a kernel cannot be called");
   if (returns.size() != callee.returns.size() || arguments.size() != callee.params.size()) {
@@ -147,7 +154,7 @@ void Resolver::call_builtin(const Frame& frame, const Statement& statement, cons
   call.guard = statement.guard;
   call.guard_negated = statement.guard_negated;
   if (Table::instance().find(call) == nullptr) {
-    fail(statement, "function '" + callee.name + "' has no body");
+    fail(statement, without_body(callee.name));
   }
   Frame scratch = scratch_frame(frame, frame.registers);
   const auto add = [&](const Variable& formal) {

@@ -43,8 +43,8 @@ void Resolver::collect_shared(const Function& function, std::unordered_map<std::
     for (const Operand& operand : statement.operands) {
       for_symbols(operand, [&](const std::string& name) {
         used[name] = true;
-        const auto callee = functions_.find(name);
-        if (callee != functions_.end()) collect_shared(*callee->second, used, visited);
+        const auto callee = names_.functions.find(name);
+        if (callee != names_.functions.end()) collect_shared(*callee->second, used, visited);
       });
     }
   }
@@ -72,7 +72,7 @@ void Resolver::place_shared() {
         {variable.name, static_cast<uint32_t>(offset), static_cast<uint32_t>(variable.bytes)});
     offset += variable.bytes;
   };
-  for (const Variable& variable : module_.parsed.variables) place(variable, variable.name);
+  for (const Variable* variable : names_.shared) place(*variable, variable->name);
   for (const Function* function : visited) {
     for (const Variable& variable : function->variables) {
       place(variable, function->name + "/" + variable.name);

@@ -75,3 +75,24 @@ def test_what_grows_without_bound_is_refused(name: str) -> None:
     assert time.monotonic() - start < MAX_SECONDS
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < MAX_BYTES
+
+
+MANY_KERNELS = HEADER + many(16000, ".entry k#() { ret; }")
+MANY_GLOBALS = (
+    HEADER
+    + many(4000, ".global .b32 g#;\n.shared .b32 s#;")
+    + many(4000, ".entry k#() { .reg .b64 d; mov.u64 d, g#; ret; }")
+)
+
+
+@pytest.mark.parametrize("text", [MANY_KERNELS, MANY_GLOBALS], ids=["kernels", "variables"])
+def test_many_kernels_load_in_linear_time(text: str) -> None:
+    start = time.process_time()
+    Module.from_ptx(text)
+    assert time.process_time() - start < 10
+
+
+def test_a_kernel_that_is_too_long_is_refused_while_it_is_read() -> None:
+    text = KERNEL.format(".reg .b32 r;\n" + "mov.b32 r, 0;\n" * 700_000 + "this is no PTX")
+    with pytest.raises(PtxError, match="the program is too large"):
+        Module.from_ptx(text)
