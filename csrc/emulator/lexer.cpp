@@ -36,6 +36,13 @@ Token Lexer::next() {
   return token;
 }
 
+bool Lexer::begins_with(std::string_view text) const {
+  if (current_.kind == TokenKind::kEnd || current_.text.empty()) return false;
+  if (current_.kind == TokenKind::kString || current_.text.size() != 1) return false;
+  const auto begin = static_cast<size_t>(current_.text.data() - text_.data());
+  return text_.substr(begin, text.size()) == text;
+}
+
 std::string Lexer::source_line(int line) const {
   size_t begin = 0;
   for (int i = 1; i < line; ++i) {

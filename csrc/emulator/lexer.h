@@ -41,6 +41,9 @@ class Lexer {
   /// The current token; moves on to the following one.
   Token next();
 
+  /// True where the current token and those right behind it, without blanks, spell this.
+  bool begins_with(std::string_view text) const;
+
   /// Line `line` of the text, without its end.
   std::string source_line(int line) const;
   [[noreturn]] void fail(int line, const std::string& message) const;

@@ -1,6 +1,6 @@
 // The parser's inside: one pass over the tokens, with a stack of scopes for the names of a function
 // body. parser.cpp holds the module and functions, parser_declarations.cpp variables and registers,
-// parser_statements.cpp statements and operands.
+// parser_statements.cpp statements and operands, parser_expressions.cpp constants.
 #pragma once
 
 #include <array>
@@ -26,6 +26,14 @@ class Parser {
   explicit Parser(std::string_view text) : lexer_(text) {}
 
   ParsedModule parse();
+
+  /// The value of a constant expression.
+  struct Constant {
+    uint64_t bits = 0;
+    bool is_unsigned = false;
+
+    int64_t value() const { return static_cast<int64_t>(bits); }
+  };
 
  private:
   struct NameHash {
@@ -111,6 +119,10 @@ class Parser {
   Operand parse_list(Function& function, char end, int depth);
   Operand parse_address(Function& function);
   Operand parse_number(bool negative);
+  bool begins_constant() const;
+  Operand parse_literal();
+  Constant parse_constant_unary(int depth);
+  Constant parse_constant_rest(Constant left, int least, int depth);
 
   // ---- tokens ----
   void expect(char punctuation);

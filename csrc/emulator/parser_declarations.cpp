@@ -123,7 +123,7 @@ void Parser::parse_initial_value(Variable& variable, uint64_t element_bytes, int
     return expect('}');
   }
   uint64_t bits = 0;
-  if (lexer_.peek().kind == TokenKind::kIdentifier) {
+  if (lexer_.peek().kind == TokenKind::kIdentifier && !begins_constant()) {
     Token name = lexer_.next();
     if (name.text == "generic" && accept('(')) {
       name = expect_identifier("a variable name");
@@ -141,7 +141,7 @@ void Parser::parse_initial_value(Variable& variable, uint64_t element_bytes, int
     bool fits = true;
     const Token& token = lexer_.peek();
     const int line = token.line;
-    bits = literal_bits(parse_number(accept('-')), variable.type, &fits);
+    bits = literal_bits(parse_literal(), variable.type, &fits);
     if (!fits) lexer_.fail(line, "a floating-point value of another width than its element");
   }
   if (variable.initial.size() + element_bytes > kMaxVariableBytes) fail("initialiser too large");

@@ -204,9 +204,8 @@ Operand Parser::parse_simple_operand(Function& function, int depth) {
     operand.negated = true;
     return operand;
   }
-  if (accept('-')) return parse_number(true);
-  if (lexer_.peek().kind == TokenKind::kIdentifier) return parse_name_operand(function);
-  return parse_number(false);
+  const bool is_name = lexer_.peek().kind == TokenKind::kIdentifier && !begins_constant();
+  return is_name ? parse_name_operand(function) : parse_literal();
 }
 
 Operand Parser::parse_number(bool negative) {
@@ -242,11 +241,6 @@ Operand Parser::parse_name_operand(Function& function) {
     if (variable == scopes_[i].variables.end()) continue;
     operand.symbol = variable->second;
     break;
-  }
-  if (operand.symbol.empty() && name.text == "WARP_SZ") {
-    operand.kind = Operand::Kind::kInteger;
-    operand.bits = 32;
-    return operand;
   }
   if (operand.symbol.empty() && name.text[0] == '%') {
     if (!is_special_register(name.text)) {

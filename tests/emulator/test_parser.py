@@ -170,6 +170,8 @@ MALFORMED = {
     "too many values": (HEADER + ".global .b8 a[1] = {1, 2};\n", 4),
     "predicate in memory": (HEADER + ".global .pred a;\n", 4),
     "no type": (HEADER + ".global a;\n", 4),
+    "deep constants": (body(".reg .b32 r;\nmov.u32 r, " + "(" * 5000), 7),
+    "many signs": (body(".reg .b32 r;\nmov.u32 r, " + "-" * 5000 + "1;"), 7),
     "deep scopes": (body("{" * 5000), 6),
     "deep vectors": (body("mov.u32 " + "{" * 5000), 6),
     "deep initialiser": (HEADER + ".global .b8 a[1] = " + "{" * 5000 + "\n", 4),
@@ -187,6 +189,66 @@ def test_malformed_text(name: str) -> None:
     assert caught.value.line == line
     assert caught.value.source_line == (text.split("\n")[line - 1])
     assert re.match(rf"PTX line {line}: ", str(caught.value))
+
+
+CONSTANTS = {
+    "4*8": 32,
+    "(4*8)+1": 33,
+    "-(-3)": 3,
+    "- -3": 3,
+    "2+3*4": 14,
+    "20-5-3": 12,
+    "-7/2": -3,
+    "-7 % 3": -1,
+    "1<<4|1": 17,
+    "-16>>2": -4,
+    "0xF0 & ~0x30": 0xC0,
+    "6^3": 5,
+    "3<4": 1,
+    "4<=3": 0,
+    "2 == 2 && 1 != 1": 0,
+    "0 || 5": 1,
+    "!0 + 1": None,
+    "(!0) + 1": 2,
+    "1 ? 7 : 8": 7,
+    "-1 < 1U": 0,
+    "(.s64)-1 < 1": 1,
+    "WARP_SZ*2": 64,
+}
+
+
+@pytest.mark.parametrize("text", CONSTANTS)
+def test_constant_expressions(text: str) -> None:
+    out = np.zeros(2, np.int32)
+    program = body(f"""
+        .reg .b32 r; .reg .b64 rd;
+        ld.param.u64 rd, [out];
+        mov.u32 r, {text};
+        st.global.u32 [rd], r;
+        ld.global.u32 r, [table];
+        st.global.u32 [rd + 4], r;
+        ret;
+    """).replace(".visible", f".global .u32 table[1] = {{ {text} }};\n.visible", 1)
+    if CONSTANTS[text] is None:  # an operand that begins with '!' is a predicate
+        with pytest.raises(PtxError):
+            Module.from_ptx(program)
+        return
+    Emulator().launch(Module.from_ptx(program)["kernel"], (1,), (1,), [out]).raise_if_findings()
+    assert out.tolist() == [CONSTANTS[text]] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4/0", "division by zero"),
+        ("(4", "expected"),
+        ("4 +", "operand"),
+        ("1 + 0f3F800000", "int"),
+    ],
+)
+def test_malformed_constant_expressions(text: str, message: str) -> None:
+    with pytest.raises(PtxError, match=message):
+        Module.from_ptx(body(f".reg .b32 r;\nmov.u32 r, {text};\nret;"))
 
 
 def load(text: str) -> None:
