@@ -232,7 +232,14 @@ void bind_program(py::module_& module) {
       .def_property_readonly("required_threads",
                              [](const Kernel& kernel) { return kernel.program->required_threads; })
       .def_property_readonly("max_threads",
-                             [](const Kernel& kernel) { return kernel.program->max_threads; });
+                             [](const Kernel& kernel) { return kernel.program->max_threads; })
+      .def_property_readonly("required_cluster",
+                             [](const Kernel& kernel) {
+                               const auto& size = kernel.program->required_cluster;
+                               return py::make_tuple(size[0], size[1], size[2]);
+                             })
+      .def_property_readonly("max_cluster_rank",
+                             [](const Kernel& kernel) { return kernel.program->max_cluster_rank; });
   module.def(
       "load_module",
       [](const std::string& text) {

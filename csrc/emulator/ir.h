@@ -146,8 +146,11 @@ struct Function {
   std::vector<RegisterDeclaration> registers;  // scoped names are made unique by index, not by name
   std::vector<Variable> variables;             // .shared, .local and call .param, of every scope
   std::vector<Statement> statements;
-  uint32_t max_threads = 0;       // .maxntid (product), 0 if none
-  uint32_t required_threads = 0;  // .reqntid (product), 0 if none
+  uint32_t max_threads = 0;                       // .maxntid (product), 0 if none
+  uint32_t required_threads = 0;                  // .reqntid (product), 0 if none
+  std::array<uint32_t, 3> required_cluster = {};  // .reqnctapercluster, zeros if none
+  uint32_t max_cluster_rank = 0;                  // .maxclusterrank, 0 if none
+  bool explicit_cluster = false;                  // .explicitcluster
   SourceLocation location;
 };
 

@@ -203,11 +203,9 @@ void Parser::add_function(Function function, int line) {
 }
 
 void Parser::parse_attributes(Function& function) {
-  static constexpr std::array kNumbers = {".minnctapersm", ".maxnctapersm",
-                                          ".maxnreg",      ".maxclusterrank",
+  static constexpr std::array kNumbers = {".minnctapersm", ".maxnctapersm", ".maxnreg",
                                           ".abi_preserve", ".abi_preserve_control"};
-  static constexpr std::array kPlain = {".noreturn", ".explicitcluster", ".blocksareclusters",
-                                        ".unique"};
+  static constexpr std::array kPlain = {".noreturn", ".blocksareclusters", ".unique"};
   const auto among = [](const auto& names, std::string_view name) {
     for (const std::string_view known : names) {
       if (known == name) return true;
@@ -221,7 +219,14 @@ void Parser::parse_attributes(Function& function) {
     } else if (token.text == ".reqntid") {
       function.required_threads = parse_dimensions();
     } else if (token.text == ".reqnctapercluster") {
-      parse_dimensions();
+      function.required_cluster = {1, 1, 1};
+      parse_dimensions(&function.required_cluster);
+    } else if (token.text == ".maxclusterrank") {
+      const int64_t rank = expect_integer("a number of CTAs");
+      if (rank < 1 || rank > kMaxDimension) fail_at(token, "dimension out of range");
+      function.max_cluster_rank = static_cast<uint32_t>(rank);
+    } else if (token.text == ".explicitcluster") {
+      function.explicit_cluster = true;
     } else if (token.text == ".pragma") {
       if (lexer_.next().kind != TokenKind::kString) fail_at(token, "expected a string");
       accept(';');
@@ -235,14 +240,15 @@ void Parser::parse_attributes(Function& function) {
   }
 }
 
-/// One to three numbers; their product.
-uint32_t Parser::parse_dimensions() {
+/// One to three numbers, also one by one where `sizes` is given; their product.
+uint32_t Parser::parse_dimensions(std::array<uint32_t, 3>* sizes) {
   int64_t product = 1;
   int count = 0;
   do {
     const int64_t size = expect_integer("a dimension");
     if (size < 1 || size > kMaxDimension || ++count > 3) fail("dimension out of range");
     product *= size;
+    if (sizes != nullptr) (*sizes)[static_cast<size_t>(count - 1)] = static_cast<uint32_t>(size);
     if (product > kMaxDimension) fail("dimension out of range");
   } while (accept(','));
   return static_cast<uint32_t>(product);

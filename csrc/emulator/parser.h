@@ -80,7 +80,8 @@ class Parser {
   void skip_section();
   void parse_function(bool is_entry, bool is_extern);
   void parse_attributes(Function& function);
-  uint32_t parse_dimensions();
+  uint32_t parse_dimensions(std::array<uint32_t, 3>* sizes = nullptr);
+  void check_size(const Function& function);
   void parse_body(Function& function);
   void add_function(Function function, int line);
 

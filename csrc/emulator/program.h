@@ -125,8 +125,11 @@ struct Program {
   uint32_t local_bytes = 0;          // per thread
   uint32_t required_threads = 0;
   uint32_t max_threads = 0;
-  bool couples_clusters = false;             // see coupling.h
-  bool has_contractible_arithmetic = false;  // mul/add pairs without .rn: ptxas may fuse them
+  std::array<uint32_t, 3> required_cluster = {};  // .reqnctapercluster, zeros if none
+  uint32_t max_cluster_rank = 0;                  // CTAs of a cluster, 0 if there is no bound
+  bool explicit_cluster = false;                  // .explicitcluster
+  bool couples_clusters = false;                  // see coupling.h
+  bool has_contractible_arithmetic = false;       // mul/add pairs without .rn: ptxas may fuse them
 };
 
 /// Memory of module-scope .global and .const variables: one per module, shared by its kernels.

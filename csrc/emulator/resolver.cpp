@@ -63,6 +63,9 @@ void Resolver::run_pass() {
   program_->name = entry_.name;
   program_->max_threads = entry_.max_threads;
   program_->required_threads = entry_.required_threads;
+  program_->required_cluster = entry_.required_cluster;
+  program_->max_cluster_rank = entry_.max_cluster_rank;
+  program_->explicit_cluster = entry_.explicit_cluster;
   registers_.clear();
   flows_.clear();
   starts_.clear();

@@ -37,7 +37,7 @@ class Launch:
         args: One per parameter of the kernel. Torch CPU tensors and NumPy arrays are passed as
             addresses and bounded by their own bytes; ints and floats are typed by the parameter;
             ``TensorMap``; ``bytes`` for by-value structs; None for a null pointer.
-        cluster: CTAs of a cluster, (x, y, z).
+        cluster: CTAs of a cluster, (x, y, z); (1, 1, 1) stands for what the kernel requires.
         dynamic_smem_bytes: Dynamic shared memory of a CTA.
         programmatic_dependent: Whether the launch before may still run; see ``griddepcontrol``.
         registers: Per thread at launch, as ptxas reports; 0 if unknown. ``setmaxnreg`` is checked
@@ -71,9 +71,7 @@ class Launch:
         for name, limits in (("grid", _MAX_GRID), ("block", _MAX_BLOCK), ("cluster", (16, 16, 16))):
             object.__setattr__(self, name, _dimensions(name, getattr(self, name), limits))
         self._check_threads()
-        size = math.prod(self.cluster)
-        if size > MAX_CLUSTER:
-            raise ValueError(f"cluster must have at most {MAX_CLUSTER} CTAs, got {size}")
+        self._check_cluster()
         if any(grid % cluster for grid, cluster in zip(self.grid, self.cluster, strict=True)):
             raise ValueError(
                 f"grid must be a multiple of the cluster {self.cluster}, got {self.grid}"
@@ -96,6 +94,19 @@ class Launch:
         if threads > limit or (required and threads != required):
             wanted = f"exactly {required}" if required else f"at most {limit}"
             raise ValueError(f"block must have {wanted} threads, got {threads} ({self.block})")
+
+    def _check_cluster(self) -> None:
+        required = self.kernel.required_cluster
+        if required and self.cluster == (1, 1, 1):
+            object.__setattr__(self, "cluster", required)
+        if required and self.cluster != required:
+            raise ValueError(
+                f"cluster must be {required}, as .reqnctapercluster says, got {self.cluster}"
+            )
+        size = math.prod(self.cluster)
+        limit = min(MAX_CLUSTER, self.kernel.max_cluster_rank or MAX_CLUSTER)
+        if size > limit:
+            raise ValueError(f"cluster must have at most {limit} CTAs, got {size} ({self.cluster})")
 
 
 class Emulator:

@@ -42,6 +42,9 @@ class Kernel:
         static_shared_bytes: Shared memory that the kernel declares itself.
         required_threads: Threads of a CTA by ``.reqntid``, 0 if there is none.
         max_threads: Threads of a CTA by ``.maxntid``, 0 if there is none.
+        required_cluster: CTAs of a cluster by ``.reqnctapercluster``, (x, y, z), None if there is
+            none.
+        max_cluster_rank: CTAs of a cluster by ``.maxclusterrank``, 0 if there is none.
     """
 
     def __init__(self, native: _C.emulator.Kernel) -> None:
@@ -51,6 +54,8 @@ class Kernel:
         self.static_shared_bytes = native.static_shared_bytes
         self.required_threads = native.required_threads
         self.max_threads = native.max_threads
+        self.required_cluster = native.required_cluster if all(native.required_cluster) else None
+        self.max_cluster_rank = native.max_cluster_rank
 
     def __repr__(self) -> str:
         params = ", ".join(f"{p.name}: {p.type}" for p in self.params)

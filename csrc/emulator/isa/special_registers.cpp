@@ -157,7 +157,8 @@ void add_places(Entries& entries) {
   entries.emplace_back("%cluster_nctarank",
                        uniform<[](Warp& warp) { return volume(launch(warp).cluster); }>());
   entries.emplace_back("%is_explicit_cluster", uniform<[](Warp& warp) {
-                         return static_cast<uint64_t>(volume(launch(warp).cluster) != 1);
+                         return static_cast<uint64_t>(warp.program().explicit_cluster ||
+                                                      volume(launch(warp).cluster) != 1);
                        }>());
   entries.emplace_back(
       "%dynamic_smem_size",

@@ -168,6 +168,14 @@ void Machine::check_launch(const Grid& grid) {
   PK_CHECK(program.max_threads == 0 || threads <= program.max_threads, who,
            "the kernel was compiled for at most ", program.max_threads, " threads (.maxntid), got ",
            threads);
+  const auto& wanted = program.required_cluster;
+  PK_CHECK(wanted[0] == 0 || (launch.cluster.x == wanted[0] && launch.cluster.y == wanted[1] &&
+                              launch.cluster.z == wanted[2]),
+           who, "the kernel was compiled for clusters of (", wanted[0], ", ", wanted[1], ", ",
+           wanted[2], ") (.reqnctapercluster), got ", text(launch.cluster));
+  PK_CHECK(program.max_cluster_rank == 0 || cluster <= program.max_cluster_rank, who,
+           "the kernel was compiled for clusters of at most ", program.max_cluster_rank,
+           " CTAs (.maxclusterrank), got ", cluster);
   const uint64_t whole_warps = (threads + kWarpSize - 1) / kWarpSize * kWarpSize;
   PK_CHECK(launch.registers * whole_warps <= kRegistersPerSm, who, "an SM has ", kRegistersPerSm,
            " registers, got ", launch.registers, " for each of ", whole_warps, " threads");
