@@ -94,6 +94,8 @@ void Parser::parse_body_directive(Function& function) {
     }
     return expect(';');
   }
+  if (token.text == ".callprototype" || token.text == ".calltargets")
+    fail_at(token, "indirect calls are not supported: function pointers are not emulated");
   fail_at(token, "unknown directive '" + std::string(token.text) + "' in a function");
 }
 

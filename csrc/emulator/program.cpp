@@ -16,9 +16,13 @@ constexpr uint64_t kMaxConstBytes = 64 * 1024;  // CUDA programming guide: of a 
 /// Zeroed memory of .global and .const variables, with their initial values.
 void place_variables(const ParsedModule& module, ModuleStorage& storage) {
   uint64_t total = 0;
+  uint64_t const_bytes = 0;
   for (const Variable& variable : module.variables) {
     if (variable.space == Space::kShared || variable.is_extern) continue;
     total += variable.bytes + variable.alignment;
+    if (variable.space == Space::kConst) const_bytes += variable.bytes;
+    if (const_bytes > kMaxConstBytes)
+      throw PtxError(1, "", "too much constant memory: a module has 64 KiB at most");
     if (total > kMaxModuleBytes) throw PtxError(1, "", "the module's variables are too large");
     auto block = std::make_unique<uint8_t[]>(variable.bytes + variable.alignment);
     const auto address = reinterpret_cast<uint64_t>(block.get());

@@ -76,11 +76,17 @@ class Launch:
             raise ValueError(
                 f"grid must be a multiple of the cluster {self.cluster}, got {self.grid}"
             )
-        total = self.dynamic_smem_bytes + self.kernel.static_shared_bytes
+        static = self.kernel.static_shared_bytes
+        if static > MAX_SHARED_BYTES:
+            raise ValueError(
+                f"kernel {self.kernel.name!r} declares {static} bytes of static shared memory, a "
+                f"CTA has at most {MAX_SHARED_BYTES}"
+            )
+        total = self.dynamic_smem_bytes + static
         if total > MAX_SHARED_BYTES:
             raise ValueError(
                 f"dynamic_smem_bytes must be at most {MAX_SHARED_BYTES} less the "
-                f"{self.kernel.static_shared_bytes} static bytes, got {self.dynamic_smem_bytes}"
+                f"{static} static bytes, got {self.dynamic_smem_bytes}"
             )
 
     def __repr__(self) -> str:

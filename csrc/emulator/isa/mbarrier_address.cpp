@@ -23,7 +23,7 @@ MbarrierLocation MbarrierAddresses::location(int lane) const {
   const auto shared = static_cast<uint32_t>(address);
   const uint32_t rank = shared >> kClusterRankShift;
   if (generic) {
-    location.cta = &machine.cluster_cta(warp_, inst_, shared, &location.offset);
+    location.cta = &machine.cluster_cta(warp_, inst_, lane, shared, &location.offset);
   } else if (rank != 0 && rank != location.cta->rank) {
     machine.fail("memory", foreign_rank_message(shared, location.cta->rank), warp_, inst_, lane);
   } else {

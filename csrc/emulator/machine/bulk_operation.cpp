@@ -49,7 +49,8 @@ SharedRange shared_range(const Issuer& issuer, uint64_t address, uint32_t bytes,
   const auto shared_address = static_cast<uint32_t>(address);
   SharedRange range;
   range.bytes = bytes;
-  range.cta = &machine.cluster_cta(issuer.warp, issuer.instruction, shared_address, &range.offset);
+  range.cta = &machine.cluster_cta(issuer.warp, issuer.instruction, issuer.lane, shared_address,
+                                   &range.offset);
   if (shared_address % alignment != 0) {
     machine.fail("memory",
                  concat("the ", name, "'s shared address ", hexadecimal(shared_address),

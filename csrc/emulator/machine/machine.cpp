@@ -349,12 +349,15 @@ void Machine::end_with(Finding finding) {
   throw EmulationError(text, report_);
 }
 
-void Machine::note(const std::string& text) {
-  if (std::find(report_.notes.begin(), report_.notes.end(), text) == report_.notes.end())
-    report_.notes.push_back(text);
+bool Machine::has_note(const std::string& text) const {
+  return std::find(report_.notes.begin(), report_.notes.end(), text) != report_.notes.end();
 }
 
-Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address,
+void Machine::note(const std::string& text) {
+  if (!has_note(text)) report_.notes.push_back(text);
+}
+
+Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, int lane, uint32_t shared_address,
                           uint32_t* offset) {
   const uint32_t rank = shared_address >> kClusterRankShift;
   *offset = shared_offset(shared_address);
@@ -363,13 +366,13 @@ Cta& Machine::cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_a
     fail("memory",
          concat("shared::cluster address ", hexadecimal(shared_address), " names rank ", rank,
                 " in a cluster of ", cluster.ctas.size()),
-         warp, inst);
+         warp, inst, lane);
   }
   Cta& cta = *cluster.ctas[rank];
   if (cta.exited || cta.live_threads == 0) {
     fail("sync",
          concat("access to the shared memory of the CTA of rank ", rank, ", which has ended"), warp,
-         inst);
+         inst, lane);
   }
   return cta;
 }

@@ -172,7 +172,8 @@ class Machine {
 
   /// The CTA and offset that a 32-bit shared::cluster address of this CTA names; fails with a
   /// finding if the rank does not exist or its CTA has exited.
-  Cta& cluster_cta(Warp& warp, const Instruction& inst, uint32_t shared_address, uint32_t* offset);
+  Cta& cluster_cta(Warp& warp, const Instruction& inst, int lane, uint32_t shared_address,
+                   uint32_t* offset);
 
   RaceDetector* races() { return races_.get(); }  // nullptr where the race check is off
   void add_runnable(Warp& warp);
@@ -189,6 +190,7 @@ class Machine {
   /// Something has happened that polling warps may wait for: the running cluster keeps its turn
   /// longer.
   void progress();
+  bool has_note(const std::string& text) const;
 
  private:
   void check_launch(const Grid& grid);

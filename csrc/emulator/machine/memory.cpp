@@ -133,7 +133,7 @@ uint8_t* resolve_shared_lane(Warp& warp, bool generic, uint64_t address, uint32_
   const uint64_t rank = address >> kClusterRankShift;
   uint32_t offset = shared_offset(address);
   if (generic) {
-    cta = &machine.cluster_cta(warp, inst, static_cast<uint32_t>(address), &offset);
+    cta = &machine.cluster_cta(warp, inst, lane, static_cast<uint32_t>(address), &offset);
   } else if (rank != 0 && rank != cta->rank) {
     machine.fail("memory", foreign_rank_message(address, cta->rank), warp, inst, lane);
   }

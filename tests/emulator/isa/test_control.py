@@ -291,6 +291,12 @@ def test_sleeping_and_performance_events_do_nothing() -> None:
         ("call (r1), r2, (r3);", FUNCTIONS, "indirect"),
         ("call again;", ".func again() { call again; ret; }", "recursive"),
         ("call missing;", ".extern .func missing;", "no body"),
+        (
+            ".param .b64 a, b; call (a), malloc, (b);",
+            ".extern .func (.param .b64 r) malloc(.param .b64 n);",
+            "device malloc is not emulated",
+        ),
+        ("call rd1, P; P: .callprototype _ ();", "", "function pointers are not emulated"),
         ("setmaxnreg.inc.sync.aligned.u32 12;", "", "multiple of 8"),
         ("bra;", "", "operands"),
         ("exit 3;", "", "operands"),
