@@ -70,6 +70,8 @@ struct Instruction {
   Slot guard = kNoSlot;
   bool guard_negated = false;
   bool touches_wgmma = false;  // an operand is a register that WGMMA of the kernel works on
+  bool branches = false;       // to `target`
+  bool falls_through = true;   // the following instruction may come next
   InstructionClass instruction_class = InstructionClass::kMove;
   uint16_t variant =
       0;  // for the handler: modifiers that are cheaper to branch on than to compile in

@@ -254,10 +254,12 @@ void Resolver::expand_form(const Frame& frame, const Statement& statement) {
   accesses.insert(accesses.end(), builder.writes().begin(), builder.writes().end());
   program_->locations.push_back(statement.location);
   program_->texts.push_back(text_);
-  program_->instructions.push_back(inst);
   const std::string& opcode = statement.opcode;
   const bool leaves = opcode == "bra" || opcode == "ret" || opcode == "exit";
   flows_.push_back({!leaves || statement.guard >= 0, builder.has_target(), statement.guard >= 0});
+  inst.branches = flows_.back().has_target;
+  inst.falls_through = flows_.back().falls_through;
+  program_->instructions.push_back(inst);
   note_arithmetic(statement, inst);
   program_->couples_clusters |= couples_clusters(statement);
 }

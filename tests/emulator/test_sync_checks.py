@@ -155,6 +155,71 @@ def test_lanes_that_come_later_are_no_fault(case: str, seed: int) -> None:
     run(LATE[case], seed=seed).raise_if_findings()
 
 
+# Those that run past an instruction do what its lanes do behind it, and end.
+PAST = "and have run past it and ended"
+ODD = "and.b32 r1, lane, 1; setp.eq.u32 p0, r1, 0; mov.u32 r2, tile; @p0 bra TAIL;"
+STORE = "TAIL: st.shared.u32 [r2], r1;"
+RUN_PAST = {
+    "a barrier": f"{ODD} bar.sync 0; {STORE}",
+    "a barrier that gives a result": f"{ODD} bar.red.popc.u32 r1, 0, p0; {STORE}",
+    "a barrier of the cluster": f"{ODD} barrier.cluster.arrive.aligned; {STORE}",
+    "a shuffle": f"{ODD} shfl.sync.idx.b32 r1, r1, 1, 31, 0xffffffff; {STORE}",
+    "a vote": f"{ODD} vote.sync.ballot.b32 r1, p0, 0xffffffff; {STORE}",
+    "a reduction": f"{ODD} redux.sync.add.u32 r1, r1, 0xffffffff; {STORE}",
+    "an election": f"{ODD} elect.sync _|p1, 0xffffffff; {STORE}",
+    "lanes that wait for a warp": f"{ODD} bar.warp.sync 0xffffffff; {STORE}",
+    "code of their own before that": f"""
+        and.b32 r1, lane, 1; setp.eq.u32 p0, r1, 0; mov.u32 r2, tile; @p0 bra OTHER;
+        elect.sync _|p1, 0xffffffff; bra TAIL;
+        OTHER: add.u32 r1, r1, 5; st.shared.u32 [r2 + 8], r1;
+        {STORE}
+    """,
+    "a loop that they have left": f"""
+        mov.u32 r1, 0; mov.u32 r2, tile;
+        AGAIN: add.u32 r1, r1, 1; shfl.sync.idx.b32 r3, r1, 1, 31, 0xffffffff;
+        setp.le.u32 p0, r1, lane; @p0 bra AGAIN; {STORE}
+    """,
+}
+EARLY_RETURNS = {
+    "of lanes that do nothing": "setp.ge.u32 p0, lane, 20; @p0 bra DONE; bar.sync 0; DONE:",
+    "at a return of their own": "setp.ge.u32 p0, lane, 20; @!p0 bra GO; ret; GO: bar.sync 0;",
+    "with work of their own": """
+        setp.ge.u32 p0, lane, 20; mov.u32 r2, tile; @!p0 bra GO; st.shared.u32 [r2], 1; ret;
+        GO: shfl.sync.idx.b32 r1, lane, 2, 31, 0xffffffff; st.shared.u32 [r2 + 4], r1;
+    """,
+    "from a loop": """
+        mov.u32 r1, 0;
+        AGAIN: add.u32 r1, r1, 1; setp.gt.u32 p0, r1, lane; @p0 bra DONE;
+        elect.sync _|p1, 0xffffffff; bra AGAIN; DONE:
+    """,
+    "after work in common": """
+        mov.u32 r1, 0; mov.u32 r2, tile;
+        AGAIN: add.u32 r1, r1, 1; @p2 st.shared.u32 [r2], r1; setp.gt.u32 p0, r1, lane; @p0 ret;
+        elect.sync _|p1, 0xffffffff; bra AGAIN;
+    """.replace("mov.u32 r1, 0;", "setp.ne.u32 p2, lane, lane; mov.u32 r1, 0;"),
+    "of lanes that the mask leaves out": f"""
+        {ODD} shfl.sync.idx.b32 r1, r1, 1, 31, 0xaaaaaaaa; {STORE}
+    """,
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", RUN_PAST)
+def test_lanes_that_have_run_past_and_ended_are_a_finding(case: str, seed: int) -> None:
+    findings = [f for f in run(RUN_PAST[case], 32, seed).findings if PAST in f.message]
+    assert findings
+    for finding in findings:
+        assert finding.kind == "sync"
+        assert statement(finding, second=True) == "ret"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", EARLY_RETURNS)
+def test_lanes_that_leave_early_are_no_fault(case: str, seed: int) -> None:
+    findings = run(EARLY_RETURNS[case], 32, seed).findings
+    assert not [finding for finding in findings if finding.kind == "sync"]
+
+
 # ---- mbarriers ----
 
 WAITER = "setp.lt.u32 p0, tid, 32; @p0 bra WAITER; {other} bra DONE; WAITER: {wait} DONE:"

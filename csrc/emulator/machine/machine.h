@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/launch.h"
+#include "emulator/check/run_past.h"
 #include "emulator/machine/async.h"
 #include "emulator/machine/cta.h"
 #include "emulator/machine/footprint.h"
@@ -190,6 +191,7 @@ class Machine {
   /// Something has happened that polling warps may wait for: the running cluster keeps its turn
   /// longer.
   void progress();
+  Reachability& reachability() { return reachability_; }
   bool has_note(const std::string& text) const;
 
  private:
@@ -246,6 +248,7 @@ class Machine {
   uint64_t last_activity_ = 0;  // of events and bytes written, when it last changed
   uint64_t active_at_ = 0;      // instructions at that time
   bool deadlocked_ = false;
+  Reachability reachability_;
 };
 
 }  // namespace pykernels::emulator

@@ -6,6 +6,7 @@
 
 #include "emulator/check/init.h"
 #include "emulator/check/race/detector.h"
+#include "emulator/check/run_past.h"
 #include "emulator/check/sync.h"
 #include "emulator/check/wgmma_registers.h"
 #include "emulator/machine/cta.h"
@@ -96,6 +97,7 @@ Step Warp::branch(LaneMask taken, uint32_t target) {
   } else if (taken == 0) {
     ++split.pc;
   } else {
+    if (splits_.size() == 1) begin_divergence();
     Split other;
     other.pc = target;
     other.lanes = taken;
@@ -116,6 +118,7 @@ bool Warp::meet(Handler handler, LaneMask required) {
     if (meets(split)) present |= split.lanes;
   }
   if ((required & live_ & ~present) != 0) return false;
+  if ((required & ended_apart_) != 0) report_run_past(required);
   for (Split& split : splits_) {
     if (!meets(split)) continue;
     split.blocked = false;
@@ -124,7 +127,21 @@ bool Warp::meet(Handler handler, LaneMask required) {
   return true;
 }
 
+/// The lanes have run together up to here, and part.
+void Warp::begin_divergence() {
+  if (!machine_.options().check_sync) return;
+  if (trails_ == nullptr) trails_ = std::make_unique<LaneTrails>();
+  trails_->begin(live_);
+  run_begin_ = splits_[current_].pc;
+}
+
+/// Once an instruction: not when it runs again after it has blocked.
+void Warp::report_run_past(LaneMask required) {
+  if (!split().resumed) check_run_past(*this, *trails_, required);
+}
+
 void Warp::part(LaneMask lanes) {
+  if (splits_.size() == 1) begin_divergence();
   Split other;
   other.pc = splits_[current_].pc + 1;
   other.lanes = lanes;
@@ -137,6 +154,11 @@ Step Warp::exit(LaneMask lanes) {
     report_exit_before_grid_wait(*this, before_grid_wait_ & lanes);
   if (RaceDetector* races = machine_.races()) races->end_lanes(*this, lanes);
   Split& split = splits_[current_];
+  if (trails_ != nullptr && splits_.size() > 1) {
+    trails_->run(program_, run_begin_, split.pc, split.lanes);
+    trails_->exit(split.pc, lanes);
+    ended_apart_ |= lanes;
+  }
   split.lanes &= ~lanes;
   ++split.pc;
   live_ &= ~lanes;
@@ -241,6 +263,8 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
   uint64_t count = 0;
   uint64_t threads = 0;
   uint32_t pc = split->pc;  // of the running instruction; split->pc follows it, for handlers
+  const LaneMask lanes = split->lanes;
+  run_begin_ = pc;
   if (resumed) limit = 1;
   while (count < limit) {
     const Instruction& inst = code[pc];
@@ -271,6 +295,8 @@ Step Warp::execute(uint64_t limit, uint64_t* spent) {
       pc = split->pc;
     }
   }
+  if (trails_ != nullptr && splits_.size() > 1 && step != Step::kExited)
+    trails_->run(program_, run_begin_, pc, lanes);
   if (resumed) finish_blocking_step(step);
   counters.thread_instructions += threads;
   *spent += count;

@@ -15,6 +15,7 @@
 namespace pykernels::emulator {
 
 class Cta;
+class LaneTrails;
 class Machine;
 class WgmmaRegisters;
 struct Grid;
@@ -109,8 +110,11 @@ class Warp {
   Step block(const Wait& wait);
   /// True if the current split holds all live lanes of `required`. Otherwise the handler returns
   /// block_until_converged(required) and runs again when they have come together here.
-  bool converged(LaneMask required) const {
-    return (required & live_ & ~splits_[current_].lanes) == 0;
+  bool converged(LaneMask required) {
+    if ((required & live_ & ~splits_[current_].lanes) != 0) return false;
+    if ((required & ended_apart_) != 0) [[unlikely]]
+      report_run_past(required);
+    return true;
   }
   Step block_until_converged(LaneMask required);
   /// Where the current split and those that wait for the same lanes at instructions of this handler
@@ -123,7 +127,7 @@ class Warp {
   /// splits and warps.
   void yield() { yield_ = true; }
   /// For .aligned forms: all live lanes of the warp.
-  bool aligned() const { return converged(kFullMask); }
+  bool aligned() { return converged(kFullMask); }
 
   // ---- checks ----
   /// Init check, for operands that the loop does not look at (those read only under a condition):
@@ -167,6 +171,8 @@ class Warp {
   template <bool kChecked>
   Step execute(uint64_t limit, uint64_t* spent);
   void check_registers(const Instruction& inst, LaneMask active);
+  void begin_divergence();
+  void report_run_past(LaneMask required);
 
   Machine& machine_;
   Cta& cta_;
@@ -180,6 +186,8 @@ class Warp {
   bool yield_ = false;
   bool queued_ = false;  // in the cluster's list of runnable warps
   LaneMask before_grid_wait_ = 0;
+  LaneMask ended_apart_ = 0;       // lanes that have ended while the warp was diverged
+  uint32_t run_begin_ = 0;         // where the running piece of a diverged warp has begun
   uint8_t* storage_ = nullptr;     // from the machine's pool: register file
   uint8_t* local_ = nullptr;       // from the pool, on first use
   uint8_t* base_[2];               // register file, constants
@@ -187,6 +195,7 @@ class Warp {
   std::vector<uint8_t> settled_;   // by instruction: all of its registers are written in all lanes,
                                    // so that the init check has nothing left to find there
   std::unique_ptr<WgmmaRegisters> wgmma_registers_;
+  std::unique_ptr<LaneTrails> trails_;  // sync check: made when the lanes part for the first time
 };
 
 /// Calls body(lane) for each active lane, without a test where all are.
