@@ -429,32 +429,69 @@ def test_setmaxnreg_twice_by_each_warp_has_no_finding() -> None:
 # ---- griddepcontrol ----
 
 
-def run_dependent(body: str, threads: int = 64) -> Report:
+def run_dependent(body: str, threads: int = 64, checks: str | set[str] = "all") -> Report:
     data = np.zeros(64, dtype=np.uint32)
     launches = []
     for text, dependent in (("griddepcontrol.launch_dependents;", False), (body, True)):
         kernel = Module.from_ptx(ptx_program(text, {"data": data}))["kernel"]
         launches.append(Launch(kernel, (2,), (threads,), [data], programmatic_dependent=dependent))
-    return Emulator().launch_concurrent(launches)
+    return Emulator(checks=checks).launch_concurrent(launches)
 
 
-def test_a_thread_that_ends_without_waiting_for_the_grid_is_a_finding() -> None:
-    body = "setp.eq.u32 p0, tid, 37; @p0 exit; griddepcontrol.wait;"
+def test_a_cta_that_ends_without_waiting_for_the_grid_is_a_finding() -> None:
+    body = "mov.u32 r1, %ctaid.x; setp.eq.u32 p0, r1, 1; @p0 exit; griddepcontrol.wait;"
     finding = only_finding(run_dependent(body))
     assert finding.kind == "sync"
-    assert "ends without griddepcontrol.wait" in finding.message
+    assert "none of its threads has executed griddepcontrol.wait" in finding.message
     assert statement(finding) == "@p0 exit"
     assert finding.first is not None
-    assert finding.first.thread == 37
-    assert finding.occurrences == 2  # CTAs
+    assert finding.first.ctaid == (1, 0, 0)
+
+
+@pytest.mark.parametrize("checks", [{"sync"}, {"sync", "race"}])
+@pytest.mark.parametrize("order", ["bar.sync 0;", "barrier.cluster.arrive; barrier.cluster.wait;"])
+def test_threads_ordered_behind_one_that_waits_have_waited(order: str, checks: set[str]) -> None:
+    body = f"""
+        setp.lt.u32 p0, tid, 32; @p0 griddepcontrol.wait; {order} ld.global.u32 r1, [data];
+    """
+    run_dependent(body, checks=checks).raise_if_findings()
+
+
+def test_a_thread_that_nothing_orders_behind_the_wait_is_a_finding() -> None:
+    body = "setp.lt.u32 p0, tid, 32; @p0 griddepcontrol.wait; @!p0 ld.global.u32 r1, [data];"
+    finding = only_finding(run_dependent(body))
+    assert "'data_param' is accessed before griddepcontrol.wait" in finding.message
+
+
+@pytest.mark.parametrize("access", ["ld.global.u32 r1, [other];", "st.global.u32 [other], 1;"])
+@pytest.mark.parametrize(
+    ("given", "writable", "reads", "writes"),
+    [(True, True, True, True), (True, False, False, True), (False, True, False, False)],
+)
+def test_only_what_the_launch_before_may_touch_waits_for_it(
+    access: str, given: bool, writable: bool, reads: bool, writes: bool
+) -> None:
+    """An argument of both launches, one that the first may only read, one of the second alone."""
+    data, other = np.zeros(64, dtype=np.uint32), np.zeros(64, dtype=np.uint32)
+    view = other.view()
+    view.flags.writeable = writable
+    first = {"data": data, **({"given": view} if given else {})}
+    launches = []
+    for text, args, dependent in (
+        ("griddepcontrol.launch_dependents;", first, False),
+        (f"setp.eq.u32 p0, tid, 0; @p0 {access} griddepcontrol.wait;", {"other": other}, True),
+    ):
+        kernel = Module.from_ptx(ptx_program(text, args))["kernel"]
+        launch = Launch(kernel, (1,), (32,), list(args.values()), programmatic_dependent=dependent)
+        launches.append(launch)
+    report = Emulator(checks={"sync"}).launch_concurrent(launches)
+    assert len(report.findings) == (writes if access.startswith("st") else reads), report
 
 
 def test_a_lane_waits_for_itself_alone() -> None:
     body = "setp.eq.u32 p0, lane, 0; @p0 griddepcontrol.wait; ld.global.u32 r1, [data];"
-    messages = [finding.message for finding in run_dependent(body, 32).findings]
-    assert len(messages) == 2
-    assert "is accessed before griddepcontrol.wait" in messages[0]
-    assert "ends without griddepcontrol.wait" in messages[1]
+    finding = only_finding(run_dependent(body, 32))
+    assert "is accessed before griddepcontrol.wait" in finding.message
 
 
 def test_threads_that_all_wait_have_no_finding() -> None:

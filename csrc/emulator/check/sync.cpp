@@ -4,17 +4,68 @@
 
 #include "core/check.h"
 #include "emulator/check/memory.h"
+#include "emulator/check/race/detector.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
 
-void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane,
-                             const Allocation& allocation) {
-  warp.machine().report(
-      "sync",
-      concat("'", allocation.name,
-             "' is accessed before griddepcontrol.wait: the launch before may still write it"),
-      warp, inst, lane);
+namespace {
+
+bool overlap(const Allocation& a, const Allocation& b) {
+  return a.address < b.address + b.bytes && b.address < a.address + a.bytes;
+}
+
+/// True where the launch is given memory that overlaps: an argument, registered memory or a
+/// variable of its module.
+bool can_access(const Grid& grid, const Allocation& range, bool to_write) {
+  for (const Allocation& given : grid.launch.memory) {
+    if (overlap(given, range) && (given.writable || !to_write)) return true;
+  }
+  for (const auto& [name, place] : grid.launch.module->storage.variables) {
+    const Allocation variable{reinterpret_cast<uint64_t>(place.first), place.second, name, true};
+    if (overlap(variable, range)) return true;
+  }
+  return false;
+}
+
+/// Of a launch that is not of this run nothing is known.
+bool launches_before_can_access(const Grid& grid, const Allocation& range, bool to_write) {
+  if (grid.prerequisite == nullptr) return true;
+  for (const Grid* before = grid.prerequisite; before != nullptr; before = before->prerequisite) {
+    if (can_access(*before, range, to_write)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+LaneMask learn_grid_waits(Warp& warp) {
+  const LaneMask before = warp.before_grid_wait();
+  if (before == 0) return 0;
+  Cta& cta = warp.cta();
+  RaceDetector* const races = warp.machine().races();
+  LaneMask waited = 0;
+  if (races != nullptr) {
+    waited = races->lanes_behind(warp, before & warp.live(), cta.grid->prerequisite);
+  } else if (cta.grid_waited) {
+    waited = before;
+  }
+  if (waited != 0) warp.set_grid_waited(waited);
+  return before & ~waited;
+}
+
+void check_before_grid_wait(Warp& warp, const Instruction& inst, int lane,
+                            const Allocation& accessed, AccessKind kind) {
+  if (warp.before_grid_wait() == 0 || !warp.before_grid_wait(lane)) return;
+  if ((learn_grid_waits(warp) & (lane < 0 ? kFullMask : 1u << lane)) == 0) return;
+  const bool writes = kind != AccessKind::kRead;
+  if (!launches_before_can_access(*warp.cta().grid, accessed, !writes)) return;
+  warp.machine().report("sync",
+                        concat("'", accessed.name,
+                               "' is accessed before griddepcontrol.wait: the "
+                               "launch before may still ",
+                               writes ? "read or write" : "write", " it"),
+                        warp, inst, lane);
 }
 
 void check_overwritten_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, const Warp& warp,
@@ -28,11 +79,15 @@ void check_overwritten_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes,
                       warp, inst, lane);
 }
 
-void report_exit_before_grid_wait(Warp& warp, LaneMask lanes) {
+void check_exit_before_grid_wait(Warp& warp, LaneMask lanes) {
+  Cta& cta = warp.cta();
+  if ((lanes & ~learn_grid_waits(warp)) != 0) cta.grid_waited = true;
+  if (cta.grid_waited || cta.live_threads > static_cast<uint32_t>(__builtin_popcount(lanes)))
+    return;
   warp.machine().report("sync",
-                        "a thread of a launch that depends on the one before ends without "
-                        "griddepcontrol.wait: a launch behind this one may start before the one "
-                        "before it has ended",
+                        "a CTA of a launch that depends on the one before ends, and none of its "
+                        "threads has executed griddepcontrol.wait: a launch behind this one may "
+                        "start before the one before it has ended",
                         warp, warp.instruction(), __builtin_ctz(lanes));
 }
 

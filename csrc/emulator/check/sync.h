@@ -11,16 +11,23 @@
 
 namespace pykernels::emulator {
 
-/// A global access ahead of griddepcontrol.wait in a launch that may overlap the one before it.
-void report_before_grid_wait(Warp& warp, const Instruction& inst, int lane,
-                             const Allocation& allocation);
+/// Lanes that know the launch before to be over without griddepcontrol.wait of their own have
+/// waited: with the race check on those that something orders behind a thread that has, else all of
+/// a CTA in which one has. Returns the rest.
+LaneMask learn_grid_waits(Warp& warp);
+
+/// A global access ahead of griddepcontrol.wait, in a launch that may overlap those before it: a
+/// finding where they may write the bytes, or where they may read what is written.
+void check_before_grid_wait(Warp& warp, const Instruction& inst, int lane,
+                            const Allocation& accessed, AccessKind kind);
 
 /// Bytes written over an mbarrier that was not invalidated: a GPU would lose its state with them.
 void check_overwritten_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, const Warp& warp,
                                 const Instruction& inst, int lane);
 
-/// Lanes that end without griddepcontrol.wait in a launch that may overlap the one before.
-void report_exit_before_grid_wait(Warp& warp, LaneMask lanes);
+/// The lanes are about to end in a launch that may overlap the one before: the last ones of a CTA
+/// in which no thread has waited are a finding.
+void check_exit_before_grid_wait(Warp& warp, LaneMask lanes);
 
 /// An .aligned instruction that has all live lanes of the warp, of which a guard keeps some out.
 void check_aligned_guard(Warp& warp, const Instruction& inst, LaneMask active);

@@ -94,9 +94,8 @@ void check_global_range(const Issuer& issuer, const GlobalRange& range, AccessKi
         global_bounds_message(machine.allocations(), allocation, range.address, range.bytes, kind),
         issuer.warp, issuer.instruction, issuer.lane);
   }
-  if (issuer.warp.before_grid_wait() && issuer.warp.before_grid_wait(issuer.lane)) {
-    report_before_grid_wait(issuer.warp, issuer.instruction, issuer.lane, *allocation);
-  }
+  check_before_grid_wait(issuer.warp, issuer.instruction, issuer.lane,
+                         {range.address, range.bytes, allocation->name, true}, kind);
 }
 
 void BulkOperation::read_source(Machine& machine) {

@@ -101,8 +101,9 @@ Step grid_dependency_wait(Warp& warp, const Instruction& inst, LaneMask active) 
     return warp.block(wait);
   }
   warp.set_grid_waited(active);
+  warp.cta().grid_waited = true;
   RaceDetector* const races = warp.machine().races();
-  if (races != nullptr && before != nullptr) races->grid_wait(warp, active, *before);
+  if (races != nullptr) races->grid_wait(warp, active, before);
   return Step::kNext;
 }
 

@@ -68,6 +68,7 @@ class Cta {
   uint32_t live_warps = 0;
   std::shared_ptr<CtaRaces> races;  // of the race detector; null where it is off
   bool launched_dependents = false;
+  bool grid_waited = false;  // a thread has waited for the launch before, or learnt of its end
   bool exited = false;
 
   /// The mbarrier at this offset, or nullptr if none was initialised there.

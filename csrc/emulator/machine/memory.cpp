@@ -85,7 +85,7 @@ bool map_shared(Warp& warp, const uint64_t* addresses, uint64_t window, uint32_t
 
 bool map_global(Warp& warp, const uint64_t* addresses, uint32_t width, AccessKind kind,
                 LaneMask active, uint8_t** pointers) {
-  if (warp.before_grid_wait()) return false;  // lane by lane, with a finding
+  if (learn_grid_waits(warp) != 0) return false;  // lane by lane: it may be a finding
   const uint64_t first = addresses[__builtin_ctz(active)];
   const Allocation* allocation = warp.machine().allocations().find(first, width);
   if (allocation == nullptr || (kind != AccessKind::kRead && !allocation->writable)) return false;
@@ -159,8 +159,8 @@ uint8_t* resolve_global_lane(Warp& warp, Space space, uint64_t address, uint32_t
                  global_bounds_message(machine.allocations(), allocation, address, bytes, kind),
                  warp, inst, lane);
   }
-  if (warp.before_grid_wait() && warp.before_grid_wait(lane) && space != Space::kConst)
-    report_before_grid_wait(warp, inst, lane, *allocation);
+  if (warp.before_grid_wait() != 0 && space != Space::kConst)
+    check_before_grid_wait(warp, inst, lane, {address, bytes, allocation->name, true}, kind);
   return reinterpret_cast<uint8_t*>(address);
 }
 
@@ -293,7 +293,7 @@ uint8_t* resolve_row(Warp& warp, Space space, uint64_t address, uint32_t bytes, 
     const bool own = offset >= rank || generic;
     return map_shared_range(cta, own ? offset - rank : offset, all, kind);
   }
-  if (space != Space::kGlobal || warp.before_grid_wait()) return nullptr;
+  if (space != Space::kGlobal || learn_grid_waits(warp) != 0) return nullptr;
   const Allocation* allocation = warp.machine().allocations().find(address, all);
   const bool allowed = allocation != nullptr && (kind == AccessKind::kRead || allocation->writable);
   return allowed ? reinterpret_cast<uint8_t*>(address) : nullptr;

@@ -150,8 +150,7 @@ void Warp::part(LaneMask lanes) {
 }
 
 Step Warp::exit(LaneMask lanes) {
-  if ((before_grid_wait_ & lanes) != 0)
-    report_exit_before_grid_wait(*this, before_grid_wait_ & lanes);
+  if (before_grid_wait_ != 0) check_exit_before_grid_wait(*this, lanes);
   if (RaceDetector* races = machine_.races()) races->end_lanes(*this, lanes);
   Split& split = splits_[current_];
   if (trails_ != nullptr && splits_.size() > 1) {

@@ -108,7 +108,10 @@ class RaceDetector {
   void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope);
   void fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces);
   void fence_mbarrier_init(Warp& warp, LaneMask lanes);
-  void grid_wait(Warp& warp, LaneMask lanes, const Grid& before);
+  /// `before`: null where the launch before is none of this run.
+  void grid_wait(Warp& warp, LaneMask lanes, const Grid* before);
+  /// Those of the lanes that know the grid to be over.
+  LaneMask lanes_behind(const Warp& warp, LaneMask lanes, const Grid* before) const;
 
   // ---- clusters that ran apart ----
   /// Takes over what the clusters of a slice did in global memory, and reports what conflicts with

@@ -19,6 +19,9 @@ SyncClock& clock_of(std::shared_ptr<SyncClock>& clock, const WarpRaces& races) {
   return *clock;
 }
 
+/// Of Knowledge::finished_grids. A launch before this run has the last one.
+uint64_t grid_bit(const Grid* grid) { return 1ull << (grid == nullptr ? 63 : grid->index & 63); }
+
 }  // namespace
 
 // ---- the life of clusters and threads ----
@@ -307,16 +310,24 @@ void RaceDetector::fence_mbarrier_init(Warp& warp, LaneMask lanes) {
   });
 }
 
-void RaceDetector::grid_wait(Warp& warp, LaneMask lanes, const Grid& before) {
-  uint64_t finished = 0;
-  for (const Grid* grid = &before; grid != nullptr; grid = grid->prerequisite) {
-    finished |= 1ull << (grid->index & 63);
+void RaceDetector::grid_wait(Warp& warp, LaneMask lanes, const Grid* before) {
+  uint64_t finished = grid_bit(before);
+  for (const Grid* grid = before; grid != nullptr; grid = grid->prerequisite) {
+    finished |= grid_bit(grid);
   }
   for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
     auto joined = std::make_shared<Knowledge>(*known);
     joined->finished_grids |= finished;
     set_known(warp, same, joined);
   });
+}
+
+LaneMask RaceDetector::lanes_behind(const Warp& warp, LaneMask lanes, const Grid* before) const {
+  LaneMask behind = 0;
+  for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    if ((known->finished_grids & grid_bit(before)) != 0) behind |= same;
+  });
+  return behind;
 }
 
 }  // namespace pykernels::emulator
