@@ -363,6 +363,32 @@ def test_differing_counts_name_both_instructions() -> None:
     }
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_that_differ_are_one_finding(seed: int) -> None:
+    """The first count stands; the sites are the instruction that gave it and one of the others.
+
+    Where the two that agree meet first, the third waits for ever.
+    """
+    body = """
+        setp.lt.u32 p0, tid, 32; @p0 bra FIRST; setp.lt.u32 p0, tid, 64; @p0 bra SECOND;
+        bar.sync 1, 64; bra DONE; FIRST: bar.sync 1, 96; bra DONE; SECOND: bar.sync 1, 64; DONE:
+    """
+    try:
+        findings = run(body, 96, seed).findings
+    except EmulationError as error:
+        findings = error.report.findings
+        assert "barrier 1" in findings[-1].message
+    found = [finding for finding in findings if finding.kind == "sync"]
+    if not found and findings[-1].kind == "deadlock":
+        assert "32 of 96 threads have arrived" in findings[-1].message
+        return
+    assert len(found) == 1, found
+    names = {statement(found[0]), statement(found[0], second=True)}
+    assert names == {"bar.sync 1, 96", "bar.sync 1, 64"}
+    given = "96" if "was given 96" in found[0].message else "64"
+    assert statement(found[0], second=True).endswith(given)
+
+
 # ---- setmaxnreg ----
 
 

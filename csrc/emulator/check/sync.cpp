@@ -145,7 +145,7 @@ void report_unfinished_transactions(Machine& machine, const Cta& cta) {
 void report_unfinished_named_barriers(Machine& machine, const Cta& cta) {
   for (size_t index = 0; index < cta.barriers.size(); ++index) {
     const NamedBarrier& barrier = cta.barriers[index];
-    if (barrier.arrived == 0 || barrier.last.warp == nullptr) continue;
+    if (barrier.arrived == 0 || barrier.last.warp == nullptr || barrier.miscounted) continue;
     machine.report("sync",
                    concat("the CTA has ended and at barrier ", index, " only ", barrier.arrived,
                           " of ", barrier.expected, " threads have arrived"),

@@ -85,14 +85,17 @@ void check_count(Warp& warp, const Instruction& inst, uint32_t index, NamedBarri
                  uint32_t count) {
   if (barrier.warps == 0) {
     barrier.expected = count;
-  } else if (barrier.expected != count) {
+    barrier.counted = Party{&warp, &inst, -1};
+    barrier.miscounted = false;
+  } else if (barrier.expected != count && !barrier.miscounted) {
+    barrier.miscounted = true;  // what follows from it is no other fault
     const auto text = [](uint32_t threads) {
       return threads == 0 ? std::string("all") : std::to_string(threads);
     };
     const std::string message =
         concat("barrier ", index, " is given ", text(count), " threads, and was given ",
                text(barrier.expected), " by those that wait there");
-    warp.machine().report("sync", message, Party{&warp, &inst, -1}, barrier.last);
+    warp.machine().report("sync", message, Party{&warp, &inst, -1}, barrier.counted);
   }
 }
 
@@ -101,7 +104,8 @@ void check_arrival(Warp& warp, const Instruction& inst, uint32_t index, NamedBar
                    LaneMask active) {
   const Party self{&warp, &inst, active == warp.live() ? -1 : __builtin_ctz(active)};
   const auto arriving = static_cast<uint32_t>(__builtin_popcount(active));
-  if (barrier.expected != 0 && barrier.arrived + arriving > barrier.expected) {
+  if (barrier.expected != 0 && !barrier.miscounted &&
+      barrier.arrived + arriving > barrier.expected) {
     const std::string message =
         concat("barrier ", index, " counts ", barrier.expected, " threads, of which ",
                barrier.arrived, " have arrived, and ", arriving, " more arrive");

@@ -33,6 +33,8 @@ struct NamedBarrier : Waitable {
   uint32_t last_votes = 0;
   uint64_t generation = 0;
   Party last;                        // who arrived last, for findings
+  Party counted;                     // whose count is `expected`
+  bool miscounted = false;           // another count was given in this generation
   std::shared_ptr<SyncClock> clock;  // of the race detector; null where it is off
 };
 
