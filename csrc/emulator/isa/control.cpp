@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "emulator/isa/lanewise.h"
 #include "emulator/isa/print.h"
+#include "emulator/isa/special_registers.h"
 #include "emulator/machine/machine.h"
 
 namespace pykernels::emulator {
@@ -39,7 +40,10 @@ Step brx_beyond(Warp& warp, const Instruction& inst, LaneMask active) {
 Step exit_lanes(Warp& warp, const Instruction&, LaneMask active) { return warp.exit(active); }
 
 Step trap(Warp& warp, const Instruction& inst, LaneMask active) {
-  warp.machine().fail("trap", "the kernel executed trap", warp, inst, __builtin_ctz(active));
+  Machine& machine = warp.machine();
+  const std::string reason =
+      machine.has_note(kCooperativeNote) ? concat(" (", kCooperativeNote, ")") : "";
+  machine.fail("trap", "the kernel executed trap" + reason, warp, inst, __builtin_ctz(active));
 }
 
 Step breakpoint(Warp& warp, const Instruction& inst, LaneMask active) {

@@ -201,8 +201,10 @@ Entries make_entries() {
   add_places(entries);
   add_clocks(entries);
   for (int i = 0; i < 32; ++i) {
-    entries.emplace_back("%envreg" + std::to_string(i),
-                         uniform<[](Warp&) { return uint64_t{0}; }>());
+    entries.emplace_back("%envreg" + std::to_string(i), uniform<[](Warp& warp) {
+                           warp.machine().note(kCooperativeNote);
+                           return uint64_t{0};
+                         }>());
   }
   return entries;
 }

@@ -7,6 +7,11 @@
 
 namespace pykernels::emulator {
 
+/// Of runs in which a kernel reads %envreg, which cooperative groups look for the grid's barrier
+/// in.
+inline constexpr const char* kCooperativeNote =
+    "%envreg is read and holds 0: cooperative launches, with grid.sync(), are not emulated";
+
 /// Writes the value for the active lanes into slot 0 as 32 or 64 bits; nullptr for an unknown name,
 /// such as
 /// "%tid" without a component.
