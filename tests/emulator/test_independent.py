@@ -272,12 +272,13 @@ def test_ctrl_c_ends_all_threads(num_threads: int) -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupt
 
+    body = "mov.u32 r1, 0; LOOP: add.u32 r1, r1, 1; bra LOOP;"  # it counts: no deadlock
     threads = threading.active_count()
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(Interrupt):
-            run_ptx("LOOP: bra LOOP;", {}, grid=(7,), emulator=Emulator(num_threads=num_threads))
+            run_ptx(body, {}, grid=(7,), emulator=Emulator(num_threads=num_threads))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

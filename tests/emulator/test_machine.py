@@ -459,7 +459,7 @@ def test_an_endless_loop_can_be_interrupted() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(Interrupt):
-            run_ptx("LOOP: bra LOOP;", {})
+            run_ptx("mov.u32 r1, 0; LOOP: add.u32 r1, r1, 1; bra LOOP;", {})
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

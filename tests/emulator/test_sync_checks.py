@@ -525,6 +525,100 @@ def test_threads_that_all_wait_have_no_finding() -> None:
     run_dependent(body).raise_if_findings()
 
 
+# ---- launches that only poll ----
+
+POLLS = {
+    "a flag in global memory": (
+        "SPIN: ld.acquire.gpu.u32 r1, [flag]; setp.eq.u32 p0, r1, 0; @p0 bra SPIN;",
+        ("'flag_param' + 0 in global memory", "warps 0-1 polls"),
+    ),
+    "an element of shared memory": (
+        "mov.u32 r2, tile; st.shared.u32 [r2 + 4], 0; bar.sync 0;"
+        "SPIN: ld.volatile.shared.u32 r1, [r2 + 4]; setp.eq.u32 p0, r1, 0; @p0 bra SPIN;",
+        ("'tile' + 4 in shared memory",),
+    ),
+    "an mbarrier": (
+        INIT.format(count=1)
+        + "SPIN: mbarrier.test_wait.parity.shared.b64 p0, [r10], 0; @!p0 bra SPIN;",
+        ("the mbarrier at 'bar' + 0; it is in phase 0 (parity 0): 1 of 1 arrivals pending",),
+    ),
+    "two flags by lanes that have parted": (
+        f"""{HALF} @p0 bra LOW;
+        HIGH: ld.relaxed.gpu.u32 r1, [flag]; setp.eq.u32 p1, r1, 0; @p1 bra HIGH; bra DONE;
+        LOW: ld.relaxed.gpu.u32 r1, [flag + 8]; setp.eq.u32 p1, r1, 0; @p1 bra LOW; DONE:""",
+        ("'flag_param' + 0", "'flag_param' + 8", "warp 0 lanes 16-31"),
+    ),
+    "nothing at all": ("SPIN: bra SPIN;", ("bra SPIN",)),
+}
+
+
+def run_flag(body: str, **options: Any) -> Report:
+    flag = np.zeros(4, dtype=np.uint32)
+    emulator = Emulator(max_warp_instructions=1 << 24, **options)
+    return run_ptx(body, {"flag": flag}, module=SHARED, block=(64,), emulator=emulator)
+
+
+@pytest.mark.parametrize("schedule", ["random", "priority"])
+@pytest.mark.parametrize("case", POLLS)
+def test_a_launch_that_only_polls_ends_soon(case: str, schedule: str) -> None:
+    body, texts = POLLS[case]
+    with pytest.raises(EmulationError) as caught:
+        run_flag(body, schedule=schedule)
+    assert caught.value.report.findings[-1].kind == "deadlock"
+    message = str(caught.value)
+    assert "all that run only poll" in message
+    for text in texts:
+        assert text in message, message
+
+
+def test_a_long_computation_is_no_poll() -> None:
+    """One warp counts to a million without writing, the other polls for what it writes then."""
+    body = """
+        setp.lt.u32 p0, tid, 32; @p0 bra COUNT;
+        SPIN: ld.relaxed.gpu.u32 r1, [flag]; setp.eq.u32 p1, r1, 0; @p1 bra SPIN; bra DONE;
+        COUNT: mov.u32 r2, 0;
+        AGAIN: add.u32 r2, r2, 1; setp.lt.u32 p1, r2, 1000000; @p1 bra AGAIN;
+        st.relaxed.gpu.u32 [flag], r2; DONE:
+    """
+    run_flag(body, checks=()).raise_if_findings()
+
+
+def test_steps_of_a_pipeline_without_data_are_no_poll() -> None:
+    """Two warps hand an mbarrier to and fro: nothing is written, and one of them counts."""
+    body = """
+        setp.eq.u32 p9, tid, 0; mov.u32 r10, bar; mov.u32 r11, tile;
+        @p9 mbarrier.init.shared::cta.b64 [r10], 1; @p9 mbarrier.init.shared::cta.b64 [r11], 1;
+        bar.sync 0; setp.lt.u32 p0, tid, 32; setp.eq.u32 p1, lane, 0; mov.u32 r3, 0;
+        mov.u32 r4, 0; @p0 bra PING;
+        PONG: mbarrier.test_wait.parity.shared.b64 p2, [r10], r3; @!p2 bra PONG;
+        @p1 mbarrier.arrive.shared.b64 _, [r11]; xor.b32 r3, r3, 1;
+        add.u32 r4, r4, 1; setp.lt.u32 p2, r4, 40000; @p2 bra PONG; bra DONE;
+        PING: @p1 mbarrier.arrive.shared.b64 _, [r10];
+        BACK: mbarrier.test_wait.parity.shared.b64 p2, [r11], r3; @!p2 bra BACK;
+        xor.b32 r3, r3, 1; add.u32 r4, r4, 1; setp.lt.u32 p2, r4, 40000; @p2 bra PING; DONE:
+    """
+    run_flag(body, checks=()).raise_if_findings()
+
+
+# ---- what is not emulated, and says so ----
+
+
+def test_cooperative_groups_are_named_in_the_note_and_in_the_trap() -> None:
+    report = run("mov.u32 r1, %envreg2;")
+    assert any("cooperative launches" in note for note in report.notes)
+    with pytest.raises(EmulationError, match=r"executed trap .*grid\.sync.*not emulated"):
+        run("mov.u32 r1, %envreg2; setp.ne.u32 p0, r1, 0; @!p0 trap;")
+
+
+def test_access_to_a_rank_that_does_not_exist_names_the_thread() -> None:
+    body = "mov.u32 r1, 0x1000400; setp.eq.u32 p0, tid, 7; @p0 ld.shared::cluster.u32 r2, [r1];"
+    with pytest.raises(EmulationError, match="names rank 1 in a cluster of 1") as caught:
+        run(body)
+    site = caught.value.report.findings[-1].first
+    assert site is not None
+    assert site.thread == 7
+
+
 # ---- where an instruction comes from ----
 
 

@@ -175,6 +175,7 @@ Step barrier(Warp& warp, const Instruction& inst, LaneMask active) {
     split.wait.token = barrier.generation;
     if (RaceDetector* races = warp.machine().races()) races->barrier_arrive(warp, barrier, active);
     cta.arrive(barrier, warp, active, votes);
+    warp.machine().note_change();
     if constexpr (kAction == Action::kArrive) return Step::kNext;
   }
   if (barrier.generation == split.wait.token) {
@@ -231,6 +232,7 @@ Step cluster_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
   warp.cluster_parity =
       (cluster.generation & 1) != 0 ? warp.cluster_parity | active : warp.cluster_parity & ~active;
   cluster.arrived += static_cast<uint32_t>(__builtin_popcount(active));
+  warp.machine().note_change();
   if (RaceDetector* races = warp.machine().races()) {
     const bool relaxed = (inst.variant & kRelaxed) != 0;
     races->cluster_arrive(warp, active, relaxed ? Semantics::kRelaxed : Semantics::kRelease);

@@ -44,6 +44,7 @@ Step mbarrier_init(Warp& warp, const Instruction& inst, LaneMask active) {
       barrier->wake_all();
     }
     barrier = std::make_unique<Mbarrier>(count);
+    warp.machine().note_change();
     if (RaceDetector* races = warp.machine().races()) {
       races->mbarrier_init(warp, inst, lane, *barrier);
     }
@@ -64,6 +65,7 @@ Step mbarrier_inval(Warp& warp, const Instruction& inst, LaneMask active) {
     if (barrier == nullptr) continue;
     check_invalidated(warp, inst, lane, *location.cta, location.offset, *barrier);
     barrier->wake_all();  // those that wait find none any more, which is reported there
+    warp.machine().note_change();
     location.cta->invalidated[location.offset] = Party{&warp, &inst, lane};
     location.cta->mbarriers.erase(location.offset);
     location.cta->poison(location.offset, Mbarrier::kBytes);
@@ -109,6 +111,7 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
     const uint32_t operand =
         inst.operands[kMbarrierValueSlot] == kNoSlot ? 1 : value(warp, inst, lane);
     const uint64_t state = barrier->state();
+    warp.machine().note_change();
     if (location.cta == &warp.cta())
       barrier->set_next(warp.index() * kWarpSize + lane, state >> 20);
     if (kTransaction && operand != 0) barrier->expecting = Party{&warp, &inst, lane};
@@ -136,6 +139,7 @@ Step mbarrier_tx(Warp& warp, const Instruction& inst, LaneMask active) {
     Mbarrier* barrier = addresses.find(lane, &location);
     if (barrier == nullptr) continue;
     const int64_t bytes = value(warp, inst, lane);
+    warp.machine().note_change();
     if (RaceDetector* races = warp.machine().races()) {
       races->mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
     }

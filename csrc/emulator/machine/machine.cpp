@@ -183,6 +183,7 @@ void Machine::check_launch(const Grid& grid) {
 }
 
 void Machine::start_cluster(Grid& grid) {
+  note_change();
   auto cluster = std::make_unique<Cluster>();
   const Dim3& size = grid.launch.cluster;
   const Dim3 clusters{grid.launch.grid.x / size.x, grid.launch.grid.y / size.y,

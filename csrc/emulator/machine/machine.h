@@ -16,6 +16,7 @@
 #include "emulator/machine/cta.h"
 #include "emulator/machine/footprint.h"
 #include "emulator/machine/memory.h"
+#include "emulator/machine/poll_watch.h"
 #include "emulator/machine/pool.h"
 #include "emulator/machine/random.h"
 #include "emulator/program.h"
@@ -191,6 +192,8 @@ class Machine {
   /// Something has happened that polling warps may wait for: the running cluster keeps its turn
   /// longer.
   void progress();
+  /// An arrival or the like: neither a byte written nor an event, but polls may find it.
+  void note_change() { ++num_changes_; }
   Reachability& reachability() { return reachability_; }
   bool has_note(const std::string& text) const;
 
@@ -224,7 +227,9 @@ class Machine {
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
   [[noreturn]] void fail_hung(const std::string& reason);
+  [[noreturn]] void fail_polling(const std::string& reason);
   void check_liveness();
+  void check_polling();
 
   MachineOptions options_;
   Random random_;
@@ -245,9 +250,13 @@ class Machine {
   uint64_t clock_reads_ = 0;
   uint64_t next_poll_ = 0;
   uint64_t num_events_ = 0;     // completions, arrivals of whole barriers, ends of threads
+  uint64_t num_changes_ = 0;    // arrivals at barriers and mbarriers, clusters started
   uint64_t last_activity_ = 0;  // of events and bytes written, when it last changed
   uint64_t active_at_ = 0;      // instructions at that time
   bool deadlocked_ = false;
+  uint64_t quiet_activity_ = 0;  // with changes, when it last changed
+  uint64_t quiet_since_ = 0;     // instructions at that time
+  PollWatch poll_watch_;
   Reachability reachability_;
 };
 

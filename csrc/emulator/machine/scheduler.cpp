@@ -18,8 +18,10 @@ constexpr uint32_t kExtensions = 32;    // most such slices in a row
 constexpr uint64_t kPatience =
     4096;  // warps may poll for an operation that "late" would hold back for ever
 constexpr uint64_t kPollInterval = 1 << 17;  // between looks at MachineOptions::poll
-constexpr uint64_t kHopeless =
-    1ull << 28;  // without an event or a byte written: they all poll, for ever
+constexpr uint64_t kHopeless = 1ull << 28;   // without an event or a byte written: it is a hang
+constexpr uint64_t kQuiet = 1 << 20;         // without a change: are they all polling?
+constexpr uint64_t kQuietShare = 8 * 1024;   // more for each CTA, so that all have had a turn
+constexpr uint64_t kWatchedTurn = 64;        // of a warp while that is being looked at
 constexpr uint32_t kRandomCompletion =
     4;  // random mode: one scheduling point in so many completes something
 
@@ -128,6 +130,7 @@ uint64_t Machine::run_warp(Warp& warp, uint64_t budget) {
   const uint64_t spent = warp.run(budget);
   current_warp_ = nullptr;
   if (options_.record_trace) record_run(warp, spent);
+  if (poll_watch_.watching()) poll_watch_.after_turn(warp, spent);
   if (warp.runnable()) add_runnable(warp);
   end_ctas(cluster);
   instructions_ += spent;
@@ -162,9 +165,32 @@ bool Machine::run_random_turn() {
   Warp& warp = *cluster.runnable[pick];
   cluster.runnable[pick] = cluster.runnable.back();
   cluster.runnable.pop_back();
-  run_warp(warp, kTurn + random_.below(static_cast<uint32_t>(kTurn)));
+  const uint64_t turn = poll_watch_.watching() ? kWatchedTurn : kTurn;
+  run_warp(warp, turn + random_.below(static_cast<uint32_t>(turn)));
   complete_after_turn(cluster);
   return true;
+}
+
+/// Ends a launch in which all warps that run have come back to a state of theirs while nothing has
+/// changed. Nothing is looked at before a while has gone by without a change.
+void Machine::check_polling() {
+  const Counters& counters = report_.counters;
+  const uint64_t activity =
+      num_events_ + num_changes_ + counters.global_bytes_written + counters.shared_bytes_written;
+  if (activity != quiet_activity_) {
+    quiet_activity_ = activity;
+    quiet_since_ = instructions_;
+    poll_watch_.stop();
+    return;
+  }
+  if (poll_watch_.watching()) {
+    if (!poll_watch_.all_poll(active_)) return;
+    fail_polling(concat("all that run only poll, and nothing has changed in the last ",
+                        instructions_ - quiet_since_, " warp instructions"));
+  }
+  uint64_t num_ctas = 0;
+  for (const Cluster* cluster : active_) num_ctas += cluster->ctas.size();
+  if (instructions_ - quiet_since_ > kQuiet + num_ctas * kQuietShare) poll_watch_.start();
 }
 
 /// Ends a launch that runs on without getting anywhere.
@@ -191,6 +217,7 @@ Report Machine::run() {
     next_poll_ = std::min(instructions_ + kPollInterval, options_.max_warp_instructions + 1);
     if (options_.poll) options_.poll();
     check_liveness();
+    check_polling();
   }
   count_footprint();
   return report_;

@@ -333,6 +333,18 @@ uint64_t Warp::run(uint64_t budget) {
   return spent;
 }
 
+std::vector<uint8_t> Warp::state() const {
+  std::vector<uint8_t> bytes(storage_, storage_ + program_.register_file_bytes);
+  if (local_ != nullptr)
+    bytes.insert(bytes.end(), local_, local_ + size_t{program_.local_bytes} * kWarpSize);
+  for (const Split& split : splits_) {
+    const uint32_t words[] = {split.pc, split.lanes, split.blocked};
+    const auto* first = reinterpret_cast<const uint8_t*>(words);
+    bytes.insert(bytes.end(), first, first + sizeof(words));
+  }
+  return bytes;
+}
+
 void Warp::check_registers(const Instruction& inst, LaneMask active) {
   const RegisterAccess* const accesses = program_.accesses.data() + inst.accesses_begin;
   const auto is_written = [&](const RegisterAccess& access) {

@@ -161,6 +161,8 @@ class Warp {
   void wake(const Waitable* on);
   const std::vector<Split>& splits() const { return splits_; }
   std::vector<Split>& splits() { return splits_; }
+  /// All that decides what its lanes do next, memory aside: registers, local memory, splits.
+  std::vector<uint8_t> state() const;
 
  private:
   friend class Machine;
