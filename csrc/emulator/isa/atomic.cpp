@@ -20,7 +20,8 @@ constexpr std::string_view kOperations = "add min max inc dec and or xor exch ca
 /// Elements of an atomic in the order of the vector; scalars have one.
 struct AtomicForm : SideData {
   Reduction reduction;
-  bool compares = false;  // cas: source is the value to compare with, `replacement` the new one
+  bool is_reduction = false;  // red: no destination
+  bool compares = false;      // cas: source is the value to compare with, `replacement` the new one
   int count = 1;
   uint32_t bytes = 4;  // of an element
   Slot destination[kMaxElements];
@@ -47,9 +48,11 @@ bool in_shared(const Instruction& inst, uint64_t address) {
          (space == Space::kGeneric && address >> kWindowShift == kSharedWindow >> kWindowShift);
 }
 
-/// One lane's read-modify-write. Lanes take their turns in ascending order.
-void update(Warp& warp, const AtomicForm& form, const Reduction& reduction, uint8_t* pointer,
+/// One lane's read-modify-write: false if it has only read. Lanes take their turns in ascending
+/// order.
+bool update(Warp& warp, const AtomicForm& form, const Reduction& reduction, uint8_t* pointer,
             int lane) {
+  bool writes = true;
   for (int i = 0; i < form.count; ++i) {
     uint8_t* place = pointer + static_cast<uint32_t>(i) * form.bytes;
     uint64_t old_value = 0;
@@ -59,7 +62,8 @@ void update(Warp& warp, const AtomicForm& form, const Reduction& reduction, uint
     if (form.compares) {
       const uint64_t mask = form.bytes == 8 ? ~0ull : (1ull << 8 * form.bytes) - 1;
       const uint64_t replacement = read_lane(warp, form.replacement, lane, form.bytes);
-      result = old_value == (operand & mask) ? replacement : old_value;
+      writes = old_value == (operand & mask);
+      result = writes ? replacement : old_value;
     } else {
       result = reduction.combine(old_value, operand);
     }
@@ -68,6 +72,7 @@ void update(Warp& warp, const AtomicForm& form, const Reduction& reduction, uint
       write_lane(warp, form.destination[i], lane, form.bytes, old_value);
     }
   }
+  return writes;
 }
 
 Step atomic(Warp& warp, const Instruction& inst, LaneMask active) {
@@ -75,14 +80,18 @@ Step atomic(Warp& warp, const Instruction& inst, LaneMask active) {
   uint64_t addresses[kWarpSize];
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[0], addresses);
-  access(warp, inst, addresses, form.bytes * static_cast<uint32_t>(form.count), AccessKind::kAtomic,
-         active, pointers);
+  const uint32_t bytes = form.bytes * static_cast<uint32_t>(form.count);
+  const Space space =
+      resolve_lanes(warp, inst, addresses, bytes, AccessKind::kAtomic, active, pointers);
+  LaneMask failed = 0;
   Reduction reduction = form.reduction;
   for_lanes(active, [&](int lane) {
     // PTX ISA, atom: add.f32 flushes subnormals in global memory and keeps them in shared memory.
     reduction.flush_subnormals = reduction.type == Type::kF32 && !in_shared(inst, addresses[lane]);
-    update(warp, form, reduction, pointers[lane], lane);
+    if (!update(warp, form, reduction, pointers[lane], lane)) failed |= 1u << lane;
   });
+  account(warp, inst,
+          {space, AccessKind::kAtomic, false, bytes, active, addresses, form.is_reduction, failed});
   return Step::kNext;
 }
 
@@ -92,7 +101,9 @@ Step atomic_b128(Warp& warp, const Instruction& inst, LaneMask active) {
   uint64_t addresses[kWarpSize];
   uint8_t* pointers[kWarpSize];
   lane_addresses(warp, inst, inst.operands[0], addresses);
-  access(warp, inst, addresses, 16, AccessKind::kAtomic, active, pointers);
+  const Space space =
+      resolve_lanes(warp, inst, addresses, 16, AccessKind::kAtomic, active, pointers);
+  LaneMask failed = 0;
   for_lanes(active, [&](int lane) {
     uint8_t old_value[16];
     std::memcpy(old_value, pointers[lane], 16);
@@ -101,11 +112,15 @@ Step atomic_b128(Warp& warp, const Instruction& inst, LaneMask active) {
       std::memcpy(pointers[lane], operand, 16);
     } else if (std::memcmp(old_value, operand, 16) == 0) {
       std::memcpy(pointers[lane], warp.wide(form.replacement, lane), 16);
+    } else {
+      failed |= 1u << lane;
     }
     if (form.destination[0] != kNoSlot) {
       std::memcpy(warp.wide(form.destination[0], lane), old_value, 16);
     }
   });
+  account(warp, inst,
+          {space, AccessKind::kAtomic, false, 16, active, addresses, form.is_reduction, failed});
   return Step::kNext;
 }
 
@@ -159,6 +174,7 @@ void build_atomic(Builder& builder, bool has_destination) {
     builder.fail("atomics need global or shared memory");
   }
   auto form = make_form(builder, modifiers);
+  form->is_reduction = !has_destination;
   size_t next = has_destination ? 1 : 0;
   build_address(builder, operand(builder, next++), modifiers, 0);
   read_elements(

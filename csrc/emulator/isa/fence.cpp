@@ -12,9 +12,10 @@
 namespace pykernels::emulator {
 namespace {
 
-// Bits of Instruction::variant: semantics (3) and scope (3) of a memory fence, spaces of a proxy
-// fence.
+// Bits of Instruction::variant: semantics (3) and scope (3) of a memory fence, and whether it is
+// fence.sc; spaces of a proxy fence.
 constexpr int kScopeShift = 3;
+constexpr int kSequential = 1 << 6;
 constexpr uint16_t kShared = 1;
 constexpr uint16_t kGlobal = 2;
 constexpr uint16_t kTensorMap = 4;
@@ -22,7 +23,8 @@ constexpr uint16_t kTensorMap = 4;
 Step memory_fence(Warp& warp, const Instruction& inst, LaneMask active) {
   if (RaceDetector* races = warp.machine().races()) {
     races->fence(warp, active, static_cast<Semantics>(inst.variant & 7),
-                 static_cast<Scope>(inst.variant >> kScopeShift));
+                 static_cast<Scope>(inst.variant >> kScopeShift & 7),
+                 (inst.variant & kSequential) != 0);
   }
   return Step::kNext;
 }
@@ -86,21 +88,23 @@ void add_proxy_fences(Table& table) {
 }  // namespace
 
 void add_fence_forms(Table& table) {
-  const auto add = [&](const std::string& form, Semantics semantics, Scope scope) {
+  const auto add = [&](const std::string& form, Semantics semantics, Scope scope, int more = 0) {
     table.add(form, InstructionClass::kFence,
-              build_fence(memory_fence, 0, memory_variant(semantics, scope)));
+              build_fence(memory_fence, 0, memory_variant(semantics, scope) | more));
   };
-  add("membar.cta", Semantics::kAcquireRelease, Scope::kCta);
-  add("membar.gl", Semantics::kAcquireRelease, Scope::kGpu);
-  add("membar.sys", Semantics::kAcquireRelease, Scope::kSys);
+  // PTX ISA, membar: on sm_70 and later a synonym of fence.sc.
+  add("membar.cta", Semantics::kAcquireRelease, Scope::kCta, kSequential);
+  add("membar.gl", Semantics::kAcquireRelease, Scope::kGpu, kSequential);
+  add("membar.sys", Semantics::kAcquireRelease, Scope::kSys, kSequential);
   const std::pair<const char*, Scope> scopes[] = {{"cta", Scope::kCta},
                                                   {"cluster", Scope::kCluster},
                                                   {"gpu", Scope::kGpu},
                                                   {"sys", Scope::kSys}};
   for (const auto& [name, scope] : scopes) {
-    for (const std::string semantics : {"", "sc.", "acq_rel."}) {
+    for (const std::string semantics : {"", "acq_rel."}) {
       add("fence." + semantics + name, Semantics::kAcquireRelease, scope);
     }
+    add(std::string("fence.sc.") + name, Semantics::kAcquireRelease, scope, kSequential);
     add(std::string("fence.acquire.") + name, Semantics::kAcquire, scope);
     add(std::string("fence.release.") + name, Semantics::kRelease, scope);
   }

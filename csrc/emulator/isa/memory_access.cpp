@@ -136,12 +136,16 @@ void check_races(RaceDetector& races, Warp& warp, const Instruction& inst,
   seen.kind = access.kind;
   seen.order = memory_order(inst, access.kind);
   seen.bytes = access.bytes;
+  seen.scalar_shift = inst.variant >> kScalarShift & 7;
+  seen.reduction = access.reduction;
+  seen.failed = access.failed;
   seen.active = access.active;
   seen.addresses = access.addresses;
   races.access(warp, inst, seen);
 }
 
-/// What counters and checks make of an access that has been resolved.
+}  // namespace
+
 void account(Warp& warp, const Instruction& inst, const WarpAccess& access) {
   Machine& machine = warp.machine();
   if (RaceDetector* races = machine.races()) check_races(*races, warp, inst, access);
@@ -159,8 +163,6 @@ void account(Warp& warp, const Instruction& inst, const WarpAccess& access) {
     check_mbarriers(warp, inst, access, shared);
   }
 }
-
-}  // namespace
 
 uint64_t AddressOperand::at(Warp& warp, int lane) const {
   if (base == kNoSlot) {
@@ -190,8 +192,8 @@ void lane_addresses(Warp& warp, const Instruction& inst, Slot slot, uint64_t* ad
   }
 }
 
-void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
-            AccessKind kind, LaneMask active, uint8_t** pointers) {
+Space resolve_lanes(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
+                    AccessKind kind, LaneMask active, uint8_t** pointers) {
   Space space = access_space(inst);
   if (resolve_all(warp, space, addresses, bytes, kind, active, pointers)) {
     // They all lie where the first one does.
@@ -202,6 +204,12 @@ void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint
       pointers[lane] = resolve(warp, space, addresses[lane], bytes, kind, lane);
     }
   }
+  return space;
+}
+
+void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
+            AccessKind kind, LaneMask active, uint8_t** pointers) {
+  const Space space = resolve_lanes(warp, inst, addresses, bytes, kind, active, pointers);
   account(warp, inst, {space, kind, false, bytes, active, addresses});
 }
 

@@ -40,6 +40,7 @@ inline constexpr uint16_t kNonCoherent = 8;
 inline constexpr int kSpaceShift = 4;      // 3 bits
 inline constexpr int kSemanticsShift = 7;  // 3 bits
 inline constexpr int kScopeShift = 10;     // 3 bits
+inline constexpr int kScalarShift = 13;    // 3 bits: log2 of the bytes of a scalar
 
 uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64);
 
@@ -96,12 +97,20 @@ struct WarpAccess {
   uint32_t bytes;  // a lane
   LaneMask active;
   const uint64_t* addresses;  // of the active lanes; of a row only lane 0's
+  bool reduction = false;     // an atomic without a result
+  LaneMask failed = 0;        // lanes whose compare-and-swap has only read
 };
 
 /// Host pointers of all active lanes, whatever the space; counts the bytes and, in shared memory,
 /// the bank conflicts. Inactive lanes' pointers are undefined.
 void access(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
             AccessKind kind, LaneMask active, uint8_t** pointers);
+
+/// The two halves of access(), for those who know only later what they have done: host pointers and
+/// the space that holds all of them, then counters and checks.
+Space resolve_lanes(Warp& warp, const Instruction& inst, const uint64_t* addresses, uint32_t bytes,
+                    AccessKind kind, LaneMask active, uint8_t** pointers);
+void account(Warp& warp, const Instruction& inst, const WarpAccess& access);
 
 /// Wavefronts beyond the least that the access needs: 32 banks of 4 bytes, 16-byte accesses in
 /// phases of eight lanes, 8-byte ones of sixteen.

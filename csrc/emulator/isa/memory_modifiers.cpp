@@ -122,6 +122,16 @@ MemoryModifiers read_memory_modifiers(const Builder& builder, std::string_view o
   return modifiers;
 }
 
+namespace {
+
+/// A packed type counts as its two scalars.
+uint32_t scalar_bytes(Type type) {
+  const bool packed = type == Type::kF16x2 || type == Type::kBf16x2;
+  return packed ? 2 : std::max(1u, static_cast<uint32_t>(type_bits(type)) / 8);
+}
+
+}  // namespace
+
 uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64) {
   // A shared::cluster address is resolved as the generic address of the same bytes: the rank
   // counts.
@@ -130,7 +140,8 @@ uint16_t memory_variant(const MemoryModifiers& modifiers, bool base_is_64) {
       (base_is_64 ? kBase64 : 0) | (modifiers.cluster ? kClusterAddress : 0) |
       (modifiers.non_coherent ? kNonCoherent : 0) | static_cast<int>(space) << kSpaceShift |
       static_cast<int>(modifiers.semantics) << kSemanticsShift |
-      static_cast<int>(modifiers.scope) << kScopeShift);
+      static_cast<int>(modifiers.scope) << kScopeShift |
+      __builtin_ctz(scalar_bytes(modifiers.type)) << kScalarShift);
 }
 
 void build_address(Builder& builder, const Operand& operand, const MemoryModifiers& modifiers,

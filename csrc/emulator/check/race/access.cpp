@@ -29,7 +29,8 @@ Epoch RaceDetector::thread_epoch(const Warp& warp, const Instruction& inst, Lane
   Epoch epoch{races.place.cluster, races.first, races.now, 0, lanes};
   epoch.what = static_cast<uint32_t>(&inst - warp.program().instructions.data());
   if (access.order.is_strong()) {
-    epoch.what |= kWhatStrong | static_cast<uint32_t>(access.order.scope) << kWhatScopeShift;
+    epoch.what |= kWhatStrong | static_cast<uint32_t>(access.order.scope) << kWhatScopeShift |
+                  access.scalar_shift << kWhatSizeShift;
   }
   if (access.order.non_coherent) epoch.what |= kWhatNonCoherent;
   return epoch;
@@ -127,8 +128,7 @@ void RaceDetector::access_same(Warp& warp, const Instruction& inst, const Thread
     }
     range(checked, address, access.bytes);
     if (!access.order.is_strong()) return;
-    const uint64_t key = location_key(checked.owner, address);
-    for_lanes(lanes, [&](int lane) { synchronise(warp, lane, key, access.kind, access.order); });
+    for_lanes(lanes, [&](int lane) { synchronise(warp, lane, checked.owner, address, access); });
   });
 }
 
@@ -141,19 +141,17 @@ void RaceDetector::access_lane(Warp& warp, const Instruction& inst, const Thread
   }
   Access checked{thread_epoch(warp, inst, 1u << lane, access),
                  {},
-                 access.kind != AccessKind::kRead,
+                 access.kind_of(lane) != AccessKind::kRead,
                  Layer::kKnown,
                  nullptr};
   checked.owner = owner_of(warp, access, &address);
-  const bool synchronises = access.order.is_strong();
-  const uint64_t key = synchronises ? location_key(checked.owner, address) : 0;
   const View view = this->view(warp, lane);
   checked.views = {&view, 1};
   if (checked.owner != nullptr && checked.owner != &warp.cta()) {
     touch(*checked.owner, checked.epoch);
   }
   range(checked, address, access.bytes);
-  if (synchronises) synchronise(warp, lane, key, access.kind, access.order);
+  if (access.order.is_strong()) synchronise(warp, lane, checked.owner, address, access);
 }
 
 void RaceDetector::access_range(Warp& warp, const Instruction& inst, int lane,
@@ -218,7 +216,9 @@ void RaceDetector::line_range(Line& line, const Access& access, uint64_t line_ad
 
 void RaceDetector::cell(Cell& cell, const Access& access, uint64_t address) {
   if (cell.write.clock != 0) {
-    if (const Verdict verdict = judge(cell.write, true, access); verdict != Verdict::kOrdered) {
+    const Verdict verdict = judge(cell.write, true, access);
+    if (verdict != Verdict::kOrdered &&
+        (verdict != Verdict::kUnordered || !observed(cell, access))) {
       report(access, cell.write, true, verdict, address);
     }
   }
@@ -228,8 +228,11 @@ void RaceDetector::cell(Cell& cell, const Access& access, uint64_t address) {
       report(access, reader, false, verdict, address);
     }
   }
+  constexpr uint32_t kFlag = kWhatStrong | kWhatSize;
   const bool was_flag = (cell.write.what & kWhatStrong) != 0;
-  if (was_flag && (access.epoch.what & kWhatStrong) == 0) forget_location(access, address);
+  if (was_flag && ((cell.write.what ^ access.epoch.what) & kFlag) != 0) {
+    forget_location(access, address, cell.write);
+  }
   clear_readers(cell);
   cell.write = access.epoch;
 }

@@ -38,6 +38,8 @@ struct View {
   uint32_t synced = 0;     // of the other lanes
   uint32_t converged = 0;  // of the other lanes, only that they are over
 
+  /// Raises what the lane itself and its warp have done.
+  void raise_own(ClusterClock& into, bool only_executed) const;
   uint32_t at(Layer layer, uint32_t component) const {
     const uint32_t value = known->own.at(layer, component);
     const uint32_t lane = component - first;
@@ -56,28 +58,80 @@ struct Release {
   Scope scope = Scope::kCta;
   Place place;
   KnowledgeRef known;
-  View view;  // into `known`
+  View view;                // into `known`
+  bool sequential = false;  // by fence.sc, for the GPU or the system
 
-  void join_into(Knowledge& into, bool only_executed) const;
-  /// Only what the lane itself and its warp have done.
-  void raise_own(Knowledge& into, bool only_executed) const;
-  /// By the same lane, for the same scope: the later one holds the earlier.
-  bool same_lane(const Release& other) const {
-    return known->cluster == other.known->cluster && view.own != 0 && scope == other.scope &&
-           view.first == other.view.first && view.own == other.view.own;
-  }
+  Release(Scope for_scope, const Place& at, KnowledgeRef what, const View& view_of_it,
+          bool is_sequential = false)
+      : scope(for_scope),
+        place(at),
+        known(std::move(what)),
+        view(view_of_it),
+        sequential(is_sequential) {}
+
+  /// All of it, for any cluster; made once.
+  const KnowledgeRef& frozen() const;
+  /// Of a fence.sc: what those behind it know.
+  Fenced fenced() const;
+
+ private:
+  mutable KnowledgeRef frozen_, bare_;
 };
 
-/// A release that a relaxed read has found at a location (a barrier's is 0).
+/// The releases that the present value of a location carries. They are merged by scope and by the
+/// group of threads that a reader of a scope synchronises with, not kept by thread.
+class Location {
+ public:
+  uint64_t version = 0;  // another one after each change
+
+  bool release(const Release& release);
+  bool fence(const Fenced& fence);
+  void clear();
+  bool empty() const { return releases_.empty() && fences_.empty(); }
+  const std::vector<Fenced>& fences() const { return fences_; }
+  /// What releases of `scope` by threads of one group with `place` hold: one CTA for level kCta,
+  /// and so on up to the scope. Null where there are none.
+  KnowledgeRef released(Scope scope, Scope level, const Place& place) const;
+
+ private:
+  std::map<uint64_t, KnowledgeRef> releases_;
+  std::vector<Fenced> fences_;
+};
+
+/// What a relaxed read has found at a location (a barrier's is 0) for acquires of at least a level.
 struct SeenRelease {
+  uint64_t location = 0;
+  Scope scope = Scope::kCta;
+  Scope level = Scope::kCta;
+  KnowledgeRef known;
+};
+
+/// A lane's own release at a location.
+struct StoredRelease {
   uint64_t location = 0;
   Release release;
 };
 
+/// The last location that a lane has read: what has not changed since has nothing new.
+struct LastRead {
+  uint64_t location = 0;
+  uint64_t version = 0;
+  Scope scope = Scope::kNone;
+  bool acquires = false;
+
+  bool operator==(const LastRead&) const = default;
+};
+
 /// What a lane's fences have released and may still acquire.
 struct LaneFences {
-  std::vector<Release> released;  // by fences: goes with the lane's relaxed writes
-  std::vector<SeenRelease> seen;  // acquired by the next fence, or by an acquire there
+  std::vector<Release> released;      // by fences: goes with the lane's relaxed writes
+  std::vector<SeenRelease> seen;      // acquired by the next fence, or by an acquire there
+  std::vector<Fenced> seen_fences;    // acquired by the next fence.sc behind
+  std::vector<StoredRelease> stored;  // goes with the lane's later stores there
+  LastRead last_read;
+
+  void see(uint64_t location, Scope scope, Scope level, const KnowledgeRef& known);
+  void store(uint64_t location, const Release& release);
 };
 
 /// A warp's own clock, and what its lanes know.
@@ -92,6 +146,7 @@ struct WarpRaces {
   std::array<KnowledgeRef, kWarpSize> known;
   bool uniform = true;                                        // all lanes' `known` are one
   std::unique_ptr<std::array<LaneFences, kWarpSize>> fences;  // made on first use
+  LaneMask unshared_fences = 0;  // whose fence.sc, or what they see of others', `known` lacks
   // Components by lane, made on first use.
   std::map<int, uint32_t> copies;  // cp.async
   std::map<int, uint32_t> bulk;    // bulk groups: of their sources; behind it of their results
@@ -108,8 +163,12 @@ class SyncClock {
   /// Joins what is known; skips what the arrival before has joined.
   void join(const KnowledgeRef& known, bool only_executed);
   void join(const Release& release, bool only_executed) {
-    join(release.known, only_executed);
-    release.raise_own(gathered_, only_executed);
+    gathered_.join(*release.frozen(), only_executed);
+  }
+  /// The same, by threads of the barrier's own cluster.
+  void join(const KnowledgeRef& known, const View& view, bool only_executed) {
+    join(known, only_executed);
+    view.raise_own(gathered_.own, only_executed);
   }
   void raise(Layer layer, uint32_t component, uint32_t clock) {
     gathered_.own.raise(layer, component, clock);

@@ -106,7 +106,7 @@ void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Inst
   if (!races.uniform) {
     auto joined = std::make_shared<Knowledge>(*known);
     for_knowledge(*warp.races, kFullMask,
-                  [&](const KnowledgeRef& other, LaneMask) { joined->join(other, false); });
+                  [&](const KnowledgeRef& other, LaneMask) { joined->join(*other, false); });
     known = joined;
   }
   operation.agent->views.push_back(view_of(races, *known, kFullMask));
@@ -129,7 +129,8 @@ Epoch epoch_of(const AgentRaces& agent, AccessKind kind) {
               agent.what, 1};
   // Reductions are relaxed, for all threads of the GPU.
   if (kind == AccessKind::kAtomic) {
-    epoch.what |= kWhatStrong | static_cast<uint32_t>(Scope::kGpu) << kWhatScopeShift;
+    epoch.what |= kWhatStrong | static_cast<uint32_t>(Scope::kGpu) << kWhatScopeShift |
+                  kAnySize << kWhatSizeShift;
   }
   return epoch;
 }

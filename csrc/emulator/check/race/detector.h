@@ -43,9 +43,15 @@ struct ThreadAccess {
   AccessKind kind = AccessKind::kRead;
   MemoryOrder order;
   uint32_t bytes = 0;
+  uint32_t scalar_shift = 0;  // of strong accesses: log2 of the bytes of a scalar
+  bool reduction = false;     // an atomic without a result
+  LaneMask failed = 0;        // lanes whose compare-and-swap has only read
   LaneMask active = 0;
   const uint64_t* addresses = nullptr;
 
+  AccessKind kind_of(int lane) const {
+    return (failed >> lane & 1) != 0 ? AccessKind::kRead : kind;
+  }
   uint64_t address(int lane) const {
     return row ? addresses[0] + uint64_t{bytes} * static_cast<uint32_t>(lane) : addresses[lane];
   }
@@ -105,7 +111,8 @@ class RaceDetector {
                     uint32_t offset, const Mbarrier& mbarrier);
   void mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& mbarrier, MemoryOrder order);
   void mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier, MemoryOrder order);
-  void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope);
+  /// `sequential`: fence.sc.
+  void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope, bool sequential);
   void fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces);
   void fence_mbarrier_init(Warp& warp, LaneMask lanes);
   /// `before`: null where the launch before is none of this run.
@@ -149,6 +156,8 @@ class RaceDetector {
   Verdict judge(const Epoch& earlier, bool earlier_writes, const Access& access) const;
   bool knows(const View& view, const Epoch& epoch, Layer layer) const;
   bool both_strong(const Epoch& a, const Epoch& b) const;
+  bool knows_any(const View& view, const Epoch& epoch) const;
+  bool observed(const Cell& cell, const Access& access) const;
   Place place_of(const Epoch& epoch) const;
   bool has_other_stripe(const Cell& cell, const Access& access) const;
   bool supersedes(const Access& access, const Epoch& earlier) const;
@@ -167,6 +176,9 @@ class RaceDetector {
   void acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed);
   Release release_of(const Warp& warp, int lane, Scope scope) const;
   LaneFences& fences(Warp& warp, int lane);
+  void share_fences(Warp& warp, LaneMask lanes);
+  void acquire_fences(Warp& warp, LaneMask lanes, Scope scope);
+  KnowledgeRef acquire_seen(Warp& warp, int lane, Scope scope, bool sequential);
 
   // async.cpp
   std::shared_ptr<AgentRaces> make_agent(Warp& warp, const Instruction& inst, int lane,
@@ -175,10 +187,12 @@ class RaceDetector {
   uint32_t take_slot(ClusterRaces& cluster, uint32_t thread, const View& view);
 
   // locations.cpp
-  void synchronise(Warp& warp, int lane, uint64_t key, AccessKind kind, MemoryOrder order);
-  void acquire_location(Warp& warp, int lane, uint64_t key, const std::vector<Release>& released,
+  void synchronise(Warp& warp, int lane, const Cta* owner, uint64_t address,
+                   const ThreadAccess& access);
+  void acquire_location(Warp& warp, int lane, uint64_t key, const Location* location,
                         MemoryOrder order);
-  void forget_location(const Access& access, uint64_t address);
+  void release_location(Warp& warp, int lane, uint64_t key, bool anew, MemoryOrder order);
+  void forget_location(const Access& access, uint64_t address, const Epoch& flag);
 
   // merge.cpp
   void absorb_line(RaceDetector& slice, Line& line, uint64_t address, uint32_t offset);
@@ -202,7 +216,8 @@ class RaceDetector {
   GlobalShadow global_;
   std::vector<ReadSet> read_sets_;
   std::vector<uint32_t> free_read_sets_;
-  std::unordered_map<uint64_t, std::vector<Release>> locations_;  // by location_key
+  std::unordered_map<uint64_t, Location> locations_;    // by location_key
+  uint64_t num_versions_ = 0;                           // of locations
   std::map<std::array<uint64_t, 3>, size_t> reported_;  // pairs of instructions: their finding
   AgentRaces* current_ = nullptr;
 };
@@ -226,7 +241,7 @@ void for_knowledge(WarpRaces& races, LaneMask lanes, Body body) {
   }
 }
 
-/// The shared or global location that flags and their releases are kept under.
-uint64_t location_key(const Cta* owner, uint64_t address);
+/// The shared or global location that flags of a size and their releases are kept under.
+uint64_t location_key(const Cta* owner, uint64_t address, uint32_t scalar_shift);
 
 }  // namespace pykernels::emulator

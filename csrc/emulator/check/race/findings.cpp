@@ -100,7 +100,9 @@ void RaceDetector::report(const Access& access, const Epoch& earlier, bool earli
   const Scope scope = static_cast<Scope>(earlier.what >> kWhatScopeShift & 7);
   if (verdict == Verdict::kUnordered && (earlier.what & access.epoch.what & kWhatStrong) != 0 &&
       scope != Scope::kNone) {
-    message += "; the scope of one of the two does not include the other thread";
+    const bool same_size = ((earlier.what ^ access.epoch.what) & kWhatSize) == 0;
+    message += same_size ? "; the scope of one of the two does not include the other thread"
+                         : "; they are strong, but not of one size";
   }
   report_pair("race", message, access.epoch, &earlier);
 }

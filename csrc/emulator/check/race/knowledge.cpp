@@ -16,6 +16,19 @@ void ClusterClock::separate_executed() {
   if (executed.empty()) executed = layers_[0];
 }
 
+bool ClusterClock::covers(const ClusterClock& other) const {
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    const std::vector<uint32_t>& mine = values_of(static_cast<Layer>(layer));
+    const std::vector<uint32_t>& theirs = other.values_of(static_cast<Layer>(layer));
+    const size_t count = std::min(mine.size(), theirs.size());
+    bool behind = false;
+    for (size_t i = 0; i < count; ++i) behind |= mine[i] < theirs[i];
+    for (size_t i = count; i < theirs.size(); ++i) behind |= theirs[i] != 0;
+    if (behind) return false;
+  }
+  return true;
+}
+
 void ClusterClock::raise(Layer layer, uint32_t component, uint32_t clock) {
   const auto raise_one = [&](std::vector<uint32_t>& values) {
     if (values.size() <= component) values.resize(component + 1, 0);
@@ -59,9 +72,13 @@ void Knowledge::join_other(uint32_t other, const std::shared_ptr<const ClusterCl
       std::lower_bound(others.begin(), others.end(), other,
                        [](const auto& entry, uint32_t wanted) { return entry.first < wanted; });
   const bool known = place != others.end() && place->first == other;
-  if (known && place->second == clock) return;
+  if (known && (place->second == clock || place->second->covers(*clock))) return;
   if (!known && !only_executed) {
     others.insert(place, {other, clock});
+    return;
+  }
+  if (!only_executed && clock->covers(*place->second)) {
+    place->second = clock;
     return;
   }
   auto joined = std::make_shared<ClusterClock>(known ? *place->second : ClusterClock());
@@ -73,17 +90,60 @@ void Knowledge::join_other(uint32_t other, const std::shared_ptr<const ClusterCl
   }
 }
 
-void Knowledge::join(const KnowledgeRef& from, bool only_executed) {
-  finished_grids |= from->finished_grids;
-  join_other(from->cluster, {from, &from->own}, only_executed);
-  for (const auto& [other, clock] : from->others) join_other(other, clock, only_executed);
+bool Knowledge::has_finished(int grid) const {
+  return std::any_of(finished.begin(), finished.end(), [&](const FinishedGrids& grids) {
+    return grids.first <= grid && grid <= grids.last;
+  });
 }
 
-void Knowledge::raise(uint32_t of_cluster, Layer layer, uint32_t component, uint32_t clock) {
-  if (of_cluster == cluster) return own.raise(layer, component, clock);
-  auto raised = std::make_shared<ClusterClock>();
-  raised->raise(layer, component, clock);
-  join_other(of_cluster, raised, layer == Layer::kExecuted);
+bool Knowledge::covers(const Knowledge& other) const {
+  const auto covers_cluster = [&](uint32_t of_cluster, const ClusterClock& clock) {
+    const ClusterClock* const mine = of(of_cluster);
+    return mine == &clock || (mine != nullptr && mine->covers(clock));
+  };
+  const auto covers_fences = [](const std::vector<Fenced>& mine, const std::vector<Fenced>& all) {
+    return std::all_of(all.begin(), all.end(), [&](const Fenced& fence) {
+      return std::any_of(mine.begin(), mine.end(), [&](const Fenced& own_fence) {
+        return own_fence.scope == fence.scope && own_fence.rank == fence.rank &&
+               (own_fence.known == fence.known || own_fence.known->covers(*fence.known));
+      });
+    });
+  };
+  return (other.cluster == kNoCluster || covers_cluster(other.cluster, other.own)) &&
+         std::all_of(
+             other.others.begin(), other.others.end(),
+             [&](const auto& entry) { return covers_cluster(entry.first, *entry.second); }) &&
+         std::all_of(other.finished.begin(), other.finished.end(),
+                     [&](const FinishedGrids& grids) {
+                       return has_finished(grids.first) && has_finished(grids.last);
+                     }) &&
+         covers_fences(fenced, other.fenced) && covers_fences(observed, other.observed);
+}
+
+void Knowledge::join_clocks(const Knowledge& from, bool only_executed) {
+  for (const FinishedGrids& grids : from.finished) {
+    if (!has_finished(grids.last)) finished.push_back(grids);
+  }
+  if (from.cluster == cluster) {
+    own.join(from.own, only_executed);
+  } else if (from.cluster != kNoCluster) {
+    // A copy: a reference into `from` would keep all that `from` refers to.
+    join_other(from.cluster, std::make_shared<const ClusterClock>(from.own), only_executed);
+  }
+  for (const auto& [other, clock] : from.others) join_other(other, clock, only_executed);
+}
+
+void Knowledge::join(const Knowledge& from, bool only_executed) {
+  join_clocks(from, only_executed);
+  if (only_executed) return;
+  for (const Fenced& fence : from.fenced) join_fenced(fenced, fence);
+  for (const Fenced& fence : from.observed) join_fenced(observed, fence);
+}
+
+void Knowledge::detach() {
+  join_other(std::exchange(cluster, kNoCluster),
+             std::make_shared<const ClusterClock>(std::move(own)), false);
+  own = ClusterClock();
 }
 
 void Knowledge::publish(Layer layer) {
@@ -92,6 +152,25 @@ void Knowledge::publish(Layer layer) {
     auto published = std::make_shared<ClusterClock>(*clock);
     published->publish(layer);
     clock = std::move(published);
+  }
+}
+
+KnowledgeRef joined(const KnowledgeRef& known, const KnowledgeRef& from) {
+  if (known == from || known->covers(*from)) return known;
+  if (known->cluster == from->cluster && from->covers(*known)) return from;
+  auto all = std::make_shared<Knowledge>(*known);
+  all->join(*from, false);
+  return all;
+}
+
+void join_fenced(std::vector<Fenced>& fences, const Fenced& fence) {
+  const auto place = std::find_if(fences.begin(), fences.end(), [&](const Fenced& other) {
+    return other.scope == fence.scope && other.rank == fence.rank;
+  });
+  if (place == fences.end()) {
+    fences.push_back(fence);
+  } else {
+    place->known = joined(place->known, fence.known);
   }
 }
 

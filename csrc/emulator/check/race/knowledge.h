@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "emulator/memory_model.h"
+
 namespace pykernels::emulator {
 
 /// In what way something is known. A component's value is the clock up to which its accesses are.
@@ -33,6 +35,8 @@ class ClusterClock {
     const std::vector<uint32_t>& values = layers_[static_cast<size_t>(layer)];
     return layer == Layer::kExecuted && values.empty() ? layers_[0] : values;
   }
+  /// Whether the other's clocks are none above these.
+  bool covers(const ClusterClock& other) const;
   /// Raises a component of one layer; kKnown is kExecuted too.
   void raise(Layer layer, uint32_t component, uint32_t clock);
   /// Raises to the other's clocks: all layers, or with `only_executed` the order in time alone.
@@ -50,23 +54,52 @@ class ClusterClock {
 class Knowledge;
 using KnowledgeRef = std::shared_ptr<const Knowledge>;
 
+/// What was known at the fence.sc instructions of a scope on one GPU.
+struct Fenced {
+  Scope scope = Scope::kGpu;
+  uint32_t rank = 0;
+  KnowledgeRef known;
+};
+
+/// Launches of consecutive indices, in which everything has happened.
+struct FinishedGrids {
+  int first = 0;
+  int last = 0;
+};
+
 /// What is known of all clusters.
 class Knowledge {
  public:
-  uint32_t cluster = 0;  // whose clock `own` is
+  static constexpr uint32_t kNoCluster = ~0u;
+
+  uint32_t cluster = 0;  // whose clock `own` is; kNoCluster: all stand in `others`
   ClusterClock own;
   /// Of other clusters, by ascending serial number; shared between those who know the same.
   std::vector<std::pair<uint32_t, std::shared_ptr<const ClusterClock>>> others;
-  uint64_t finished_grids = 0;  // a bit a grid: everything in it has happened
+  std::vector<FinishedGrids> finished;
+  // Of fence.sc instructions that have happened, and of those that a strong read has found to come
+  // before any fence.sc behind it.
+  std::vector<Fenced> fenced;
+  std::vector<Fenced> observed;
 
   const ClusterClock* of(uint32_t other) const;
-  void join(const KnowledgeRef& from, bool only_executed);
-  void raise(uint32_t of_cluster, Layer layer, uint32_t component, uint32_t clock);
+  bool has_finished(int grid) const;
+  bool covers(const Knowledge& other) const;
+  void join(const Knowledge& from, bool only_executed);
+  /// Joins the clocks, not what fences have made of them.
+  void join_clocks(const Knowledge& from, bool only_executed);
   void publish(Layer layer);
+  /// Moves the own clock to the others, so that another cluster can share it.
+  void detach();
 
  private:
   void join_other(uint32_t other, const std::shared_ptr<const ClusterClock>& clock,
                   bool only_executed);
 };
+
+/// `known` joined with `from`: itself where that adds nothing.
+KnowledgeRef joined(const KnowledgeRef& known, const KnowledgeRef& from);
+/// Joins a fence's knowledge to that of its scope and GPU.
+void join_fenced(std::vector<Fenced>& fences, const Fenced& fence);
 
 }  // namespace pykernels::emulator

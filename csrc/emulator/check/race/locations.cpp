@@ -7,92 +7,116 @@
 namespace pykernels::emulator {
 namespace {
 
-/// A later release of the same lane takes the place of an earlier one.
-void note_seen(std::vector<SeenRelease>& seen, uint64_t location, const Release& release) {
-  const auto before = std::find_if(seen.begin(), seen.end(), [&](const SeenRelease& other) {
-    return other.location == location && other.release.same_lane(release);
-  });
-  if (before == seen.end()) {
-    seen.push_back({location, release});
-  } else if (before->release.view.now < release.view.now) {
-    before->release = release;
-  }
-}
+constexpr Scope kScopes[] = {Scope::kCta, Scope::kCluster, Scope::kGpu, Scope::kSys};
 
 }  // namespace
 
-uint64_t location_key(const Cta* owner, uint64_t address) {
-  if (owner == nullptr) return address;
+uint64_t location_key(const Cta* owner, uint64_t address, uint32_t scalar_shift) {
+  constexpr int kSizeShift = 58;
+  const uint64_t size = uint64_t{scalar_shift} << kSizeShift;
+  if (owner == nullptr) return size | address;
   constexpr int kOffsetBits = 18;
   constexpr int kRankBits = 4;
   const uint64_t cluster = owner->cluster->races->serial;
-  return 1ull << 63 | cluster << (kOffsetBits + kRankBits) | uint64_t{owner->rank} << kOffsetBits |
-         address;
+  return 1ull << 63 | size | cluster << (kOffsetBits + kRankBits) |
+         uint64_t{owner->rank} << kOffsetBits | address;
 }
 
-void RaceDetector::acquire_location(Warp& warp, int lane, uint64_t key,
-                                    const std::vector<Release>& released, MemoryOrder order) {
-  const WarpRaces& races = *warp.races;
-  if (!acquires(order.semantics)) {
-    for (const Release& release : released) note_seen(fences(warp, lane).seen, key, release);
-    return;
+/// A strong read: takes what has been released there, now or by a fence behind.
+void RaceDetector::acquire_location(Warp& warp, int lane, uint64_t key, const Location* location,
+                                    MemoryOrder order) {
+  WarpRaces& races = *warp.races;
+  const bool takes = acquires(order.semantics);
+  if (location == nullptr && (races.fences == nullptr || !takes)) return;
+  LaneFences& own = fences(warp, lane);
+  const LastRead read{key, location == nullptr ? 0 : location->version, order.scope, takes};
+  if (own.last_read == read) return;
+  own.last_read = read;
+  if (location != nullptr) {
+    for (const Fenced& fence : location->fences()) {
+      if (fence.scope != Scope::kSys && fence.rank != races.place.rank) continue;
+      join_fenced(own.seen_fences, fence);
+      races.unshared_fences |= 1u << lane;
+    }
   }
   KnowledgeRef known = races.known[static_cast<size_t>(lane)];
-  const auto acquire = [&](const Release& release) {
-    if (!includes(release.scope, release.place, races.place) ||
-        !includes(order.scope, races.place, release.place)) {
-      return;
+  for (const Scope scope : kScopes) {
+    for (const Scope level : kScopes) {
+      const bool wanted = takes ? level == std::min(scope, order.scope) : level <= scope;
+      if (location == nullptr || !wanted) continue;
+      const KnowledgeRef released = location->released(scope, level, races.place);
+      if (released == nullptr) continue;
+      if (takes) {
+        known = joined(known, released);
+      } else {
+        own.see(key, scope, level, released);
+      }
     }
-    auto joined = std::make_shared<Knowledge>(*known);
-    release.join_into(*joined, false);
-    known = std::move(joined);
-  };
-  for (const Release& release : released) acquire(release);
+  }
+  if (!takes) return;
   // An acquire holds for what relaxed reads of the same place found before it.
-  if (races.fences != nullptr) {
-    for (const SeenRelease& seen : fences(warp, lane).seen) {
-      if (seen.location == key) acquire(seen.release);
-    }
+  for (const SeenRelease& seen : own.seen) {
+    if (seen.location == key && seen.level <= order.scope) known = joined(known, seen.known);
   }
   if (known != races.known[static_cast<size_t>(lane)]) set_known(warp, 1u << lane, known);
 }
 
-void RaceDetector::synchronise(Warp& warp, int lane, uint64_t key, AccessKind kind,
-                               MemoryOrder order) {
-  const auto place = locations_.find(key);
-  if (kind != AccessKind::kWrite) {
-    static const std::vector<Release> kNothing;
-    const bool known = place != locations_.end();
-    acquire_location(warp, lane, key, known ? place->second : kNothing, order);
+/// A strong write. `anew`: a store; a read-modify-write goes on with what others have released.
+void RaceDetector::release_location(Warp& warp, int lane, uint64_t key, bool anew,
+                                    MemoryOrder order) {
+  WarpRaces& races = *warp.races;
+  Location& location = locations_[key];
+  bool changed = false;
+  if (anew && !location.empty()) {
+    location.clear();
+    changed = true;
   }
-  if (kind == AccessKind::kRead) return;
-  std::vector<Release> own;
   if (releases(order.semantics)) {
-    own.push_back(release_of(warp, lane, order.scope));
-    ++warp.races->now;
-  } else if (warp.races->fences != nullptr) {
-    own = fences(warp, lane).released;
+    fences(warp, lane).store(key, release_of(warp, lane, order.scope));
+    ++races.now;
   }
-  // A read-modify-write goes on with what others have released there; a store begins anew, but for
-  // what its own thread has released there before.
-  if (kind == AccessKind::kWrite && place != locations_.end()) {
-    const Place& here = warp.races->place;
-    std::erase_if(place->second, [&](const Release& other) {
-      return other.known->cluster != here.cluster || other.view.first != warp.races->first ||
-             other.view.own != 1u << lane;
-    });
+  if (races.fences != nullptr) {
+    const LaneFences& own = fences(warp, lane);
+    for (const Release& release : own.released) {
+      if (!releases(order.semantics)) changed |= location.release(release);
+      if (release.sequential) changed |= location.fence(release.fenced());
+    }
+    // A store begins anew, but for what its own thread has released there before.
+    for (const StoredRelease& stored : own.stored) {
+      if (stored.location == key && (anew || releases(order.semantics))) {
+        changed |= location.release(stored.release);
+      }
+    }
   }
-  if (own.empty()) return;
-  std::vector<Release>& released = locations_[key];
-  for (Release& release : own) {
-    std::erase_if(released, [&](const Release& other) { return other.same_lane(release); });
-    released.push_back(std::move(release));
+  for (const Fenced& fence : races.known[static_cast<size_t>(lane)]->fenced) {
+    changed |= location.fence(fence);
+  }
+  if (location.empty()) {
+    locations_.erase(key);
+  } else if (changed) {
+    location.version = ++num_versions_;
   }
 }
 
-/// A weak store ends what was released there.
-void RaceDetector::forget_location(const Access& access, uint64_t address) {
-  locations_.erase(location_key(access.owner, address));
+/// A vector access counts as those of its scalars.
+void RaceDetector::synchronise(Warp& warp, int lane, const Cta* owner, uint64_t address,
+                               const ThreadAccess& access) {
+  const AccessKind kind = access.kind_of(lane);
+  for (uint32_t offset = 0; offset < access.bytes; offset += 1u << access.scalar_shift) {
+    const uint64_t key = location_key(owner, address + offset, access.scalar_shift);
+    if (kind != AccessKind::kWrite && !access.reduction) {
+      const auto place = locations_.find(key);
+      const Location* const location = place == locations_.end() ? nullptr : &place->second;
+      acquire_location(warp, lane, key, location, access.order);
+    }
+    if (kind == AccessKind::kRead) continue;
+    release_location(warp, lane, key, kind == AccessKind::kWrite, access.order);
+  }
+}
+
+/// A weak store, or one of another size, ends what was released there.
+void RaceDetector::forget_location(const Access& access, uint64_t address, const Epoch& flag) {
+  locations_.erase(location_key(access.owner, address, flag.what >> kWhatSizeShift));
 }
 
 }  // namespace pykernels::emulator

@@ -13,6 +13,14 @@ Scope scope_of(const Epoch& epoch) { return static_cast<Scope>(epoch.what >> kWh
 
 bool is_strong(const Epoch& epoch) { return (epoch.what & kWhatStrong) != 0; }
 
+/// Strong accesses that overlap in part are not morally strong; aligned ones of one size overlap
+/// completely.
+bool same_size(const Epoch& a, const Epoch& b) {
+  const uint32_t first = a.what >> kWhatSizeShift;
+  const uint32_t second = b.what >> kWhatSizeShift;
+  return first == second || first == kAnySize || second == kAnySize;
+}
+
 }  // namespace
 
 Place RaceDetector::place_of(const Epoch& epoch) const {
@@ -22,7 +30,7 @@ Place RaceDetector::place_of(const Epoch& epoch) const {
 }
 
 bool RaceDetector::both_strong(const Epoch& a, const Epoch& b) const {
-  if (!is_strong(a) || !is_strong(b)) return false;
+  if (!is_strong(a) || !is_strong(b) || !same_size(a, b)) return false;
   const Place first = place_of(a);
   const Place second = place_of(b);
   return includes(scope_of(a), first, second) && includes(scope_of(b), second, first);
@@ -40,10 +48,33 @@ bool RaceDetector::knows(const View& view, const Epoch& epoch, Layer layer) cons
   if (epoch.cluster == view.known->cluster) {
     return all_lanes([&](uint32_t component) { return view.at(layer, component); });
   }
-  if (view.known->finished_grids >> (cluster_of(epoch).grid & 63) & 1) return true;
+  if (view.known->has_finished(cluster_of(epoch).grid)) return true;
   const ClusterClock* other = view.known->of(epoch.cluster);
   return other != nullptr &&
          all_lanes([&](uint32_t component) { return other->at(layer, component); });
+}
+
+/// Whether the accesses of any of the epoch's lanes are known.
+bool RaceDetector::knows_any(const View& view, const Epoch& epoch) const {
+  for (LaneMask rest = epoch.lanes; rest != 0; rest &= rest - 1) {
+    Epoch one = epoch;
+    one.lanes = rest & -rest;
+    if (knows(view, one, Layer::kKnown)) return true;
+  }
+  return false;
+}
+
+/// Observation order: the cell's strong write comes before what a thread does that has read it by a
+/// strong read, or that knows of such a read.
+bool RaceDetector::observed(const Cell& cell, const Access& access) const {
+  if (!is_strong(cell.write) || access.proxy != Layer::kKnown) return false;
+  const std::span<const Epoch> all = readers(cell);
+  return std::any_of(all.begin(), all.end(), [&](const Epoch& reader) {
+    if (!both_strong(reader, cell.write)) return false;
+    if (reader.same_agent(access.epoch) && (access.epoch.lanes & ~reader.lanes) == 0) return true;
+    return std::all_of(access.views.begin(), access.views.end(),
+                       [&](const View& view) { return knows_any(view, reader); });
+  });
 }
 
 RaceDetector::Verdict RaceDetector::judge(const Epoch& earlier, bool earlier_writes,
@@ -104,7 +135,8 @@ bool RaceDetector::has_other_stripe(const Cell& cell, const Access& access) cons
 bool RaceDetector::supersedes(const Access& access, const Epoch& earlier) const {
   const Epoch& later = access.epoch;
   if (is_strong(later) != is_strong(earlier) ||
-      ((later.what ^ earlier.what) & (kWhatNonCoherent | kWhatAsync | kWhatStripe)) != 0) {
+      ((later.what ^ earlier.what) & (kWhatNonCoherent | kWhatAsync | kWhatStripe | kWhatSize)) !=
+          0) {
     return false;
   }
   if (earlier.same_agent(later)) return (earlier.lanes & ~later.lanes) == 0;

@@ -28,7 +28,7 @@ struct Epoch {
 };
 
 // Flags in Epoch::what, above the index of the instruction.
-inline constexpr int kWhatShift = 22;
+inline constexpr int kWhatShift = 20;
 inline constexpr uint32_t kWhatInstruction = (1u << kWhatShift) - 1;
 inline constexpr uint32_t kWhatAsync = 1u << kWhatShift;         // through the async proxy
 inline constexpr uint32_t kWhatStrong = 1u << (kWhatShift + 1);  // volatile, relaxed, atomic, ...
@@ -38,6 +38,10 @@ inline constexpr uint32_t kWhatMany = 1u << (kWhatShift + 6);  // `component`: i
 // Of a cell that is a whole line: the lanes follow each other in words (1), pairs (2), quads (3).
 inline constexpr int kWhatStripeShift = kWhatShift + 7;
 inline constexpr uint32_t kWhatStripe = 3u << kWhatStripeShift;
+// Of strong accesses: log2 of the bytes of a scalar, or kAnySize.
+inline constexpr int kWhatSizeShift = kWhatShift + 9;  // 3 bits
+inline constexpr uint32_t kWhatSize = 7u << kWhatSizeShift;
+inline constexpr uint32_t kAnySize = 7;
 
 struct Cell {
   Epoch write;

@@ -19,8 +19,8 @@ SyncClock& clock_of(std::shared_ptr<SyncClock>& clock, const WarpRaces& races) {
   return *clock;
 }
 
-/// Of Knowledge::finished_grids. A launch before this run has the last one.
-uint64_t grid_bit(const Grid* grid) { return 1ull << (grid == nullptr ? 63 : grid->index & 63); }
+/// In Knowledge::finished: of a launch before this run -1.
+int index_of(const Grid* grid) { return grid == nullptr ? -1 : grid->index; }
 
 }  // namespace
 
@@ -99,8 +99,9 @@ void RaceDetector::set_known(Warp& warp, LaneMask lanes, const KnowledgeRef& kno
 
 void RaceDetector::release_into(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed) {
   WarpRaces& races = *warp.races;
+  share_fences(warp, lanes);
   for_knowledge(races, lanes, [&](const KnowledgeRef& known, LaneMask) {
-    clock.join({Scope::kSys, races.place, known, view_of(races, *known, lanes)}, only_executed);
+    clock.join(known, view_of(races, *known, lanes), only_executed);
   });
   ++races.now;
 }
@@ -116,7 +117,7 @@ void RaceDetector::acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, bo
 
 Release RaceDetector::release_of(const Warp& warp, int lane, Scope scope) const {
   const WarpRaces& races = *warp.races;
-  return {scope, races.place, races.known[static_cast<size_t>(lane)], view(warp, lane)};
+  return {scope, races.place, races.known[static_cast<size_t>(lane)], view(warp, lane), false};
 }
 
 LaneFences& RaceDetector::fences(Warp& warp, int lane) {
@@ -125,9 +126,38 @@ LaneFences& RaceDetector::fences(Warp& warp, int lane) {
   return (*all)[static_cast<size_t>(lane)];
 }
 
+/// Puts the lanes' fence.sc, and those that they have seen, into what they hand on.
+void RaceDetector::share_fences(Warp& warp, LaneMask lanes) {
+  WarpRaces& races = *warp.races;
+  const LaneMask unshared = races.unshared_fences & lanes;
+  if (unshared == 0) return;
+  races.unshared_fences &= ~lanes;
+  std::vector<Release> own;  // lanes that fenced together are one
+  std::vector<Fenced> seen;
+  for_bits(unshared, [&](int lane) {
+    for (const Release& release : fences(warp, lane).released) {
+      if (!release.sequential) continue;
+      const bool same = !own.empty() && own.back().known == release.known &&
+                        own.back().scope == release.scope &&
+                        own.back().view.now == release.view.now;
+      if (!same) own.push_back({release.scope, release.place, release.known, release.view, true});
+      own.back().view.own |= release.view.own;
+    }
+    for (const Fenced& fence : fences(warp, lane).seen_fences) join_fenced(seen, fence);
+    fences(warp, lane).seen_fences.clear();
+  });
+  for_knowledge(races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    auto shared = std::make_shared<Knowledge>(*known);
+    for (const Release& release : own) join_fenced(shared->fenced, release.fenced());
+    for (const Fenced& fence : seen) join_fenced(shared->observed, fence);
+    set_known(warp, same, shared);
+  });
+}
+
 void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   WarpRaces& races = *warp.races;
   lanes &= warp.live();
+  share_fences(warp, lanes);
   if (races.uniform && lanes == warp.live()) {
     races.synced = races.converged = races.now++;
     return;
@@ -135,7 +165,7 @@ void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   auto joined =
       std::make_shared<Knowledge>(*races.known[static_cast<size_t>(__builtin_ctz(lanes))]);
   for_knowledge(races, lanes,
-                [&](const KnowledgeRef& known, LaneMask) { joined->join(known, false); });
+                [&](const KnowledgeRef& known, LaneMask) { joined->join(*known, false); });
   for_bits(lanes, [&](int lane) {
     joined->own.raise(Layer::kKnown, races.first + static_cast<uint32_t>(lane), races.now);
   });
@@ -241,39 +271,77 @@ void RaceDetector::mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier,
     acquire_from(warp, lanes, barrier->remote, order.scope < Scope::kCluster);
     return;
   }
-  const View nothing;
   for_bits(lanes, [&](int lane) {
-    std::vector<SeenRelease>& seen = fences(warp, lane).seen;
     for (const SyncClock* clock : {&barrier->local, &barrier->remote}) {
-      seen.push_back({0, {Scope::kCluster, warp.races->place, clock->last(), nothing}});
+      fences(warp, lane).see(0, Scope::kCta, Scope::kCta, clock->last());
     }
   });
 }
 
 // ---- fences ----
 
-void RaceDetector::fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope) {
+namespace {
+
+/// Whether a fence.sc and one of this scope and GPU are morally strong.
+bool meets(const Fenced& fence, Scope scope, uint32_t rank) {
+  const Scope both = std::min(fence.scope, scope);
+  return both == Scope::kSys || (both == Scope::kGpu && fence.rank == rank);
+}
+
+}  // namespace
+
+/// A fence.sc comes behind those that strong reads before it, of any thread, have found to.
+void RaceDetector::acquire_fences(Warp& warp, LaneMask lanes, Scope scope) {
   WarpRaces& races = *warp.races;
+  for_knowledge(races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    if (known->observed.empty()) return;
+    KnowledgeRef all = known;
+    for (const Fenced& fence : known->observed) {
+      if (meets(fence, scope, races.place.rank)) all = joined(all, fence.known);
+    }
+    if (all != known) set_known(warp, same, all);
+  });
+}
+
+/// What the lane knows with what its relaxed reads have found.
+KnowledgeRef RaceDetector::acquire_seen(Warp& warp, int lane, Scope scope, bool sequential) {
+  const WarpRaces& races = *warp.races;
+  LaneFences& own = fences(warp, lane);
+  KnowledgeRef known = races.known[static_cast<size_t>(lane)];
+  std::erase_if(own.seen, [&](const SeenRelease& seen) {
+    if (seen.level > scope) return false;
+    known = joined(known, seen.known);
+    return true;
+  });
+  if (!sequential) return known;
+  for (const Fenced& fence : own.seen_fences) {
+    if (meets(fence, scope, races.place.rank)) known = joined(known, fence.known);
+  }
+  return known;
+}
+
+void RaceDetector::fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope,
+                         bool sequential) {
+  WarpRaces& races = *warp.races;
+  // Within a CTA or cluster the barriers that would carry them on order all by themselves.
+  sequential &= scope >= Scope::kGpu;
+  if (sequential) {
+    acquire_fences(warp, lanes, scope);
+  } else {
+    share_fences(warp, lanes & races.unshared_fences);  // this fence may take their place
+  }
   for_bits(lanes, [&](int lane) {
     LaneFences& own = fences(warp, lane);
     if (acquires(semantics)) {
-      std::erase_if(own.seen, [&](const SeenRelease& found) {
-        const Release& release = found.release;
-        if (!includes(release.scope, release.place, races.place) ||
-            !includes(scope, races.place, release.place)) {
-          return false;
-        }
-        auto known = std::make_shared<Knowledge>(*races.known[static_cast<size_t>(lane)]);
-        release.join_into(*known, false);
-        set_known(warp, 1u << lane, known);
-        return true;
-      });
+      const KnowledgeRef known = acquire_seen(warp, lane, scope, sequential);
+      if (known != races.known[static_cast<size_t>(lane)]) set_known(warp, 1u << lane, known);
     }
-    if (releases(semantics)) {
-      std::erase_if(own.released, [&](const Release& release) { return release.scope == scope; });
-      own.released.push_back(release_of(warp, lane, scope));
-    }
+    if (!releases(semantics)) return;
+    std::erase_if(own.released, [&](const Release& release) { return release.scope == scope; });
+    own.released.push_back(release_of(warp, lane, scope));
+    own.released.back().sequential = sequential;
   });
+  if (sequential) races.unshared_fences |= lanes;
   ++races.now;
 }
 
@@ -306,18 +374,22 @@ void RaceDetector::fence_mbarrier_init(Warp& warp, LaneMask lanes) {
     inits->cluster = races.place.cluster;
     inits->own.raise(Layer::kKnown, place->second,
                      races.known[static_cast<size_t>(lane)]->own.at(Layer::kKnown, place->second));
-    fences(warp, lane).released.push_back({Scope::kCluster, races.place, inits, View{}});
+    fences(warp, lane).released.push_back({Scope::kCluster, races.place, inits, View{}, false});
   });
 }
 
 void RaceDetector::grid_wait(Warp& warp, LaneMask lanes, const Grid* before) {
-  uint64_t finished = grid_bit(before);
+  // A launch waits for the one before it, so that these follow each other.
+  FinishedGrids finished{index_of(before), index_of(before)};
   for (const Grid* grid = before; grid != nullptr; grid = grid->prerequisite) {
-    finished |= grid_bit(grid);
+    finished.first = grid->index;
   }
   for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
     auto joined = std::make_shared<Knowledge>(*known);
-    joined->finished_grids |= finished;
+    std::erase_if(joined->finished, [&](const FinishedGrids& other) {
+      return finished.first <= other.first && other.last <= finished.last;
+    });
+    joined->finished.push_back(finished);
     set_known(warp, same, joined);
   });
 }
@@ -325,7 +397,7 @@ void RaceDetector::grid_wait(Warp& warp, LaneMask lanes, const Grid* before) {
 LaneMask RaceDetector::lanes_behind(const Warp& warp, LaneMask lanes, const Grid* before) const {
   LaneMask behind = 0;
   for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
-    if ((known->finished_grids & grid_bit(before)) != 0) behind |= same;
+    if (known->has_finished(index_of(before))) behind |= same;
   });
   return behind;
 }
