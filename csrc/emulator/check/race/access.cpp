@@ -7,10 +7,27 @@
 namespace pykernels::emulator {
 namespace {
 
+uint32_t index_of(const Warp& warp, const Instruction& inst) {
+  return static_cast<uint32_t>(&inst - warp.program().instructions.data());
+}
+
 /// The stripe in which the lanes of a row lie in a line, for Epoch::what; 0 where there is none.
 uint32_t stripe_of(uint32_t bytes) {
   const uint32_t stripe = bytes == 4 ? 1 : bytes == 8 ? 2 : bytes == 16 ? 3 : 0;
   return stripe << kWhatStripeShift;
+}
+
+/// A store that runs again must not pass for one instruction with the time before, whose lanes may
+/// store to one place: it gets a clock of its own.
+void note_store(WarpRaces& races, uint32_t instruction, LaneMask lanes) {
+  if (instruction > races.last_store) {
+    races.last_store = instruction;
+  } else if ((races.storing & lanes) != 0) {
+    ++races.now;
+    races.last_store = instruction;
+    races.storing = 0;
+  }
+  races.storing |= lanes;
 }
 
 bool all_same(const ThreadAccess& access) {
@@ -27,7 +44,7 @@ Epoch RaceDetector::thread_epoch(const Warp& warp, const Instruction& inst, Lane
                                  const ThreadAccess& access) const {
   const WarpRaces& races = *warp.races;
   Epoch epoch{races.place.cluster, races.first, races.now, 0, lanes};
-  epoch.what = static_cast<uint32_t>(&inst - warp.program().instructions.data());
+  epoch.what = index_of(warp, inst);
   if (access.order.is_strong()) {
     epoch.what |= kWhatStrong | static_cast<uint32_t>(access.order.scope) << kWhatScopeShift |
                   access.scalar_shift << kWhatSizeShift;
@@ -50,6 +67,9 @@ Cta* RaceDetector::owner_of(Warp& warp, const ThreadAccess& access, uint64_t* ad
 void RaceDetector::access(Warp& warp, const Instruction& inst, const ThreadAccess& access) {
   const Space space = access.space;
   if (space != Space::kShared && space != Space::kGlobal && space != Space::kGeneric) return;
+  if (access.kind == AccessKind::kWrite) {
+    note_store(*warp.races, index_of(warp, inst), access.active);
+  }
   if (access.row && !access.order.is_strong() && access_lines(warp, inst, access)) return;
   if (access.kind == AccessKind::kRead && all_same(access)) {
     return access_same(warp, inst, access);
@@ -165,6 +185,7 @@ void RaceDetector::access_range(Warp& warp, const Instruction& inst, int lane,
   access.active = 1u << lane;
   const uint64_t first = generic_address - uint64_t{bytes} * static_cast<uint32_t>(lane);
   access.addresses = &first;
+  if (kind == AccessKind::kWrite) note_store(*warp.races, index_of(warp, inst), access.active);
   access_lane(warp, inst, access, lane);
 }
 

@@ -143,6 +143,10 @@ struct WarpRaces {
   // orders no writes.
   uint32_t converged = 0;
   Place place;
+  // The stores at `now`: the last one in the program, and whose they were.
+  uint32_t last_store = 0;
+  LaneMask storing = 0;
+  bool lanes_ended = false;  // some, while others go on
   std::array<KnowledgeRef, kWarpSize> known;
   bool uniform = true;                                        // all lanes' `known` are one
   std::unique_ptr<std::array<LaneFences, kWarpSize>> fences;  // made on first use
