@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,8 @@ class Case:
                 assert self.finds in finding.message, where
 
 
+PAIR: dict[str, Any] = {"grid": (2,), "block": (1,), "cluster": (2,)}
+CLUSTER_SYNC = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
 # ---- dynamic instances of one instruction ----
 
 SCATTER = """
@@ -111,7 +114,95 @@ INSTANCES = [
 ]
 
 
-CASES = [*INSTANCES]
+# ---- peers that may not have started ----
+
+REMOTE = """
+    .reg .b32 at, peer, rank, full, remote;
+    .shared .align 128 .b8 buffer[256]; .shared .align 8 .b64 fulls;
+    mov.u32 at, buffer; mov.u32 full, fulls; mov.u32 rank, %cluster_ctarank; xor.b32 rank, rank, 1;
+    mapa.shared::cluster.u32 peer, at, rank; mapa.shared::cluster.u32 remote, full, rank;
+    {before}
+    {access}
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+"""
+RELAXED_SYNC = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;"
+ACCESSES = {
+    "st": "st.shared::cluster.u32 [peer], rank;",
+    "ld": "st.shared.u32 [at + 4], 0; ld.shared::cluster.u32 r1, [peer + 8];",
+    "red": "red.relaxed.cluster.shared::cluster.add.u32 [peer], 1;",
+}
+SET_UP = "st.shared.u32 [at], 0; st.shared.u32 [at + 8], 0;"
+
+
+def started(name: str, sync: str) -> str:
+    return REMOTE.format(before=sync, access=ACCESSES[name])
+
+
+NOT_STARTED = "may not have started"
+PEERS = [
+    Case("st before any cluster barrier", started("st", ""), NOT_STARTED, "sync", **PAIR),
+    Case("st after a relaxed cluster barrier", started("st", RELAXED_SYNC), **PAIR),
+    Case("st after a cluster barrier", started("st", CLUSTER_SYNC), **PAIR),
+    Case("ld after a cluster barrier", started("ld", SET_UP + CLUSTER_SYNC), **PAIR),
+    Case("red after a cluster barrier", started("red", SET_UP + CLUSTER_SYNC), **PAIR),
+]
+
+
+def test_a_peer_may_not_have_started_when_it_is_read() -> None:
+    """The bytes are undefined besides, which the init check and the race check say."""
+    for name in ("ld", "red"):
+        for mode, seed in SCHEDULES:
+            findings = Case(name, started(name, ""), "", **PAIR).run(mode, seed)
+            assert any(f.kind == "sync" and NOT_STARTED in f.message for f in findings), findings
+
+
+def test_a_flag_tells_of_the_start_too() -> None:
+    """Whoever knows of anything that a thread of the peer has done knows that it runs."""
+    body = """
+        .reg .b32 at, peer, rank; .shared .align 128 .b8 buffer[128]; mov.u32 at, buffer;
+        mov.u32 rank, %cluster_ctarank; setp.eq.u32 p0, rank, 1;
+        mapa.shared::cluster.u32 peer, at, 1;
+        @p0 red.release.gpu.global.add.u32 [count], 1;
+        @p0 bra END;
+        SPIN:
+        ld.acquire.gpu.global.u32 r1, [count];
+        setp.eq.u32 p1, r1, 0;
+        @p1 bra SPIN;
+        st.shared::cluster.u32 [peer], 1;
+        END:
+        barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    """
+    Case("flag", body, **PAIR).check()
+
+
+def test_a_copy_into_a_peer_that_may_not_have_started() -> None:
+    body = """
+        .reg .b32 at, peer, rank, full, remote; .reg .pred leads;
+        .shared .align 128 .b8 buffer[256]; .shared .align 8 .b64 fulls;
+        mov.u32 at, buffer; mov.u32 full, fulls; mov.u32 rank, %cluster_ctarank;
+        setp.eq.u32 leads, rank, 0;
+        mapa.shared::cluster.u32 peer, at, 1; mapa.shared::cluster.u32 remote, full, 1;
+        @leads bra LEADS;
+        mbarrier.init.shared::cta.b64 [full], 1;
+        mbarrier.arrive.expect_tx.shared::cta.b64 _, [full], 4;
+        fence.mbarrier_init.release.cluster;
+        LEADS:
+        {sync}
+        @leads st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [peer], 7, [remote];
+        @leads bra END;
+        WAIT:
+        mbarrier.try_wait.parity.shared::cta.b64 p0, [full], 0;
+        @!p0 bra WAIT;
+        END:
+        barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    """
+    Case("started", body.format(sync=RELAXED_SYNC), **PAIR).check()
+    for mode, seed in SCHEDULES:
+        findings = Case("not started", body.format(sync=""), "", **PAIR).run(mode, seed)
+        assert findings, f"{mode}, seed {seed}"
+
+
+CASES = [*INSTANCES, *PEERS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -1,6 +1,7 @@
 // Accesses, from warps down to cells: as few cells as the addresses allow.
 #include <algorithm>
 
+#include "core/check.h"
 #include "emulator/check/race/detector.h"
 #include "emulator/machine/machine.h"
 
@@ -100,7 +101,7 @@ bool RaceDetector::access_lines(Warp& warp, const Instruction& inst, const Threa
     checked.epoch.lanes = line_lanes << lane;
     const View view = view_of(races, *races.known[0], checked.epoch.lanes);
     checked.views = {&view, 1};
-    if (owner != nullptr && owner != &warp.cta()) touch(*owner, checked.epoch);
+    if (owner != nullptr && owner != &warp.cta()) touch(*owner, checked.epoch, view);
     access_line(warp, line_of(checked, address), checked, address, access.bytes);
     address += kLineBytes;
   }
@@ -144,7 +145,7 @@ void RaceDetector::access_same(Warp& warp, const Instruction& inst, const Thread
     const View view = view_of(races, *known, own);
     checked.views = {&view, 1};
     if (checked.owner != nullptr && checked.owner != &warp.cta()) {
-      touch(*checked.owner, checked.epoch);
+      touch(*checked.owner, checked.epoch, view);
     }
     range(checked, address, access.bytes);
     if (!access.order.is_strong()) return;
@@ -168,7 +169,7 @@ void RaceDetector::access_lane(Warp& warp, const Instruction& inst, const Thread
   const View view = this->view(warp, lane);
   checked.views = {&view, 1};
   if (checked.owner != nullptr && checked.owner != &warp.cta()) {
-    touch(*checked.owner, checked.epoch);
+    touch(*checked.owner, checked.epoch, view);
   }
   range(checked, address, access.bytes);
   if (access.order.is_strong()) synchronise(warp, lane, checked.owner, address, access);
@@ -258,13 +259,35 @@ void RaceDetector::cell(Cell& cell, const Access& access, uint64_t address) {
   cell.write = access.epoch;
 }
 
-/// Notes who reaches a CTA's shared memory beside its own threads: it must not end before.
-void RaceDetector::touch(Cta& owner, const Epoch& epoch) {
+/// Notes who reaches a CTA's shared memory beside its own threads: it must not end before, and
+/// must have started.
+void RaceDetector::touch(Cta& owner, const Epoch& epoch, const View& view) {
+  if (!has_started(view, owner, epoch)) {
+    report_pair(
+        "sync",
+        concat("the CTA of rank ", owner.rank, " may not have started when ", agent_of(epoch),
+               " reaches its shared memory: a barrier.cluster before would tell"),
+        epoch, nullptr);
+  }
   for (LaneMask rest = epoch.lanes; rest != 0; rest &= rest - 1) {
     Epoch one = epoch;
     one.lanes = rest & -rest;
     owner.races->remote[epoch.component + static_cast<uint32_t>(__builtin_ctz(rest))] = one;
   }
+}
+
+/// A CTA has started for its own threads, for those who know of anything that one of them has done,
+/// and for those who have passed a barrier of the cluster.
+bool RaceDetector::has_started(const View& view, const Cta& owner, const Epoch& epoch) const {
+  const ClusterRaces& cluster = cluster_of(epoch);
+  const ClusterClock& known = view.known->own;
+  const uint32_t first = cluster.first_of(owner.rank);
+  if (known.at(Layer::kExecuted, first) >= kStarted) return true;
+  if (place_of(epoch).cta == owner.rank) return true;
+  for (uint32_t thread = first + 1; thread < cluster.first_of(owner.rank + 1); ++thread) {
+    if (known.at(Layer::kExecuted, thread) >= kStarted) return true;
+  }
+  return false;
 }
 
 }  // namespace pykernels::emulator

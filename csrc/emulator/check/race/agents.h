@@ -134,11 +134,14 @@ struct LaneFences {
   void store(uint64_t location, const Release& release);
 };
 
+/// The clock of a CTA's first thread that only says that the CTA has started: no access has it.
+inline constexpr uint32_t kStarted = 1;
+
 /// A warp's own clock, and what its lanes know.
 struct WarpRaces {
-  uint32_t first = 0;   // component of lane 0
-  uint32_t now = 1;     // clock of accesses; goes on after each release
-  uint32_t synced = 0;  // accesses up to this clock are known to all lanes of the warp
+  uint32_t first = 0;           // component of lane 0
+  uint32_t now = kStarted + 1;  // clock of accesses; goes on after each release
+  uint32_t synced = 0;          // accesses up to this clock are known to all lanes of the warp
   // Up to this one they are over: all lanes have met at a .sync.aligned instruction since, which
   // orders no writes.
   uint32_t converged = 0;
@@ -253,6 +256,14 @@ struct ClusterRaces {
   uint32_t first_slot() const { return num_threads + num_ctas * warpgroups_per_cta(); }
   /// The thread that an epoch's component belongs to, or that has issued the operation.
   uint32_t thread_of(const Epoch& epoch) const;
+  /// The component of a CTA's first thread.
+  uint32_t first_of(uint32_t rank) const { return rank * warps_per_cta * kWarpSize; }
+};
+
+/// fence.proxy.tensormap::generic.acquire of one map by some lanes: what they knew.
+struct TensorMapAcquire {
+  Epoch epoch;
+  Release acquired;
 };
 
 }  // namespace pykernels::emulator

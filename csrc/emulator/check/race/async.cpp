@@ -145,7 +145,7 @@ void RaceDetector::async_shared(Cta& cta, uint32_t offset, uint32_t bytes, Acces
   if (current_ == nullptr || cta.races == nullptr) return;
   const Access access{epoch_of(*current_, kind), current_->views, kind != AccessKind::kRead,
                       proxy_of(*current_, Layer::kAsyncShared), &cta};
-  touch(cta, access.epoch);
+  touch(cta, access.epoch, current_->views.front());
   range(access, offset, bytes);
 }
 

@@ -148,7 +148,8 @@ class RaceDetector {
                   uint32_t end);
   void cell(Cell& cell, const Access& access, uint64_t address);
   Line& line_of(const Access& access, uint64_t address);
-  void touch(Cta& owner, const Epoch& epoch);
+  void touch(Cta& owner, const Epoch& epoch, const View& view);
+  bool has_started(const View& view, const Cta& owner, const Epoch& epoch) const;
   Epoch thread_epoch(const Warp& warp, const Instruction& inst, LaneMask lanes,
                      const ThreadAccess& access) const;
 

@@ -194,6 +194,8 @@ void RaceDetector::barrier_wait(Warp& warp, NamedBarrier& barrier, uint64_t gene
 
 void RaceDetector::cluster_arrive(Warp& warp, LaneMask lanes, Semantics semantics) {
   SyncClock& clock = clock_of(warp.cta().cluster->clock, *warp.races);
+  const ClusterRaces& cluster = *warp.cta().cluster->races;
+  clock.raise(Layer::kKnown, cluster.first_of(warp.races->place.cta), kStarted);
   if (semantics != Semantics::kRelaxed) return release_into(warp, lanes, clock, false);
   if (warp.races->fences == nullptr) return;
   for_bits(lanes, [&](int lane) {
@@ -248,7 +250,9 @@ void RaceDetector::mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& m
   const WarpRaces& races = *warp.races;
   const Place there{races.place.cluster, owner.rank, races.place.rank};
   const bool is_own = &owner == &warp.cta();
-  if (!is_own) touch(owner, thread_epoch(warp, warp.instruction(), 1u << lane, {}));
+  if (!is_own) {
+    touch(owner, thread_epoch(warp, warp.instruction(), 1u << lane, {}), view(warp, lane));
+  }
   if (order.semantics != Semantics::kRelaxed) {
     const bool visible = includes(order.scope, races.place, there);
     release_into(warp, 1u << lane,
