@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pykernels.emulator import EmulationError, Emulator, Finding
+from pykernels.emulator import EmulationError, Emulator, Finding, Launch, Module, Report, TensorMap
 from pykernels.emulator.arguments import Argument
-from tests.emulator.ptx_program import run_ptx
+from tests.emulator.ptx_program import ptx_entry, run_ptx
 
 SCHEDULES = [(mode, seed) for mode in ("early", "late", "random") for seed in range(3)]
+HEADER = ".version 8.7\n.target sm_90a\n.address_size 64\n"
 
 
 @dataclass(frozen=True)
@@ -208,3 +209,133 @@ CASES = [*INSTANCES, *PEERS]
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_case(case: Case) -> None:
     case.check()
+
+
+# ---- tensor maps that a kernel writes ----
+
+MAP_BYTES = 128
+COPY_MAP = """
+    .reg .b64 from, to;
+    setp.lt.u32 p0, tid, 16;
+    mad.wide.u32 from, tid, 8, map; mad.wide.u32 to, tid, 8, place;
+    @p0 ld.u64 rd1, [from];
+    @p0 st.global.u64 [to], rd1;
+"""
+LOAD_TILE = """
+    .reg .b32 tile, full, zero;
+    .shared .align 128 .b8 tiles[256]; .shared .align 8 .b64 fulls;
+    setp.ne.u32 p0, tid, {issuer};
+    @p0 bra DONE;
+    mov.u32 tile, tiles; mov.u32 full, fulls; mov.u32 zero, 0;
+    mbarrier.init.shared::cta.b64 [full], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [full], 256;
+    {acquire}
+    cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes
+        [tile], [place, {{zero, zero}}], [full];
+    WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 p1, [full], 0;
+    @!p1 bra WAIT;
+    ld.shared.u32 r1, [tile];
+    st.global.u32 [out], r1;
+    DONE:
+"""
+RELEASE = "fence.proxy.tensormap::generic.release.{};"
+ACQUIRE = "fence.proxy.tensormap::generic.acquire.{} [place], 128;"
+
+
+def map_arguments() -> dict[str, Argument]:
+    tensor = np.arange(64, dtype=np.uint32).reshape(8, 8)
+    words = np.zeros(32, np.uint64)
+    first = (-words.ctypes.data % MAP_BYTES) // 8
+    return {
+        "map": TensorMap.encode_tiled(tensor, box=(8, 8)),
+        "place": words[first : first + MAP_BYTES // 8],
+        "out": np.zeros(32, np.uint32),
+        "tensor": tensor,
+    }
+
+
+def load_through_written_map(
+    release: str, between: str, acquire: str, *, issuer: int = 0, seed: int = 0
+) -> Report:
+    body = COPY_MAP + release + between + LOAD_TILE.format(acquire=acquire, issuer=issuer)
+    return run_ptx(body, map_arguments(), block=(64,), emulator=Emulator(seed=seed))
+
+
+MAP_FENCES = {
+    "both": (RELEASE.format("gpu"), "bar.sync 0;", ACQUIRE.format("gpu"), 0),
+    "of the CTA": (RELEASE.format("cta"), "bar.sync 0;", ACQUIRE.format("cta"), 0),
+    "another thread's acquire, then a barrier": (
+        RELEASE.format("gpu"), "bar.sync 0; @!p0 bra PAST;" + ACQUIRE.format("gpu")
+        + "PAST: bar.sync 0;", "", 32,
+    ),
+    "a release by one who knows of the writes": (
+        "", "bar.sync 0;" + RELEASE.format("gpu"), ACQUIRE.format("gpu"), 32,
+    ),
+}  # fmt: skip
+MAP_FAULTS = {
+    "no release": ("", "bar.sync 0;", ACQUIRE.format("gpu"), 0),
+    "no acquire": (RELEASE.format("gpu"), "bar.sync 0;", "", 0),
+    "acquire of another address": (
+        RELEASE.format("gpu"), "bar.sync 0;", ACQUIRE.format("gpu").replace("place", "out"), 0,
+    ),
+    "acquire before the barrier": (
+        RELEASE.format("gpu") + "setp.eq.u32 p2, tid, 0; @p2 " + ACQUIRE.format("gpu"),
+        "bar.sync 0;", "", 0,
+    ),
+    "another thread's acquire": (
+        RELEASE.format("gpu"), "bar.sync 0; @!p0 bra PAST;" + ACQUIRE.format("gpu") + "PAST:",
+        "", 32,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAP_FENCES)
+def test_tensor_map_fences(name: str) -> None:
+    for seed in range(3):
+        release, between, acquire, issuer = MAP_FENCES[name]
+        report = load_through_written_map(release, between, acquire, issuer=issuer, seed=seed)
+        report.raise_if_findings()
+
+
+@pytest.mark.parametrize("name", MAP_FAULTS)
+def test_tensor_map_fences_missing(name: str) -> None:
+    for seed in range(3):
+        release, between, acquire, issuer = MAP_FAULTS[name]
+        report = load_through_written_map(release, between, acquire, issuer=issuer, seed=seed)
+        (finding,) = report.findings
+        assert finding.kind == "race"
+        assert "fence.proxy.tensormap" in finding.message
+        assert "'place" in finding.message
+
+
+@pytest.mark.parametrize("acquire", ["", ACQUIRE.format("gpu")])
+def test_a_tensor_map_of_the_launch_before(acquire: str) -> None:
+    """The end of a launch releases what it wrote; its maps are to be acquired all the same."""
+    values = map_arguments()
+    first = {name: values[name] for name in ("map", "place")}
+    second = {name: values[name] for name in ("place", "out")}
+    wait = "griddepcontrol.wait;"
+    text = (
+        HEADER
+        + ptx_entry("griddepcontrol.launch_dependents;" + COPY_MAP, first, name="writes")
+        + ptx_entry(wait + LOAD_TILE.format(acquire=acquire, issuer=0), second, name="loads")
+    )
+    module = Module.from_ptx(text)
+    emulator = Emulator()
+    tensor = values["tensor"]
+    assert isinstance(tensor, np.ndarray)
+    emulator.register(tensor)
+    report = emulator.launch_concurrent(
+        [
+            Launch(module["writes"], (1,), (32,), list(first.values())),
+            Launch(
+                module["loads"], (1,), (32,), list(second.values()), programmatic_dependent=True
+            ),
+        ]
+    )
+    if acquire:
+        report.raise_if_findings()
+        return
+    (finding,) = report.findings
+    assert "fence.proxy.tensormap" in finding.message

@@ -1,10 +1,12 @@
 // Fences of memory and of proxies. The emulator's memory is sequentially consistent and completed
 // asynchronous operations are visible to all, so they order nothing here: the race detector is
 // told.
+#include <memory>
 #include <string>
 #include <utility>
 
 #include "emulator/check/race/detector.h"
+#include "emulator/isa/memory_access.h"
 #include "emulator/isa/table.h"
 #include "emulator/machine/machine.h"
 #include "emulator/memory_model.h"
@@ -14,18 +16,39 @@ namespace {
 
 // Bits of Instruction::variant: semantics (3) and scope (3) of a memory fence, and whether it is
 // fence.sc; spaces of a proxy fence.
-constexpr int kScopeShift = 3;
+constexpr int kFenceScopeShift = 3;
 constexpr int kSequential = 1 << 6;
 constexpr uint16_t kShared = 1;
 constexpr uint16_t kGlobal = 2;
 constexpr uint16_t kTensorMap = 4;
+constexpr std::pair<const char*, Scope> kScopes[] = {
+    {"cta", Scope::kCta}, {"cluster", Scope::kCluster}, {"gpu", Scope::kGpu}, {"sys", Scope::kSys}};
+
+/// Of the acquire of a tensor map.
+struct AcquireForm : SideData {
+  AddressOperand map;
+};
 
 Step memory_fence(Warp& warp, const Instruction& inst, LaneMask active) {
   if (RaceDetector* races = warp.machine().races()) {
     races->fence(warp, active, static_cast<Semantics>(inst.variant & 7),
-                 static_cast<Scope>(inst.variant >> kScopeShift & 7),
+                 static_cast<Scope>(inst.variant >> kFenceScopeShift & 7),
                  (inst.variant & kSequential) != 0);
   }
+  return Step::kNext;
+}
+
+/// fence.proxy.tensormap::generic.acquire.scope [addr], 128;      PTX 8.3, sm_90
+///
+/// Later reads of this map through the proxy of tensor maps see what was released to it.
+Step tensor_map_acquire(Warp& warp, const Instruction& inst, LaneMask active) {
+  RaceDetector* const races = warp.machine().races();
+  if (races == nullptr) return Step::kNext;
+  const auto& map = static_cast<const AcquireForm&>(*inst.side).map;
+  uint64_t addresses[kWarpSize] = {};
+  for_lanes(active, [&](int lane) { addresses[lane] = map.at(warp, lane); });
+  races->acquire_tensor_map(warp, inst, active,
+                            static_cast<Scope>(inst.variant >> kFenceScopeShift), addresses);
   return Step::kNext;
 }
 
@@ -53,18 +76,18 @@ Build build_fence(Handler handler, int num_operands, int variant) {
     Instruction& inst = builder.instruction();
     inst.handler = handler;
     inst.variant = static_cast<uint16_t>(variant);
-    if (num_operands == 2) {  // fence.proxy.tensormap::generic.acquire.gpu [addr], 128;
-      bool base_is_64 = false;
-      builder.address(builder.statement().operands[0], Space::kGeneric, &inst.operands[0],
-                      &base_is_64, &inst.immediate);
+    if (num_operands == 2) {  // [addr], 128
+      auto form = std::make_unique<AcquireForm>();
+      form->map = read_address(builder, builder.statement().operands[0], Space::kGeneric);
       if (builder.integer(builder.statement().operands[1]) != 128)
         builder.fail("the size must be 128");
+      builder.keep(std::move(form));
     }
   };
 }
 
 int memory_variant(Semantics semantics, Scope scope) {
-  return static_cast<int>(semantics) | static_cast<int>(scope) << kScopeShift;
+  return static_cast<int>(semantics) | static_cast<int>(scope) << kFenceScopeShift;
 }
 
 void add_proxy_fences(Table& table) {
@@ -78,10 +101,11 @@ void add_proxy_fences(Table& table) {
   add("fence.proxy.async.shared::cluster", 0, kShared);
   add("fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster", 0, kShared);
   add("fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster", 0, kShared);
-  for (const char* scope : {"cta", "cluster", "gpu", "sys"}) {
+  for (const auto& [name, scope] : kScopes) {
     const std::string form = "fence.proxy.tensormap::generic.";
-    add(form + "release." + scope, 0, kTensorMap);
-    add(form + "acquire." + scope, 2, kTensorMap);
+    add(form + "release." + name, 0, kTensorMap);
+    table.add(form + "acquire." + name, InstructionClass::kFence,
+              build_fence(tensor_map_acquire, 2, static_cast<int>(scope) << kFenceScopeShift));
   }
 }
 
@@ -96,11 +120,7 @@ void add_fence_forms(Table& table) {
   add("membar.cta", Semantics::kAcquireRelease, Scope::kCta, kSequential);
   add("membar.gl", Semantics::kAcquireRelease, Scope::kGpu, kSequential);
   add("membar.sys", Semantics::kAcquireRelease, Scope::kSys, kSequential);
-  const std::pair<const char*, Scope> scopes[] = {{"cta", Scope::kCta},
-                                                  {"cluster", Scope::kCluster},
-                                                  {"gpu", Scope::kGpu},
-                                                  {"sys", Scope::kSys}};
-  for (const auto& [name, scope] : scopes) {
+  for (const auto& [name, scope] : kScopes) {
     for (const std::string semantics : {"", "acq_rel."}) {
       add("fence." + semantics + name, Semantics::kAcquireRelease, scope);
     }

@@ -190,7 +190,8 @@ struct CopyForm : SideData {
   AddressOperand source;
 };
 
-/// The warp copies one map from shared to global memory; the fences have nothing to order here.
+/// The warp copies one map from shared to global memory, and releases it to the proxy of tensor
+/// maps.
 Step copy_map(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_aligned_guard(warp, inst, active);
@@ -201,6 +202,11 @@ Step copy_map(Warp& warp, const Instruction& inst, LaneMask active) {
   note_access(warp, Space::kShared, form.source.at(warp, lane), lane, AccessKind::kRead);
   note_access(warp, Space::kGlobal, form.destination.at(warp, lane), lane, AccessKind::kWrite);
   store_map(warp, Space::kGlobal, form.destination.at(warp, lane), lane, map);
+  if (RaceDetector* races = warp.machine().races()) {
+    ProxyFence fence;
+    fence.tensor_map = true;
+    races->fence_proxy(warp, active, fence);
+  }
   return Step::kNext;
 }
 

@@ -114,6 +114,9 @@ class RaceDetector {
   /// `sequential`: fence.sc.
   void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope, bool sequential);
   void fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces);
+  /// fence.proxy.tensormap::generic.acquire of the map at each lane's generic address.
+  void acquire_tensor_map(Warp& warp, const Instruction& inst, LaneMask lanes, Scope scope,
+                          const uint64_t* addresses);
   void fence_mbarrier_init(Warp& warp, LaneMask lanes);
   /// `before`: null where the launch before is none of this run.
   void grid_wait(Warp& warp, LaneMask lanes, const Grid* before);
@@ -133,6 +136,7 @@ class RaceDetector {
     bool writes = false;
     Layer proxy = Layer::kKnown;  // another: an earlier generic write needs its fence
     Cta* owner = nullptr;         // of shared memory
+    uint64_t tensor_map = 0;      // location_key of the map that is read through its proxy
   };
   enum class Verdict : uint8_t { kOrdered, kUnordered, kNeedsProxyFence, kNonCoherent };
 
@@ -162,6 +166,7 @@ class RaceDetector {
   Place place_of(const Epoch& epoch) const;
   bool has_other_stripe(const Cell& cell, const Access& access) const;
   bool supersedes(const Access& access, const Epoch& earlier) const;
+  bool acquired_map(const Epoch& write, const Access& access) const;
   void note_read(Cell& cell, const Access& access);
   void note_reader(ReadSet& readers, const Access& access);
   void clear_readers(Cell& cell);
@@ -217,8 +222,10 @@ class RaceDetector {
   GlobalShadow global_;
   std::vector<ReadSet> read_sets_;
   std::vector<uint32_t> free_read_sets_;
-  std::unordered_map<uint64_t, Location> locations_;    // by location_key
-  uint64_t num_versions_ = 0;                           // of locations
+  size_t num_readers_ = 0;                                                   // in all sets
+  std::unordered_map<uint64_t, Location> locations_;                         // by location_key
+  uint64_t num_versions_ = 0;                                                // of locations
+  std::unordered_map<uint64_t, std::vector<TensorMapAcquire>> tensor_maps_;  // by location_key
   std::map<std::array<uint64_t, 3>, size_t> reported_;  // pairs of instructions: their finding
   AgentRaces* current_ = nullptr;
 };

@@ -85,7 +85,8 @@ void RaceDetector::report(const Access& access, const Epoch& earlier, bool earli
   switch (verdict) {
     case Verdict::kNeedsProxyFence:
       message = access.proxy == Layer::kTensorMap
-                    ? concat(who, " as a tensor map needs fence.proxy.tensormap after ", other)
+                    ? concat(who, " as a tensor map needs fence.proxy.tensormap after ", other,
+                             ": .release by who knows of it, then .acquire of the map's address")
                     : concat(who, " through the async proxy needs fence.proxy.async",
                              access.proxy == Layer::kAsyncGlobal ? " (of global memory)" : "",
                              " after ", other, ", which is ordered but in the generic proxy");

@@ -106,10 +106,27 @@ RaceDetector::Verdict RaceDetector::judge(const Epoch& earlier, bool earlier_wri
   if (!earlier_writes || access.proxy == Layer::kKnown || (earlier.what & kWhatAsync) != 0) {
     return Verdict::kOrdered;
   }
+  if (access.proxy == Layer::kTensorMap) {
+    return acquired_map(earlier, access) ? Verdict::kOrdered : Verdict::kNeedsProxyFence;
+  }
   for (const View& view : access.views) {
     if (!knows(view, earlier, access.proxy)) return Verdict::kNeedsProxyFence;
   }
   return Verdict::kOrdered;
+}
+
+/// True where an acquire of the map, by whom the lane has heard of, comes after the write's release
+/// to the proxy of tensor maps. The end of a launch is such a release.
+bool RaceDetector::acquired_map(const Epoch& write, const Access& access) const {
+  const auto all = tensor_maps_.find(access.tensor_map);
+  if (all == tensor_maps_.end()) return false;
+  const View& view = access.views.front();
+  return std::any_of(all->second.begin(), all->second.end(), [&](const TensorMapAcquire& one) {
+    return includes(one.acquired.scope, one.acquired.place, place_of(write)) &&
+           knows(view, one.epoch, Layer::kKnown) &&
+           knows(one.acquired.view, write, Layer::kKnown) &&
+           knows(one.acquired.view, write, Layer::kTensorMap);
+  });
 }
 
 std::span<const Epoch> RaceDetector::readers(const Cell& cell) const {

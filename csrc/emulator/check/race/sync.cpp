@@ -369,6 +369,25 @@ void RaceDetector::fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces) {
   ++races.now;
 }
 
+void RaceDetector::acquire_tensor_map(Warp& warp, const Instruction& inst, LaneMask lanes,
+                                      Scope scope, const uint64_t* addresses) {
+  for_bits(lanes, [&](int lane) {
+    ThreadAccess access;
+    uint64_t address = addresses[lane];
+    access.space = space_of(address);
+    access.generic = true;
+    const Cta* owner = owner_of(warp, access, &address);
+    const TensorMapAcquire acquire{thread_epoch(warp, inst, 1u << lane, {}),
+                                   release_of(warp, lane, scope)};
+    std::vector<TensorMapAcquire>& all = tensor_maps_[location_key(owner, address)];
+    std::erase_if(all, [&](const TensorMapAcquire& earlier) {
+      return earlier.acquired.scope == scope && earlier.epoch.same_agent(acquire.epoch) &&
+             earlier.epoch.lanes == acquire.epoch.lanes;
+    });
+    all.push_back(acquire);
+  });
+}
+
 void RaceDetector::fence_mbarrier_init(Warp& warp, LaneMask lanes) {
   const WarpRaces& races = *warp.races;
   for_bits(lanes, [&](int lane) {
