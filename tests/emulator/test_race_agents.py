@@ -70,8 +70,6 @@ class Case:
                 assert self.finds in finding.message, where
 
 
-PAIR: dict[str, Any] = {"grid": (2,), "block": (1,), "cluster": (2,)}
-CLUSTER_SYNC = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
 # ---- dynamic instances of one instruction ----
 
 SCATTER = """
@@ -112,6 +110,44 @@ INSTANCES = [
     Case("with bar.warp.sync between", scatter(ROTATED, "bar.warp.sync -1;", ANOTHER)),
     Case("each lane its own word", scatter(OWN)),
     Case("lanes of one instruction on one word", scatter(ONE_WORD, "bar.warp.sync -1;")),
+]
+
+
+# ---- what a multicast's signal says ----
+
+MULTICAST = """
+    .reg .b16 both; .reg .b32 slot, full, peer, place, rank; .reg .pred leads;
+    .shared .align 128 .b8 slots[128]; .shared .align 8 .b64 fulls;
+    mov.u32 slot, slots; mov.u32 full, fulls;
+    mov.u32 rank, %cluster_ctarank; setp.eq.u32 leads, rank, 0;
+    mbarrier.init.shared::cta.b64 [full], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [full], 128;
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    mov.u16 both, 3;
+    @leads cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster
+        [slot], [source], 128, [full], both;
+    WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 p0, [full], 0;
+    @!p0 bra WAIT;
+    {sync}
+    mapa.shared::cluster.u32 place, slot, {rank};
+    @leads ld.shared::cluster.u32 r1, [place];
+    @leads st.global.u32 [{written}], r1;
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+"""
+CLUSTER_SYNC = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
+
+
+def multicast(rank: int, sync: str = "", written: str = "out") -> str:
+    return MULTICAST.format(rank=rank, sync=sync, written=written)
+
+
+PAIR: dict[str, Any] = {"grid": (2,), "block": (1,), "cluster": (2,)}
+SIGNALS = [
+    Case("a peer's copy behind one's own barrier", multicast(1), "read of shared memory", **PAIR),
+    Case("one's own copy behind one's own barrier", multicast(0), **PAIR),
+    Case("a peer's copy behind the peer's wait", multicast(1, CLUSTER_SYNC), **PAIR),
+    Case("the source behind one's own barrier", multicast(0, "", "source"), **PAIR),
 ]
 
 
@@ -203,7 +239,7 @@ def test_a_copy_into_a_peer_that_may_not_have_started() -> None:
         assert findings, f"{mode}, seed {seed}"
 
 
-CASES = [*INSTANCES, *PEERS]
+CASES = [*INSTANCES, *SIGNALS, *PEERS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -71,7 +71,8 @@ class ArriveOperation : public AsyncOperation {
     for (const auto& copy : copies) {
       AsyncQueue::force(machine, *copy);
       const AgentRaces* agent = static_cast<const CopyOperation&>(*copy).agent_of(lane);
-      if (agent != nullptr && mbarrier != nullptr) machine.races()->complete_tx(*agent, *mbarrier);
+      if (agent != nullptr && mbarrier != nullptr)
+        machine.races()->complete_tx(*agent, *mbarrier, *barrier.cta);
     }
     copies.clear();
     const char* misuse = mbarrier == nullptr ? "the mbarrier to arrive on does not exist any more"

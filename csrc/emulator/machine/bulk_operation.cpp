@@ -135,7 +135,9 @@ void BulkOperation::deliver_global(Machine& machine) {
 void BulkOperation::signal(Machine& machine) {
   for (const CompletionBarrier& barrier : barriers) {
     Mbarrier* mbarrier = barrier.cta->find_mbarrier(barrier.offset);
-    if (mbarrier != nullptr && agent != nullptr) machine.races()->complete_tx(*agent, *mbarrier);
+    if (mbarrier != nullptr && agent != nullptr) {
+      machine.races()->complete_tx(*agent, *mbarrier, *barrier.cta);
+    }
     const char* misuse = mbarrier == nullptr
                              ? "the mbarrier to be signalled does not exist any more"
                              : mbarrier->complete_tx(bytes);
@@ -185,8 +187,12 @@ void issue_bulk(const Issuer& issuer, std::shared_ptr<BulkOperation> operation) 
     for (const SharedRange& range : operation->to_shared) poison_box(range, operation->swizzle);
   }
   if (RaceDetector* races = machine.races(); races != nullptr && operation->agent == nullptr) {
+    std::vector<uint32_t> ranks;  // of a multicast
+    if (operation->to_shared.size() > 1) {
+      for (const SharedRange& range : operation->to_shared) ranks.push_back(range.cta->rank);
+    }
     races->issue_signalling(*operation, issuer.warp, issuer.instruction, issuer.lane,
-                            operation->async_proxy);
+                            operation->async_proxy, ranks);
   }
   machine.async().issue(machine, std::move(operation));
 }

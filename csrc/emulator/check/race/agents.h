@@ -199,15 +199,24 @@ class SyncClock {
   KnowledgeRef cached_known_, cached_released_, cached_result_;
 };
 
-/// An asynchronous operation as an agent: what its issuer knew, and its accesses' components.
+/// A component and a clock of it: what stands for an operation's reads or writes.
+struct AgentEvent {
+  uint32_t component = 0;
+  uint32_t clock = 0;
+};
+
+/// An asynchronous operation as an agent: what its issuer knew, and what stands for its accesses.
 struct AgentRaces {
   std::vector<View> views;  // all must have an access before them: one, or four of a warpgroup
   std::vector<KnowledgeRef> kept;  // what the views point into
   uint32_t cluster = 0;
-  uint32_t read_component = 0;
-  uint32_t write_component = 0;
-  uint32_t clock = 0;
   uint32_t what = 0;  // of its accesses
+  AgentEvent read;
+  AgentEvent write;
+  std::vector<AgentEvent> copies;  // of a multicast: its writes by the CTA's rank in the cluster
+
+  /// Its writes to the shared memory of one CTA.
+  const AgentEvent& write_to(uint32_t rank) const { return copies.empty() ? write : copies[rank]; }
 };
 
 /// An mbarrier's clocks, and its initialisation. A waiter with the scope of its CTA sees what its
@@ -245,9 +254,10 @@ struct ClusterRaces {
   const MachineLaunch* launch = nullptr;
   std::array<uint32_t, 3> cluster_ctaid = {};
   uint32_t warps_per_cta = 0;
-  uint32_t num_threads = 0;                            // components of threads (whole warps)
-  std::vector<AgentSlot> slots;                        // the components behind those
-  std::map<uint32_t, std::vector<uint32_t>> slots_of;  // used again, by issuing thread
+  uint32_t num_threads = 0;      // components of threads (whole warps)
+  std::vector<AgentSlot> slots;  // the components behind those
+  // By issuing thread, those used again, the one longest unused first.
+  std::map<uint32_t, std::deque<uint32_t>> slots_of;
 
   uint32_t num_ctas = 0;
 

@@ -7,7 +7,7 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr size_t kMaxSlots = 64;  // of one thread; then the oldest is used again all the same
+constexpr size_t kLookedAt = 64;  // slots of one thread that may be over by now
 
 }  // namespace
 
@@ -18,20 +18,20 @@ uint32_t RaceDetector::add_slots(ClusterRaces& cluster, uint32_t owner, uint32_t
   return first;
 }
 
-/// A component whose last operation the issuing thread knows to be over, or a new one.
-uint32_t RaceDetector::take_slot(ClusterRaces& cluster, uint32_t thread, const View& view) {
-  std::vector<uint32_t>& slots = cluster.slots_of[thread];
+/// A component whose last operation the issuing thread knows to be over, or a new one; and the
+/// clock of the next operation there. That it is over is enough: who hands a slot of a ring back
+/// from another CTA may release with a narrow scope.
+AgentEvent RaceDetector::take_slot(ClusterRaces& cluster, uint32_t thread, const View& view) {
+  std::deque<uint32_t>& slots = cluster.slots_of[thread];
   const auto over = [&](uint32_t slot) {
-    return view.at(Layer::kKnown, slot) >= cluster.slots[slot - cluster.first_slot()].clock;
+    return view.at(Layer::kExecuted, slot) >= cluster.slots[slot - cluster.first_slot()].clock;
   };
-  auto place = std::find_if(slots.begin(), slots.end(), over);
-  if (place == slots.end() && slots.size() < kMaxSlots) {
-    slots.push_back(add_slots(cluster, thread, 1));
-    return slots.back();
-  }
-  if (place == slots.end()) place = slots.begin();
-  std::rotate(place, place + 1, slots.end());
-  return slots.back();
+  const auto end = slots.begin() + static_cast<std::ptrdiff_t>(std::min(slots.size(), kLookedAt));
+  const auto place = std::find_if(slots.begin(), end, over);
+  const uint32_t slot = place == end ? add_slots(cluster, thread, 1) : *place;
+  if (place != end) slots.erase(place);
+  slots.push_back(slot);
+  return {slot, ++cluster.slots[slot - cluster.first_slot()].clock};
 }
 
 std::shared_ptr<AgentRaces> RaceDetector::make_agent(Warp& warp, const Instruction& inst, int lane,
@@ -47,13 +47,15 @@ std::shared_ptr<AgentRaces> RaceDetector::make_agent(Warp& warp, const Instructi
 }
 
 void RaceDetector::issue_signalling(AsyncOperation& operation, Warp& warp, const Instruction& inst,
-                                    int lane, bool async_proxy) {
+                                    int lane, bool async_proxy,
+                                    std::span<const uint32_t> multicast) {
   ClusterRaces& cluster = *warp.cta().cluster->races;
   auto agent = make_agent(warp, inst, lane, async_proxy);
   const uint32_t thread = warp.races->first + static_cast<uint32_t>(lane);
-  const uint32_t slot = take_slot(cluster, thread, agent->views.front());
-  agent->read_component = agent->write_component = slot;
-  agent->clock = ++cluster.slots[slot - cluster.first_slot()].clock;
+  const View& view = agent->views.front();
+  agent->read = agent->write = take_slot(cluster, thread, view);
+  if (!multicast.empty()) agent->copies.resize(cluster.num_ctas);
+  for (const uint32_t rank : multicast) agent->copies[rank] = take_slot(cluster, thread, view);
   operation.agent = std::move(agent);
 }
 
@@ -67,9 +69,9 @@ void RaceDetector::issue_in_bulk_group(AsyncOperation& operation, Warp& warp,
     place = races.bulk.emplace(lane, add_slots(cluster, thread, 2)).first;
   }
   auto agent = make_agent(warp, inst, lane, true);
-  agent->read_component = place->second;
-  agent->write_component = place->second + 1;
-  agent->clock = ++cluster.slots[place->second - cluster.first_slot()].clock;
+  const uint32_t clock = ++cluster.slots[place->second - cluster.first_slot()].clock;
+  agent->read = {place->second, clock};
+  agent->write = {place->second + 1, clock};
   operation.agent = std::move(agent);
 }
 
@@ -83,8 +85,8 @@ std::shared_ptr<AgentRaces> RaceDetector::issue_copy(Warp& warp, const Instructi
     place = races.copies.emplace(lane, add_slots(cluster, thread, 1)).first;
   }
   auto agent = make_agent(warp, inst, lane, false);
-  agent->read_component = agent->write_component = place->second;
-  agent->clock = ++cluster.slots[place->second - cluster.first_slot()].clock;
+  const uint32_t clock = ++cluster.slots[place->second - cluster.first_slot()].clock;
+  agent->read = agent->write = {place->second, clock};
   return agent;
 }
 
@@ -96,11 +98,10 @@ void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Inst
     operation.agent = make_agent(warp, inst, 0, true);
     operation.agent->kept.clear();
     operation.agent->views.clear();
-    operation.agent->read_component = cluster.num_threads +
-                                      warp.cta().rank * cluster.warpgroups_per_cta() +
-                                      static_cast<uint32_t>(warp.warpgroup());
-    operation.agent->write_component = operation.agent->read_component;
-    operation.agent->clock = static_cast<uint32_t>(number);
+    const uint32_t component = cluster.num_threads +
+                               warp.cta().rank * cluster.warpgroups_per_cta() +
+                               static_cast<uint32_t>(warp.warpgroup());
+    operation.agent->read = operation.agent->write = {component, static_cast<uint32_t>(number)};
   }
   KnowledgeRef known = races.known[0];
   if (!races.uniform) {
@@ -123,10 +124,8 @@ AgentRaces* RaceDetector::set_current(AgentRaces* agent) {
 
 namespace {
 
-Epoch epoch_of(const AgentRaces& agent, AccessKind kind) {
-  const bool reads = kind == AccessKind::kRead;
-  Epoch epoch{agent.cluster, reads ? agent.read_component : agent.write_component, agent.clock,
-              agent.what, 1};
+Epoch epoch_of(const AgentRaces& agent, const AgentEvent& event, AccessKind kind) {
+  Epoch epoch{agent.cluster, event.component, event.clock, agent.what, 1};
   // Reductions are relaxed, for all threads of the GPU.
   if (kind == AccessKind::kAtomic) {
     epoch.what |= kWhatStrong | static_cast<uint32_t>(Scope::kGpu) << kWhatScopeShift |
@@ -143,7 +142,9 @@ Layer proxy_of(const AgentRaces& agent, Layer layer) {
 
 void RaceDetector::async_shared(Cta& cta, uint32_t offset, uint32_t bytes, AccessKind kind) {
   if (current_ == nullptr || cta.races == nullptr) return;
-  const Access access{epoch_of(*current_, kind), current_->views, kind != AccessKind::kRead,
+  const bool reads = kind == AccessKind::kRead;
+  const AgentEvent& event = reads ? current_->read : current_->write_to(cta.rank);
+  const Access access{epoch_of(*current_, event, kind), current_->views, !reads,
                       proxy_of(*current_, Layer::kAsyncShared), &cta};
   touch(cta, access.epoch, current_->views.front());
   range(access, offset, bytes);
@@ -151,14 +152,19 @@ void RaceDetector::async_shared(Cta& cta, uint32_t offset, uint32_t bytes, Acces
 
 void RaceDetector::async_global(uint64_t address, uint64_t bytes, AccessKind kind) {
   if (current_ == nullptr) return;
-  const Access access{epoch_of(*current_, kind), current_->views, kind != AccessKind::kRead,
+  const bool reads = kind == AccessKind::kRead;
+  const AgentEvent& event = reads ? current_->read : current_->write;
+  const Access access{epoch_of(*current_, event, kind), current_->views, !reads,
                       proxy_of(*current_, Layer::kAsyncGlobal), nullptr};
   range(access, address, bytes);
 }
 
-void RaceDetector::complete_tx(const AgentRaces& agent, Mbarrier& mbarrier) {
+void RaceDetector::complete_tx(const AgentRaces& agent, Mbarrier& mbarrier, const Cta& owner) {
   if (mbarrier.races == nullptr) return;
-  mbarrier.races->local.raise(Layer::kKnown, agent.write_component, agent.clock);
+  // A multicast's signal says nothing of the bytes that other CTAs get, but that they were read.
+  for (const AgentEvent& event : {agent.read, agent.write_to(owner.rank)}) {
+    mbarrier.races->local.raise(Layer::kKnown, event.component, event.clock);
+  }
 }
 
 void RaceDetector::wait_for(Warp& warp, LaneMask lanes, std::span<const AgentRaces* const> agents,
@@ -167,9 +173,9 @@ void RaceDetector::wait_for(Warp& warp, LaneMask lanes, std::span<const AgentRac
   for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
     auto joined = std::make_shared<Knowledge>(*known);
     for (const AgentRaces* agent : agents) {
-      joined->own.raise(Layer::kKnown, agent->read_component, agent->clock);
+      joined->own.raise(Layer::kKnown, agent->read.component, agent->read.clock);
       if (only_sources) continue;
-      joined->own.raise(Layer::kKnown, agent->write_component, agent->clock);
+      joined->own.raise(Layer::kKnown, agent->write.component, agent->write.clock);
     }
     set_known(warp, same, joined);
   });

@@ -77,9 +77,10 @@ class RaceDetector {
                     uint32_t bytes, AccessKind kind);
 
   // ---- asynchronous operations ----
-  /// A copy that signals an mbarrier: an agent of its own.
+  /// A copy that signals an mbarrier: an agent of its own. `multicast`: ranks of the CTAs that it
+  /// writes to and signals each apart; empty where there is one destination.
   void issue_signalling(AsyncOperation& operation, Warp& warp, const Instruction& inst, int lane,
-                        bool async_proxy);
+                        bool async_proxy, std::span<const uint32_t> multicast);
   /// A copy of the lane's bulk groups.
   void issue_in_bulk_group(AsyncOperation& operation, Warp& warp, const Instruction& inst,
                            int lane);
@@ -91,8 +92,8 @@ class RaceDetector {
   AgentRaces* set_current(AgentRaces* agent);
   void async_shared(Cta& cta, uint32_t offset, uint32_t bytes, AccessKind kind);
   void async_global(uint64_t address, uint64_t bytes, AccessKind kind);
-  /// The operation signals the mbarrier: before it does.
-  void complete_tx(const AgentRaces& agent, Mbarrier& mbarrier);
+  /// The operation signals the mbarrier of that CTA: before it does.
+  void complete_tx(const AgentRaces& agent, Mbarrier& mbarrier, const Cta& owner);
   /// The lane has waited for these: their results, or only for their sources to have been read.
   void wait_for(Warp& warp, LaneMask lanes, std::span<const AgentRaces* const> agents,
                 bool only_sources);
@@ -190,7 +191,7 @@ class RaceDetector {
   std::shared_ptr<AgentRaces> make_agent(Warp& warp, const Instruction& inst, int lane,
                                          bool async_proxy);
   uint32_t add_slots(ClusterRaces& cluster, uint32_t owner, uint32_t count);
-  uint32_t take_slot(ClusterRaces& cluster, uint32_t thread, const View& view);
+  AgentEvent take_slot(ClusterRaces& cluster, uint32_t thread, const View& view);
 
   // locations.cpp
   void synchronise(Warp& warp, int lane, const Cta* owner, uint64_t address,

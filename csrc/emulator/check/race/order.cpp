@@ -84,7 +84,8 @@ RaceDetector::Verdict RaceDetector::judge(const Epoch& earlier, bool earlier_wri
   const bool one_lane_or_stripe =
       (later.lanes & (later.lanes - 1)) == 0 || (later.what & kWhatStripe) != 0;
   if (earlier.same_agent(later) && earlier.lanes == later.lanes && one_lane_or_stripe &&
-      (what & (kWhatAsync | kWhatNonCoherent)) == 0 && access.proxy == Layer::kKnown) {
+      (what & kWhatNonCoherent) == 0 && access.proxy == Layer::kKnown &&
+      later.component < cluster_of(later).num_threads) {
     return Verdict::kOrdered;  // program order
   }
   if ((what & kWhatNonCoherent) != 0) {
@@ -94,7 +95,11 @@ RaceDetector::Verdict RaceDetector::judge(const Epoch& earlier, bool earlier_wri
       return Verdict::kNonCoherent;
     }
   }
-  const Layer layer = earlier_writes ? Layer::kKnown : Layer::kExecuted;
+  // A copy over another one in shared memory needs as little as one over reads: it has its bytes in
+  // place once its end was told.
+  const bool copy_over_copy =
+      (earlier.what & later.what & kWhatAsync) != 0 && access.writes && access.owner != nullptr;
+  const Layer layer = earlier_writes && !copy_over_copy ? Layer::kKnown : Layer::kExecuted;
   for (const View& view : access.views) {
     if (knows(view, earlier, layer)) continue;
     if (both_strong(earlier, later)) return Verdict::kOrdered;
