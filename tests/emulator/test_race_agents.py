@@ -151,6 +151,62 @@ SIGNALS = [
 ]
 
 
+# ---- many ----
+
+
+def many_copies(waited: int, read: int) -> str:
+    """70 copies of one thread in flight; it waits for one and reads one."""
+    count = 70
+    wait = "W{0}: mbarrier.try_wait.parity.shared::cta.b64 p0, [full + {1}], 0;\n@!p0 bra W{0};\n"
+    text = f"""
+        .reg .b32 slot, full;
+        .shared .align 128 .b8 slots[{128 * count}]; .shared .align 8 .b64 fulls[{count}];
+        mov.u32 slot, slots; mov.u32 full, fulls;
+    """
+    for i in range(count):
+        text += f"""
+            mbarrier.init.shared::cta.b64 [full + {8 * i}], 1;
+            mbarrier.arrive.expect_tx.shared::cta.b64 _, [full + {8 * i}], 16;
+            cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes
+                [slot + {128 * i}], [source], 16, [full + {8 * i}];
+        """
+    text += wait.format(waited, 8 * waited)
+    text += f"ld.shared.u32 r1, [slot + {128 * read}]; st.global.u32 [out], r1;\n"
+    return text + "".join(wait.format(i, 8 * i) for i in range(count) if i != waited)
+
+
+def many_readers(count: int, waited: int) -> str:
+    """Each CTA reads a word, which CTA 0 writes once `waited` others have told."""
+    return f"""
+        .reg .b32 cta; mov.u32 cta, %ctaid.x;
+        ld.global.u32 r1, [source];
+        setp.gt.u32 p0, cta, {waited};
+        @p0 bra END;
+        red.release.gpu.global.add.u32 [count], 1;
+        setp.ne.u32 p1, cta, 0;
+        @p1 bra END;
+        SPIN:
+        ld.acquire.gpu.global.u32 r2, [count];
+        setp.le.u32 p2, r2, {waited};
+        @p2 bra SPIN;
+        st.global.u32 [source], 1;
+        END:
+    """
+
+
+MANY = [
+    Case("70 copies, another one read", many_copies(69, 0), "'slots'", block=(1,)),
+    Case("70 copies, the one waited for read", many_copies(69, 69), block=(1,)),
+    *(
+        Case(
+            f"the last of {n} readers", many_readers(n, n - 2), "the read by", grid=(n,), block=(1,)
+        )
+        for n in (33, 66, 132, 300)
+    ),
+    Case("all of 132 readers", many_readers(132, 131), grid=(132,), block=(1,)),
+]
+
+
 # ---- peers that may not have started ----
 
 REMOTE = """
@@ -239,7 +295,7 @@ def test_a_copy_into_a_peer_that_may_not_have_started() -> None:
         assert findings, f"{mode}, seed {seed}"
 
 
-CASES = [*INSTANCES, *SIGNALS, *PEERS]
+CASES = [*INSTANCES, *SIGNALS, *MANY, *PEERS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -170,11 +170,15 @@ class RaceDetector {
   bool acquired_map(const Epoch& write, const Access& access) const;
   void note_read(Cell& cell, const Access& access);
   void note_reader(ReadSet& readers, const Access& access);
+  void drop_superseded(ReadSet& readers, const Access& access);
   void clear_readers(Cell& cell);
   Epoch make_read_set(ReadSet readers);
+  void free_read_set(uint32_t index);
   void split(Line& line, uint32_t shift);
   /// The cell's readers since its last write.
   std::span<const Epoch> readers(const Cell& cell) const;
+  /// Those of them that are of the same warp or agent.
+  std::span<const Epoch> readers(const Cell& cell, const Epoch& of) const;
 
   // sync.cpp
   View view(const Warp& warp, int lane) const;

@@ -84,6 +84,7 @@ void RaceDetector::keep_reader(Cell& kept, const Epoch& read) {
     const bool known = std::any_of(readers.begin(), readers.end(), [&](const Epoch& other) {
       return other.cluster == read.cluster;
     });
+    // Clusters come in the order of their numbers, so the set stays sorted.
     if (!known && readers.size() < kMaxKeptReaders) readers.push_back(read);
   }
 }

@@ -1,5 +1,6 @@
 // Which accesses are ordered, and the readers that a cell remembers.
 #include <algorithm>
+#include <tuple>
 
 #include "emulator/check/race/detector.h"
 #include "emulator/machine/machine.h"
@@ -7,7 +8,14 @@
 namespace pykernels::emulator {
 namespace {
 
-constexpr size_t kMaxReaders = 64;  // of one cell that nothing orders; more are not remembered
+// Sets up to this size are kept as small as can be; larger ones only from time to time.
+constexpr size_t kSmallSet = 64;
+// In all sets, 20 bytes each: beyond, small sets do not grow any more.
+constexpr size_t kMaxReaders = size_t{1} << 24;
+
+bool of_lower_agent(const Epoch& a, const Epoch& b) {
+  return a.cluster != b.cluster ? a.cluster < b.cluster : a.component < b.component;
+}
 
 Scope scope_of(const Epoch& epoch) { return static_cast<Scope>(epoch.what >> kWhatScopeShift & 7); }
 
@@ -140,6 +148,12 @@ std::span<const Epoch> RaceDetector::readers(const Cell& cell) const {
   return read_sets_[cell.read.component];
 }
 
+std::span<const Epoch> RaceDetector::readers(const Cell& cell, const Epoch& of) const {
+  const std::span<const Epoch> all = readers(cell);
+  const auto [first, last] = std::equal_range(all.begin(), all.end(), of, of_lower_agent);
+  return {first, last};
+}
+
 /// True where the lanes of an access of the same warp lie in the line in another way: what one lane
 /// did is then not what the same lane does now.
 bool RaceDetector::has_other_stripe(const Cell& cell, const Access& access) const {
@@ -149,8 +163,8 @@ bool RaceDetector::has_other_stripe(const Cell& cell, const Access& access) cons
             epoch.lanes != access.epoch.lanes);
   };
   if (differs(cell.write)) return true;
-  const std::span<const Epoch> all = readers(cell);
-  return std::any_of(all.begin(), all.end(), differs);
+  const std::span<const Epoch> own = readers(cell, access.epoch);
+  return std::any_of(own.begin(), own.end(), differs);
 }
 
 /// True where a later write that is ordered after the access is ordered after the earlier read too.
@@ -166,22 +180,46 @@ bool RaceDetector::supersedes(const Access& access, const Epoch& earlier) const 
                      [&](const View& view) { return knows(view, earlier, Layer::kExecuted); });
 }
 
-void RaceDetector::note_reader(ReadSet& set, const Access& access) {
-  const Epoch& later = access.epoch;
-  for (const Epoch& earlier : set) {
-    const bool has = earlier.same_agent(later) && earlier.clock == later.clock &&
-                     earlier.what == later.what && (later.lanes & ~earlier.lanes) == 0;
-    if (has) return;
-  }
-  std::erase_if(set, [&](const Epoch& earlier) { return supersedes(access, earlier); });
-  for (Epoch& earlier : set) {
-    if (!earlier.same_agent(later) || earlier.clock != later.clock || earlier.what != later.what) {
-      continue;
-    }
-    earlier.lanes |= later.lanes;
+/// Takes out the readers that a later write need not be compared with. Of a large set that is
+/// worth its time once it is full; else only those of the same warp are looked at.
+void RaceDetector::drop_superseded(ReadSet& set, const Access& access) {
+  const auto superseded = [&](const Epoch& earlier) { return supersedes(access, earlier); };
+  const bool is_full = set.size() == set.capacity();
+  if (set.size() <= kSmallSet || is_full) {
+    std::erase_if(set, superseded);
+    // Room enough that it is not full again soon.
+    if (is_full && set.size() > set.capacity() / 2) set.reserve(2 * set.capacity());
     return;
   }
-  if (set.size() < kMaxReaders) set.push_back(later);
+  const auto [first, last] = std::equal_range(set.begin(), set.end(), access.epoch, of_lower_agent);
+  set.erase(std::remove_if(first, last, superseded), last);
+}
+
+/// A set is sorted by agents, so that its size hardly matters.
+void RaceDetector::note_reader(ReadSet& set, const Access& access) {
+  const Epoch& later = access.epoch;
+  auto [first, last] = std::equal_range(set.begin(), set.end(), later, of_lower_agent);
+  const auto same = [&](const Epoch& earlier) {
+    return earlier.clock == later.clock && earlier.what == later.what;
+  };
+  const auto has = [&](const Epoch& earlier) {
+    return same(earlier) && (later.lanes & ~earlier.lanes) == 0;
+  };
+  if (std::any_of(first, last, has)) return;
+  if (set.size() > kSmallSet && last - first == 1 && supersedes(access, *first)) {
+    *first = later;
+    return;
+  }
+  num_readers_ -= set.size();
+  drop_superseded(set, access);
+  std::tie(first, last) = std::equal_range(set.begin(), set.end(), later, of_lower_agent);
+  const auto place = std::find_if(first, last, same);
+  if (place != last) {
+    place->lanes |= later.lanes;
+  } else if (set.size() < kSmallSet || num_readers_ < kMaxReaders) {
+    set.insert(last, later);
+  }
+  num_readers_ += set.size();
 }
 
 void RaceDetector::note_read(Cell& cell, const Access& access) {
@@ -207,6 +245,8 @@ void RaceDetector::note_read(Cell& cell, const Access& access) {
 
 /// An epoch that stands for several readers.
 Epoch RaceDetector::make_read_set(ReadSet readers) {
+  std::sort(readers.begin(), readers.end(), of_lower_agent);
+  num_readers_ += readers.size();
   uint32_t index = 0;
   if (free_read_sets_.empty()) {
     index = static_cast<uint32_t>(read_sets_.size());
@@ -245,13 +285,17 @@ void RaceDetector::split(Line& line, uint32_t shift) {
     for (Epoch& part : parts) part = part_of(part, i << shift);
     read = make_read_set(std::move(parts));
   }
-  free_read_sets_.insert(free_read_sets_.end(), shared.begin(), shared.end());
+  for (const uint32_t index : shared) free_read_set(index);
+}
+
+void RaceDetector::free_read_set(uint32_t index) {
+  num_readers_ -= read_sets_[index].size();
+  read_sets_[index] = {};
+  free_read_sets_.push_back(index);
 }
 
 void RaceDetector::clear_readers(Cell& cell) {
-  if ((cell.read.what & kWhatMany) != 0 && cell.read.clock != 0) {
-    free_read_sets_.push_back(cell.read.component);
-  }
+  if ((cell.read.what & kWhatMany) != 0 && cell.read.clock != 0) free_read_set(cell.read.component);
   cell.read = Epoch{};
 }
 
