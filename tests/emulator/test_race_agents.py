@@ -207,6 +207,51 @@ MANY = [
 ]
 
 
+# ---- lanes that know less than the others ----
+
+INIT = """
+    .reg .b32 full; .shared .align 8 .b64 fulls; mov.u32 full, fulls;
+    setp.eq.u32 p1, lane, 0;
+    @p1 mbarrier.init.shared::cta.b64 [full], 1;
+    {sync}
+    @p1 mbarrier.arrive.shared::cta.b64 _, [full];
+    WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 p0, [full], 0;
+    @!p0 bra WAIT;
+"""
+EXITED = """
+    .reg .b32 at; .shared .align 128 .b8 buffer[128]; mov.u32 at, buffer;
+    setp.ne.u32 p0, lane, 31;
+    @p0 bra GO;
+    {before}
+    exit;
+    GO:
+    {after}
+    ld.shared.u32 r1, [at];
+    st.global.u32 [out], r1;
+"""
+STORE = "st.shared.u32 [at], 1;"
+LANES = [
+    Case("lanes that wait do not know the init", INIT.format(sync=""), "mbarrier.init"),
+    Case("lanes that wait know it", INIT.format(sync="bar.warp.sync -1;")),
+    Case(
+        "bar.warp.sync after a lane has ended",
+        EXITED.format(before=STORE, after="bar.warp.sync 0x7fffffff;"),
+        "read of shared memory",
+    ),
+    Case(
+        "bar.warp.sync before it ends",
+        EXITED.format(before=STORE + "bar.warp.sync -1;", after="bar.warp.sync -1;"),
+    ),
+    Case(
+        "bar.warp.sync before it ends, and after",
+        EXITED.format(
+            before=STORE + "bar.warp.sync -1;", after="bar.warp.sync -1; bar.warp.sync 0x7fffffff;"
+        ),
+    ),
+]
+
+
 # ---- peers that may not have started ----
 
 REMOTE = """
@@ -295,7 +340,108 @@ def test_a_copy_into_a_peer_that_may_not_have_started() -> None:
         assert findings, f"{mode}, seed {seed}"
 
 
-CASES = [*INSTANCES, *SIGNALS, *MANY, *PEERS]
+# ---- agents are not their issuers ----
+
+TWO_COPIES = """
+    .reg .b32 at; .shared .align 128 .b8 buffer[128]; mov.u32 at, buffer;
+    cp.async.ca.shared.global [at], [source], 4;
+    {between}
+    cp.async.ca.shared.global [at], [source + 4], 4;
+    cp.async.wait_all;
+    ld.shared.u32 r1, [at]; st.global.u32 [out], r1;
+"""
+DISCARD = """
+    .reg .b32 cta; .reg .b64 place; mov.u32 cta, %ctaid.x; mul.wide.u32 place, cta, 128;
+    add.u64 place, place, source;
+    setp.eq.u32 p0, cta, 0;
+    @p0 discard.global.L2 [place], 128;
+    @!p0 ld.global.u32 r1, [place + {offset}];
+    @!p0 st.global.u32 [out], r1;
+"""
+CONVERGED = """
+    .reg .b32 at, full, word; .reg .pred leads, first;
+    .shared .align 128 .b8 buffer[128]; .shared .align 8 .b64 fulls;
+    mov.u32 at, buffer; mov.u32 full, fulls;
+    setp.eq.u32 leads, tid, 0; setp.lt.u32 first, tid, 32;
+    @leads mbarrier.init.shared::cta.b64 [full], 1;
+    shl.b32 word, lane, 2; add.u32 word, word, at;
+    @first st.shared.u32 [word], lane;
+    bar.sync 0;
+    @leads mbarrier.arrive.shared::cta.b64 _, [full];
+    @!first bra MEET;
+    ld.shared.u32 r1, [word];
+    @!leads bra MEET;
+    WAIT:
+    mbarrier.try_wait.parity.shared::cta.b64 p0, [full], 0;
+    @!p0 bra WAIT;
+    MEET:
+    {meet}
+    @leads st.shared.u32 [at + 64], 5;
+    @first st.global.u32 [out], r1;
+"""
+AGENTS = [
+    Case("two cp.async to one place", TWO_COPIES.format(between=""), "write", block=(1,)),
+    Case(
+        "two cp.async with a wait between",
+        TWO_COPIES.format(between="cp.async.wait_all;"),
+        block=(1,),
+    ),
+    Case("discard of what another reads", DISCARD.format(offset=-128), "'source", grid=(2,),
+         block=(1,)),
+    Case("discard of other lines", DISCARD.format(offset=0), grid=(2,), block=(1,)),
+    Case("lanes of different knowledge meet at wgmma.fence",
+         CONVERGED.format(meet="wgmma.fence.sync.aligned;"), block=(128,)),
+    Case("they do not meet", CONVERGED.format(meet=""), "is not ordered after the read",
+         block=(128,)),
+]  # fmt: skip
+
+
+# ---- phases ----
+
+PHASES = """
+    .reg .b32 at, full, go; .reg .b64 state; .reg .pred leads;
+    .shared .align 128 .b8 buffer[128]; .shared .align 8 .b64 fulls; .shared .align 8 .b64 gos;
+    mov.u32 at, buffer; mov.u32 full, fulls; mov.u32 go, gos;
+    setp.eq.u32 leads, tid, 0;
+    @leads mbarrier.init.shared::cta.b64 [full], 2;
+    @leads mbarrier.init.shared::cta.b64 [go], 1;
+    @leads st.shared.u32 [at + 4], 0;
+    bar.sync 0;
+    setp.eq.u32 p1, tid, 32;
+    @p1 bra WAITER;
+    @!leads bra END;
+    mbarrier.arrive.shared::cta.b64 _, [full];
+    {behind}
+    mbarrier.arrive.shared::cta.b64 _, [full], 2;
+    st.relaxed.cta.shared.u32 [at + 4], 1;
+    bra END;
+    WAITER:
+    mbarrier.arrive.shared::cta.b64 state, [full];
+    POLL:
+    ld.relaxed.cta.shared.u32 r1, [at + 4];
+    setp.ne.u32 p2, r1, 1;
+    @p2 bra POLL;
+    WAIT:
+    mbarrier.try_wait.shared::cta.b64 p0, [full], state;
+    @!p0 bra WAIT;
+    ld.shared.u32 r2, [at];
+    st.global.u32 [out], r2;
+    END:
+"""
+FIRST_PHASE = """
+    FIRST:
+    mbarrier.try_wait.parity.shared::cta.b64 p3, [full], 0;
+    @!p3 bra FIRST;
+"""
+WAITS = [
+    Case("a wait for an earlier phase", PHASES.format(behind=FIRST_PHASE + STORE),
+         "read of shared memory", block=(64,)),
+    Case("a wait for the phase", PHASES.format(behind=FIRST_PHASE).replace(
+        "mbarrier.arrive.shared::cta.b64 _, [full];",
+        STORE + "mbarrier.arrive.shared::cta.b64 _, [full];"), block=(64,)),
+]  # fmt: skip
+
+CASES = [*INSTANCES, *SIGNALS, *MANY, *LANES, *PEERS, *AGENTS, *WAITS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

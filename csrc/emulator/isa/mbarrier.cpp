@@ -116,7 +116,7 @@ Step mbarrier_arrive(Warp& warp, const Instruction& inst, LaneMask active) {
       barrier->set_next(warp.index() * kWarpSize + lane, state >> 20);
     if (kTransaction && operand != 0) barrier->expecting = Party{&warp, &inst, lane};
     if (RaceDetector* races = warp.machine().races()) {
-      races->mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
+      races->mbarrier_use(warp, inst, 1u << lane, *location.cta, location.offset, *barrier);
       races->mbarrier_arrive(warp, lane, *location.cta, *barrier, mbarrier_order(inst));
     }
     const char* misuse =
@@ -141,7 +141,7 @@ Step mbarrier_tx(Warp& warp, const Instruction& inst, LaneMask active) {
     const int64_t bytes = value(warp, inst, lane);
     warp.machine().note_change();
     if (RaceDetector* races = warp.machine().races()) {
-      races->mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
+      races->mbarrier_use(warp, inst, 1u << lane, *location.cta, location.offset, *barrier);
     }
     if (!kComplete && bytes != 0) barrier->expecting = Party{&warp, &inst, lane};
     const char* misuse = kComplete ? barrier->complete_tx(bytes) : barrier->expect_tx(bytes);
@@ -184,7 +184,9 @@ LaneMask completed_lanes(Warp& warp, const Instruction& inst, const MbarrierAddr
   return done;
 }
 
-/// The lanes know what the phases that they have waited for have released.
+/// The lanes know what the phases that they have waited for have released. A parity tells the last
+/// one that has completed.
+template <bool kParity>
 void acquire_phase(Warp& warp, const Instruction& inst, const MbarrierAddresses& addresses,
                    bool uniform, LaneMask done) {
   RaceDetector& races = *warp.machine().races();
@@ -193,8 +195,11 @@ void acquire_phase(Warp& warp, const Instruction& inst, const MbarrierAddresses&
     const LaneMask lanes = uniform ? done : 1u << lane;
     const MbarrierLocation location = addresses.location(lane);
     if (Mbarrier* barrier = location.cta->find_mbarrier(location.offset)) {
-      races.mbarrier_use(warp, inst, lane, *location.cta, location.offset, *barrier);
-      races.mbarrier_wait(warp, lanes, *barrier, mbarrier_order(inst));
+      const uint64_t phase =
+          kParity ? barrier->phase() - 1
+                  : warp.lanes<uint64_t>(inst.operands[kMbarrierValueSlot])[lane] >> 20;
+      races.mbarrier_use(warp, inst, lanes, *location.cta, location.offset, *barrier);
+      races.mbarrier_wait(warp, lanes, *barrier, phase, mbarrier_order(inst));
     }
     done &= ~lanes;
   }
@@ -260,7 +265,7 @@ Step mbarrier_wait(Warp& warp, const Instruction& inst, LaneMask active) {
     }
   }
   if (done != 0 && warp.machine().races() != nullptr) {
-    acquire_phase(warp, inst, addresses, uniform, done);
+    acquire_phase<kParity>(warp, inst, addresses, uniform, done);
   }
   if (done != active) warp.yield();
   if (warp.machine().options().check_sync) keep_next(warp, addresses, done, uniform);

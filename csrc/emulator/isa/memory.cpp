@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "emulator/check/race/detector.h"
 #include "emulator/isa/lanewise.h"
 #include "emulator/isa/memory_access.h"
 #include "emulator/isa/whole_warp_access.h"
@@ -380,6 +381,9 @@ Step discard(Warp& warp, const Instruction& inst, LaneMask active) {
       std::memset(
           resolve(warp, access_space(inst), addresses[lane] + part, 16, AccessKind::kWrite, lane),
           0xff, 16);
+    }
+    if (RaceDetector* races = warp.machine().races()) {
+      races->access_range(warp, inst, lane, addresses[lane], 128, AccessKind::kWrite);
     }
   });
   return Step::kNext;

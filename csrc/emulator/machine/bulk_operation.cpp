@@ -79,8 +79,8 @@ CompletionBarrier completion_barrier(const Issuer& issuer, uint64_t address) {
     machine.report("sync", concat("no mbarrier was initialised in ", place(range)), issuer.warp,
                    issuer.instruction, issuer.lane);
   } else if (RaceDetector* races = machine.races()) {
-    races->mbarrier_use(issuer.warp, issuer.instruction, issuer.lane, *range.cta, range.offset,
-                        *mbarrier);
+    races->mbarrier_use(issuer.warp, issuer.instruction, 1u << issuer.lane, *range.cta,
+                        range.offset, *mbarrier);
   }
   return {range.cta, range.offset};
 }

@@ -112,8 +112,7 @@ void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Inst
   }
   operation.agent->views.push_back(view_of(races, *known, kFullMask));
   operation.agent->kept.push_back(std::move(known));
-  if (races.uniform) races.converged = races.now;
-  ++races.now;
+  races.converged = races.now++;
 }
 
 AgentRaces* RaceDetector::set_current(AgentRaces* agent) {

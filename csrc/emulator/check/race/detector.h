@@ -107,11 +107,13 @@ class RaceDetector {
   void cluster_arrive(Warp& warp, LaneMask lanes, Semantics semantics);
   void cluster_wait(Warp& warp, LaneMask lanes);
   void mbarrier_init(Warp& warp, const Instruction& inst, int lane, Mbarrier& mbarrier);
-  /// Any use by a thread, before what it does; `owner` is the CTA that the mbarrier lies in.
-  void mbarrier_use(Warp& warp, const Instruction& inst, int lane, const Cta& owner,
+  /// Any use by threads, before what it does; `owner` is the CTA that the mbarrier lies in.
+  void mbarrier_use(Warp& warp, const Instruction& inst, LaneMask lanes, const Cta& owner,
                     uint32_t offset, const Mbarrier& mbarrier);
   void mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& mbarrier, MemoryOrder order);
-  void mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier, MemoryOrder order);
+  /// The lanes have waited for the phase of that number.
+  void mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier, uint64_t phase,
+                     MemoryOrder order);
   /// `sequential`: fence.sc.
   void fence(Warp& warp, LaneMask lanes, Semantics semantics, Scope scope, bool sequential);
   void fence_proxy(Warp& warp, LaneMask lanes, ProxyFence spaces);
@@ -184,7 +186,8 @@ class RaceDetector {
   View view(const Warp& warp, int lane) const;
   void set_known(Warp& warp, LaneMask lanes, const KnowledgeRef& known);
   void release_into(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed);
-  void acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed);
+  void acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, const KnowledgeRef& released,
+                    bool only_executed);
   Release release_of(const Warp& warp, int lane, Scope scope) const;
   LaneFences& fences(Warp& warp, int lane);
   void share_fences(Warp& warp, LaneMask lanes);

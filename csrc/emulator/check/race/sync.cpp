@@ -56,6 +56,7 @@ void RaceDetector::end_lanes(Warp& warp, LaneMask lanes) {
   CtaRaces& cta = *warp.cta().races;
   release_into(warp, lanes, *cta.ended, false);
   cta.exit = thread_epoch(warp, warp.instruction(), lanes, {});
+  warp.races->lanes_ended |= (warp.live() & ~lanes) != 0;
 }
 
 void RaceDetector::end(Cta& cta) {
@@ -106,8 +107,8 @@ void RaceDetector::release_into(Warp& warp, LaneMask lanes, SyncClock& clock, bo
   ++races.now;
 }
 
-void RaceDetector::acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock, bool only_executed) {
-  const KnowledgeRef released = clock.last();
+void RaceDetector::acquire_from(Warp& warp, LaneMask lanes, SyncClock& clock,
+                                const KnowledgeRef& released, bool only_executed) {
   if (released == nullptr) return;
   for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
     if (known == released) return;
@@ -158,7 +159,8 @@ void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   WarpRaces& races = *warp.races;
   lanes &= warp.live();
   share_fences(warp, lanes);
-  if (races.uniform && lanes == warp.live()) {
+  // `synced` is of all lanes: it must not go on for those that have ended.
+  if (races.uniform && lanes == warp.live() && !races.lanes_ended) {
     races.synced = races.converged = races.now++;
     return;
   }
@@ -173,9 +175,7 @@ void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   set_known(warp, lanes, joined);
 }
 
-void RaceDetector::warp_converged(Warp& warp) {
-  if (warp.races->uniform) warp.races->converged = warp.races->now++;
-}
+void RaceDetector::warp_converged(Warp& warp) { warp.races->converged = warp.races->now++; }
 
 // ---- barriers ----
 
@@ -206,7 +206,8 @@ void RaceDetector::cluster_arrive(Warp& warp, LaneMask lanes, Semantics semantic
 }
 
 void RaceDetector::cluster_wait(Warp& warp, LaneMask lanes) {
-  acquire_from(warp, lanes, clock_of(warp.cta().cluster->clock, *warp.races), false);
+  SyncClock& clock = clock_of(warp.cta().cluster->clock, *warp.races);
+  acquire_from(warp, lanes, clock, clock.last(), false);
 }
 
 // ---- mbarriers ----
@@ -231,17 +232,18 @@ void RaceDetector::mbarrier_init(Warp& warp, const Instruction& inst, int lane,
   set_known(warp, 1u << lane, known);
 }
 
-void RaceDetector::mbarrier_use(Warp& warp, const Instruction& inst, int lane, const Cta& owner,
-                                uint32_t offset, const Mbarrier& mbarrier) {
+void RaceDetector::mbarrier_use(Warp& warp, const Instruction& inst, LaneMask lanes,
+                                const Cta& owner, uint32_t offset, const Mbarrier& mbarrier) {
   if (mbarrier.races == nullptr) return;
-  const Epoch use = thread_epoch(warp, inst, 1u << lane, {});
-  if (knows(view(warp, lane), mbarrier.races->init, Layer::kKnown)) return;
-  report_pair("race",
-              concat("the mbarrier at ", shared_place(warp.program(), offset),
-                     " of the CTA of rank ", owner.rank,
-                     " is used, and nothing orders its mbarrier.init before: a barrier, or "
-                     "fence.mbarrier_init before a relaxed cluster barrier, would"),
-              use, &mbarrier.races->init);
+  for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
+    if (knows(view_of(*warp.races, *known, same), mbarrier.races->init, Layer::kKnown)) return;
+    report_pair("race",
+                concat("the mbarrier at ", shared_place(warp.program(), offset),
+                       " of the CTA of rank ", owner.rank,
+                       " is used, and nothing orders its mbarrier.init before: a barrier, or "
+                       "fence.mbarrier_init before a relaxed cluster barrier, would"),
+                thread_epoch(warp, inst, same, {}), &mbarrier.races->init);
+  });
 }
 
 void RaceDetector::mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& mbarrier,
@@ -266,18 +268,19 @@ void RaceDetector::mbarrier_arrive(Warp& warp, int lane, Cta& owner, Mbarrier& m
   }
 }
 
-void RaceDetector::mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier,
+void RaceDetector::mbarrier_wait(Warp& warp, LaneMask lanes, Mbarrier& mbarrier, uint64_t phase,
                                  MemoryOrder order) {
   MbarrierRaces* const barrier = mbarrier.races.get();
-  if (barrier == nullptr || barrier->local.last() == nullptr) return;
+  if (barrier == nullptr || barrier->local.completed(phase) == nullptr) return;
   if (order.semantics != Semantics::kRelaxed) {
-    acquire_from(warp, lanes, barrier->local, false);
-    acquire_from(warp, lanes, barrier->remote, order.scope < Scope::kCluster);
+    acquire_from(warp, lanes, barrier->local, barrier->local.completed(phase), false);
+    acquire_from(warp, lanes, barrier->remote, barrier->remote.completed(phase),
+                 order.scope < Scope::kCluster);
     return;
   }
   for_bits(lanes, [&](int lane) {
     for (const SyncClock* clock : {&barrier->local, &barrier->remote}) {
-      fences(warp, lane).see(0, Scope::kCta, Scope::kCta, clock->last());
+      fences(warp, lane).see(0, Scope::kCta, Scope::kCta, clock->completed(phase));
     }
   });
 }
