@@ -203,7 +203,7 @@ void RaceDetector::read_tensor_map(Warp& warp, const Instruction& inst, int lane
                  false,
                  Layer::kTensorMap,
                  owner_of(warp, access, &address)};
-  checked.tensor_map = location_key(checked.owner, address);
+  checked.tensor_map = tensor_map_key(checked.owner, address);
   const View view = this->view(warp, lane);
   checked.views = {&view, 1};
   range(checked, address, kMapBytes);

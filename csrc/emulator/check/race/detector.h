@@ -139,7 +139,7 @@ class RaceDetector {
     bool writes = false;
     Layer proxy = Layer::kKnown;  // another: an earlier generic write needs its fence
     Cta* owner = nullptr;         // of shared memory
-    uint64_t tensor_map = 0;      // location_key of the map that is read through its proxy
+    uint64_t tensor_map = 0;      // key of the map that is read through its proxy
   };
   enum class Verdict : uint8_t { kOrdered, kUnordered, kNeedsProxyFence, kNonCoherent };
 
@@ -233,7 +233,7 @@ class RaceDetector {
   size_t num_readers_ = 0;                                                   // in all sets
   std::unordered_map<uint64_t, Location> locations_;                         // by location_key
   uint64_t num_versions_ = 0;                                                // of locations
-  std::unordered_map<uint64_t, std::vector<TensorMapAcquire>> tensor_maps_;  // by location_key
+  std::unordered_map<uint64_t, std::vector<TensorMapAcquire>> tensor_maps_;  // by tensor_map_key
   std::map<std::array<uint64_t, 3>, size_t> reported_;  // pairs of instructions: their finding
   AgentRaces* current_ = nullptr;
 };
@@ -259,5 +259,9 @@ void for_knowledge(WarpRaces& races, LaneMask lanes, Body body) {
 
 /// The shared or global location that flags of a size and their releases are kept under.
 uint64_t location_key(const Cta* owner, uint64_t address, uint32_t scalar_shift);
+/// The same of a tensor map, which is read as a whole.
+inline uint64_t tensor_map_key(const Cta* owner, uint64_t address) {
+  return location_key(owner, address, 0);
+}
 
 }  // namespace pykernels::emulator

@@ -382,7 +382,7 @@ void RaceDetector::acquire_tensor_map(Warp& warp, const Instruction& inst, LaneM
     const Cta* owner = owner_of(warp, access, &address);
     const TensorMapAcquire acquire{thread_epoch(warp, inst, 1u << lane, {}),
                                    release_of(warp, lane, scope)};
-    std::vector<TensorMapAcquire>& all = tensor_maps_[location_key(owner, address)];
+    std::vector<TensorMapAcquire>& all = tensor_maps_[tensor_map_key(owner, address)];
     std::erase_if(all, [&](const TensorMapAcquire& earlier) {
       return earlier.acquired.scope == scope && earlier.epoch.same_agent(acquire.epoch) &&
              earlier.epoch.lanes == acquire.epoch.lanes;
