@@ -357,6 +357,8 @@ def test_store_to_a_peer_through_a_generic_address() -> None:
     xor.b32 r1, rank, 1;
     mapa.u64 rd2, rd1, r1;
     add.u32 r2, rank, 50;
+    barrier.cluster.arrive.relaxed;
+    barrier.cluster.wait;
     st.u32 [rd2], r2;
     barrier.cluster.arrive;
     barrier.cluster.wait;
