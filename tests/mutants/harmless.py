@@ -96,11 +96,6 @@ HARMLESS: tuple[Harmless, ...] = (
         copies=(1, 2),
     ),
     Harmless(
-        (SWAPPED,), "swap.cuh:182", "bar.warp.sync", "removed",
-        "wgmma.wait_group right before it is .sync.aligned: all lanes have executed their reads "
-        "of the scales",
-    ),
-    Harmless(
         (SWAPPED,), "swap_epilogue.cuh:98", "bar.warp.sync", "removed",
         "the staging is filled again in the next tile only, and each k tile between has a "
         "bar.warp.sync (swap.cuh:182) behind these reads",

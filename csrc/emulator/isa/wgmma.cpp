@@ -50,12 +50,13 @@ Step wgmma_mma_async(Warp& warp, const Instruction& inst, LaneMask active) {
 /// wgmma.fence.sync.aligned                                                            PTX 8.0,
 /// sm_90a
 ///
-/// Orders the warp's register accesses before WGMMA that uses the same registers.
+/// Orders the warp's register accesses before WGMMA that uses the same registers: what its lanes
+/// have loaded has arrived.
 Step wgmma_fence(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
   if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->fence();
-  if (RaceDetector* races = warp.machine().races()) races->warp_converged(warp);
+  if (RaceDetector* races = warp.machine().races()) races->registers_fenced(warp);
   return Step::kNext;
 }
 
@@ -65,7 +66,6 @@ Step wgmma_commit_group(Warp& warp, const Instruction& inst, LaneMask active) {
   if (!warp.aligned()) return warp.block_until_converged(kFullMask);
   check_warpgroup(warp, inst, active);
   Warpgroup::of(warp).state(warp).groups.commit();
-  if (RaceDetector* races = warp.machine().races()) races->warp_converged(warp);
   return Step::kNext;
 }
 
@@ -114,7 +114,6 @@ Step wgmma_wait_group(Warp& warp, const Instruction& inst, LaneMask active) {
   }
   if (newest != nullptr) warp.machine().races()->wait_for(warp, kFullMask, {&newest, 1}, false);
   if (WgmmaRegisters* registers = warp.wgmma_registers()) registers->complete(num_operations);
-  if (RaceDetector* races = warp.machine().races()) races->warp_converged(warp);
   return Step::kNext;
 }
 

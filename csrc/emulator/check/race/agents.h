@@ -142,8 +142,7 @@ struct WarpRaces {
   uint32_t first = 0;           // component of lane 0
   uint32_t now = kStarted + 1;  // clock of accesses; goes on after each release
   uint32_t synced = 0;          // accesses up to this clock are known to all lanes of the warp
-  // Up to this one they are over: all lanes have met at a .sync.aligned instruction since, which
-  // orders no writes.
+  // Up to this one they are over: all lanes have met at wgmma.fence since, which orders no writes.
   uint32_t converged = 0;
   Place place;
   // The stores at `now`: the last one in the program, and whose they were.

@@ -112,7 +112,7 @@ void RaceDetector::issue_wgmma(AsyncOperation& operation, Warp& warp, const Inst
   }
   operation.agent->views.push_back(view_of(races, *known, kFullMask));
   operation.agent->kept.push_back(std::move(known));
-  races.converged = races.now++;
+  ++races.now;
 }
 
 AgentRaces* RaceDetector::set_current(AgentRaces* agent) {

@@ -100,8 +100,8 @@ class RaceDetector {
 
   // ---- synchronisation of threads ----
   void warp_sync(Warp& warp, LaneMask lanes);
-  /// All lanes meet at an instruction that is .sync.aligned and no barrier: wgmma.
-  void warp_converged(Warp& warp);
+  /// All lanes meet at wgmma.fence, for which their registers must hold what they have loaded.
+  void registers_fenced(Warp& warp);
   void barrier_arrive(Warp& warp, NamedBarrier& barrier, LaneMask lanes);
   void barrier_wait(Warp& warp, NamedBarrier& barrier, uint64_t generation, LaneMask lanes);
   void cluster_arrive(Warp& warp, LaneMask lanes, Semantics semantics);

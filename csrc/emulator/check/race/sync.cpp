@@ -175,7 +175,7 @@ void RaceDetector::warp_sync(Warp& warp, LaneMask lanes) {
   set_known(warp, lanes, joined);
 }
 
-void RaceDetector::warp_converged(Warp& warp) { warp.races->converged = warp.races->now++; }
+void RaceDetector::registers_fenced(Warp& warp) { warp.races->converged = warp.races->now++; }
 
 // ---- barriers ----
 
