@@ -101,7 +101,9 @@ template <typename Element, typename Lane, int kCount>
 [[gnu::noinline]] Step load_checked(Warp& warp, const Instruction& inst, Pattern pattern) {
   constexpr uint32_t kBytes = sizeof(Element) * kCount;
   const uint64_t first = first_address(warp, inst, inst.operands[kBaseSlot]);
-  const uint8_t* place = access_at_once(warp, inst, first, kBytes, pattern, AccessKind::kRead);
+  const uint8_t* place = pattern == Pattern::kRow
+                             ? access_row(warp, inst, first, kBytes, AccessKind::kRead)
+                             : read_same(warp, inst, first, kBytes);
   if (place == nullptr) return load_scattered<Element, Lane, kCount>(warp, inst, kFullMask);
   return load_pattern<Element, Lane, kCount>(warp, inst, pattern, place);
 }
@@ -115,8 +117,8 @@ Step load(Warp& warp, const Instruction& inst, LaneMask active) {
   if (pattern == Pattern::kScattered) {
     return load_scattered<Element, Lane, kCount>(warp, inst, active);
   }
-  const uint8_t* place = global_at_once(warp, inst, first_address(warp, inst, base), kBytes,
-                                        pattern, AccessKind::kRead);
+  const uint8_t* place =
+      read_global_at_once(warp, inst, first_address(warp, inst, base), kBytes, pattern);
   if (place == nullptr) return load_checked<Element, Lane, kCount>(warp, inst, pattern);
   return load_pattern<Element, Lane, kCount>(warp, inst, pattern, place);
 }
@@ -186,7 +188,7 @@ Step store(Warp& warp, const Instruction& inst, LaneMask active) {
     return store_scattered<Element, Lane, kCount>(warp, inst, active);
   }
   const uint64_t first = first_address(warp, inst, base);
-  uint8_t* row = access_at_once(warp, inst, first, kBytes, Pattern::kRow, AccessKind::kWrite);
+  uint8_t* row = access_row(warp, inst, first, kBytes, AccessKind::kWrite);
   if (row == nullptr) return store_scattered<Element, Lane, kCount>(warp, inst, active);
   store_row<Element, Lane, kCount>(warp, inst, row);
   return Step::kNext;

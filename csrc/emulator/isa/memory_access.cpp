@@ -6,6 +6,7 @@
 #include "emulator/check/race/detector.h"
 #include "emulator/check/sync.h"
 #include "emulator/isa/lanewise.h"
+#include "emulator/isa/whole_warp_access.h"
 #include "emulator/machine/cta.h"
 
 namespace pykernels::emulator {

@@ -47,11 +47,12 @@ inline uint64_t first_address(Warp& warp, const Instruction& inst, Slot slot) {
          window;
 }
 
-/// A row (or one element) of global memory where no check follows the lanes: a pointer to it, with
-/// its bytes counted, or nullptr, and nothing done, where they need a closer look.
-[[gnu::always_inline]] inline uint8_t* global_at_once(Warp& warp, const Instruction& inst,
-                                                      uint64_t address, uint32_t bytes,
-                                                      Pattern pattern, AccessKind kind) {
+/// A row (or one element) of global memory that is read where no check follows the lanes: a pointer
+/// to it, with its bytes counted, or nullptr, and nothing done, where they need a closer look.
+[[gnu::always_inline]] inline const uint8_t* read_global_at_once(Warp& warp,
+                                                                 const Instruction& inst,
+                                                                 uint64_t address, uint32_t bytes,
+                                                                 Pattern pattern) {
   Machine& machine = warp.machine();
   const Space space = access_space(inst);
   const bool is_global =
@@ -60,10 +61,9 @@ inline uint64_t first_address(Warp& warp, const Instruction& inst, Slot slot) {
   if (machine.races() != nullptr || warp.before_grid_wait() != 0) return nullptr;
   const uint64_t all = uint64_t{bytes} * kWarpSize;
   const uint64_t span = pattern == Pattern::kRow ? all : bytes;
-  const Allocation* allocation = machine.allocations().find(address, span);
-  if (allocation == nullptr || (kind != AccessKind::kRead && !allocation->writable)) return nullptr;
-  machine.count_global(address, span, kind, all);
-  return reinterpret_cast<uint8_t*>(address);
+  if (machine.allocations().find(address, span) == nullptr) return nullptr;
+  machine.count_global(address, span, AccessKind::kRead, all);
+  return reinterpret_cast<const uint8_t*>(address);
 }
 
 /// Rows of any space, under any check. The same result.
@@ -72,14 +72,5 @@ uint8_t* access_row(Warp& warp, const Instruction& inst, uint64_t first, uint32_
 
 /// One element of shared memory that all 32 lanes read. The same result.
 const uint8_t* read_same(Warp& warp, const Instruction& inst, uint64_t address, uint32_t bytes);
-
-/// All 32 lanes' elements, where they lie in a pattern. nullptr, and nothing done, where they do
-/// not or need a closer look.
-inline uint8_t* access_at_once(Warp& warp, const Instruction& inst, uint64_t first, uint32_t bytes,
-                               Pattern pattern, AccessKind kind) {
-  if (pattern == Pattern::kRow) return access_row(warp, inst, first, bytes, kind);
-  if (pattern != Pattern::kSame || kind != AccessKind::kRead) return nullptr;
-  return const_cast<uint8_t*>(read_same(warp, inst, first, bytes));
-}
 
 }  // namespace pykernels::emulator
