@@ -1,9 +1,25 @@
-// Accesses to the shared memory of other CTAs that signal a barrier there.
+// Reductions in global memory, and accesses to the shared memory of other CTAs that signal a barrier
+// there.
 #pragma once
 
 #include "ptx/types.cuh"
 
 namespace pykernels::ptx {
+
+/// red.release.gpu.global.add.u32 [a], b;      PTX 6.0, sm_70
+///
+/// Adds to a counter and releases what this thread has done or knows of, generic proxy, to those of
+/// this GPU that acquire the counter. Any thread. `address`: global memory, aligned to 4 bytes.
+__device__ __forceinline__ void red_release_gpu_add_u32(uint32_t* address, uint32_t b) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(b) : "memory");
+}
+
+/// red.release.sys.global.add.u32 [a], b;      PTX 6.0, sm_70
+///
+/// As red_release_gpu_add_u32, to those of other GPUs and the host as well.
+__device__ __forceinline__ void red_release_sys_add_u32(uint32_t* address, uint32_t b) {
+  asm volatile("red.release.sys.global.add.u32 [%0], %1;" ::"l"(address), "r"(b) : "memory");
+}
 
 /// st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32
 ///     [a], {b0, b1, b2, b3}, [mbar];      PTX 8.1, sm_90

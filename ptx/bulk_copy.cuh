@@ -52,6 +52,48 @@ __device__ __forceinline__ void cp_async_bulk_tensor_2d_store(const void* map, i
       : "memory");
 }
 
+/// cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes
+///     [dst], [map, {x, y, z}], [mbar];      PTX 8.0, sm_90
+///
+/// As cp_async_bulk_tensor_2d_load, of a map of three dimensions.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d_load(uint32_t dst, const void* map,
+                                                             int32_t x, int32_t y, int32_t z,
+                                                             uint32_t mbar) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(dst),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(mbar)
+      : "memory");
+}
+
+/// cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster
+///     [dst], [map, {x, y, z}], [mbar], cta_mask;      PTX 8.0, sm_90
+///
+/// As cp_async_bulk_tensor_2d_load_multicast, of a map of three dimensions.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d_load_multicast(uint32_t dst,
+                                                                       const void* map, int32_t x,
+                                                                       int32_t y, int32_t z,
+                                                                       uint32_t mbar,
+                                                                       uint16_t cta_mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(dst),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(mbar), "h"(cta_mask)
+      : "memory");
+}
+
+/// cp.async.bulk.tensor.3d.global.shared::cta.bulk_group
+///     [map, {x, y, z}], [src];      PTX 8.0, sm_90
+///
+/// As cp_async_bulk_tensor_2d_store, of a map of three dimensions.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d_store(const void* map, int32_t x, int32_t y,
+                                                              int32_t z, uint32_t src) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
+      "r"(x), "r"(y), "r"(z), "r"(src)
+      : "memory");
+}
+
 /// prefetch.tensormap [map];      PTX 8.0, sm_90
 ///
 /// Brings a tensor map into the cache that TMA reads it from. One thread, before its first copy;

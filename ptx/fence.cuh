@@ -23,4 +23,13 @@ __device__ __forceinline__ void fence_proxy_async_shared_cta() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/// fence.proxy.async.global;      PTX 8.0, sm_90
+///
+/// Orders generic accesses to global memory that this thread has done or acquired with accesses to
+/// it by the async proxy (TMA), in both directions. The thread that starts the copy, behind the
+/// acquire.
+__device__ __forceinline__ void fence_proxy_async_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 }  // namespace pykernels::ptx

@@ -14,6 +14,34 @@ __device__ __forceinline__ float ld_global_f32(const float* address) {
   return value;
 }
 
+/// ld.global.s32 d, [a];      PTX 1.0, sm_10
+///
+/// A weak load, cached in L1. Any thread. `address`: global memory, aligned to 4 bytes.
+__device__ __forceinline__ int32_t ld_global_s32(const int32_t* address) {
+  int32_t d;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(d) : "l"(address) : "memory");
+  return d;
+}
+
+/// ld.acquire.gpu.global.u32 d, [a];      PTX 6.0, sm_70
+///
+/// Acquires what threads of this GPU released by the value read. Any thread. `address`: global
+/// memory, aligned to 4 bytes.
+__device__ __forceinline__ uint32_t ld_acquire_gpu_u32(const uint32_t* address) {
+  uint32_t d;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(d) : "l"(address) : "memory");
+  return d;
+}
+
+/// ld.acquire.sys.global.u32 d, [a];      PTX 6.0, sm_70
+///
+/// As ld_acquire_gpu_u32, also of what other GPUs and the host released.
+__device__ __forceinline__ uint32_t ld_acquire_sys_u32(const uint32_t* address) {
+  uint32_t d;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(d) : "l"(address) : "memory");
+  return d;
+}
+
 /// st.shared::cta.v2.f32 [a], {b0, b1};      PTX 7.8, sm_30
 ///
 /// A weak store, generic proxy. Any thread. `address`: shared window, aligned to 8 bytes.
@@ -55,6 +83,25 @@ __device__ __forceinline__ void ld_shared_v4_b32(uint32_t address, uint32_t (&d)
   asm volatile("ld.shared::cta.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "r"(address)
+               : "memory");
+}
+
+/// st.shared::cta.v4.b32 [a], {b0, b1, b2, b3};      PTX 7.8, sm_30
+///
+/// A weak store, generic proxy. Any thread. `address`: shared window, aligned to 16 bytes.
+__device__ __forceinline__ void st_shared_v4_b32(uint32_t address, const uint32_t (&b)[4]) {
+  asm volatile("st.shared::cta.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(b[0]), "r"(b[1]),
+               "r"(b[2]), "r"(b[3])
+               : "memory");
+}
+
+/// st.relaxed.sys.global.v4.b32 [a], {b0, b1, b2, b3};      PTX 6.0, sm_70
+///
+/// Four relaxed stores, each whole for every other thread and the host; orders nothing. Any thread.
+/// `address`: global memory or mapped memory of the host, aligned to 16 bytes.
+__device__ __forceinline__ void st_relaxed_sys_v4_b32(void* address, const uint32_t (&b)[4]) {
+  asm volatile("st.relaxed.sys.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(b[0]),
+               "r"(b[1]), "r"(b[2]), "r"(b[3])
                : "memory");
 }
 

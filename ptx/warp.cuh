@@ -36,4 +36,14 @@ __device__ __forceinline__ uint32_t cluster_ctarank() {
   return rank;
 }
 
+/// mov.u64 d, %globaltimer;      PTX 3.1, sm_30
+///
+/// Nanoseconds of a clock that all SMs share; how often it advances is the driver's affair, about
+/// each microsecond. Any thread.
+__device__ __forceinline__ uint64_t globaltimer() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
+  return now;
+}
+
 }  // namespace pykernels::ptx

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/device_error.h"
 #include "core/host_device.h"
 #include "core/math.h"
 #include "core/tensor_map.h"
@@ -14,12 +15,16 @@ inline constexpr uint32_t kBlockK = 128;            // columns of one scale bloc
 inline constexpr uint32_t kGroup = 4;               // k tiles whose scale factors a quad exchanges
 inline constexpr uint32_t kScaleRows = 128;         // rows of B that share a scale factor
 inline constexpr uint32_t kWarpgroupRows = 64;      // rows of a consumer warpgroup, WGMMA's m
+inline constexpr uint32_t kMaxWarpgroups = 2;       // of consumers
 inline constexpr int kMaxCluster = 8;               // CTAs: what every GPU of sm_90 can run
 inline constexpr uint32_t kUnitBytes = 16 * 8 * 4;  // FP32 totals of a unit
 inline constexpr uint32_t kSwapStagingBytes =
     2048;  // a warp's, at most: 8 units of BF16, 3 of FP32
 inline constexpr uint32_t kSharedBytesPerBlock =
     232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
+inline constexpr uint32_t kTileSlots = 4;       // tiles that a grouped kernel's scheduler is ahead
+inline constexpr uint32_t kCounterRows = 128;   // rows that share a ready and a done counter
+inline constexpr uint32_t kCounterColumns = 8;  // columns of a row that a done counter counts as 1
 
 /// One kernel of the family: an output tile of block_m x block_n a CTA.
 ///
@@ -30,6 +35,7 @@ struct GemmConfig {
   uint32_t block_n = 0;
   uint32_t cluster = 1;  // CTAs of a cluster; with swap_ab the launch decides
   bool swap_ab = false;
+  bool grouped = false;  // rows of A belong to groups, each with a B of its own
 
   PK_HOST_DEVICE constexpr uint32_t rows() const { return swap_ab ? block_n : block_m; }
   PK_HOST_DEVICE constexpr uint32_t columns() const { return swap_ab ? block_m : block_n; }
@@ -43,6 +49,12 @@ struct GemmConfig {
     return num_consumer_warpgroups() * 128;
   }
   PK_HOST_DEVICE constexpr uint32_t num_threads() const { return num_consumer_threads() + 128; }
+
+  /// Threads and warps of a grouped kernel that take tiles from its scheduler: the TMA thread, the
+  /// consumer warps, with swap_ab the scale warp.
+  PK_HOST_DEVICE constexpr uint32_t num_tile_readers() const {
+    return 1 + num_consumer_warps() + (swap_ab ? 1 : 0);
+  }
 
   /// The largest power of two, up to 128, that divides block_n: every tile starts at a multiple of
   /// it and so of its place in a block of B's scale factors.
@@ -86,11 +98,15 @@ struct GemmConfig {
     return swap_ab ? num_consumer_warps() * swap_staging_bytes()
                    : num_consumer_warpgroups() * num_chunks() * chunk_bytes();
   }
+  /// Whether k can be split over a cluster. Groups fill a GPU without, and so their bits depend on
+  /// no config.
+  PK_HOST_DEVICE constexpr bool has_split() const { return swap_ab && !grouped; }
   /// Parts of a tile that the CTAs of a split divide among them: 16 rows of B, a warp's, x 8 of A.
   PK_HOST_DEVICE constexpr uint32_t num_units() const { return num_consumer_warps() * block_m / 8; }
   /// Units that a CTA receives from the others of its split, at most.
   PK_HOST_DEVICE constexpr uint32_t num_received_units() const {
     uint32_t most = 0;
+    if (!has_split()) return most;
     for (uint32_t split = 2; split <= kMaxCluster && split <= num_units(); ++split) {
       const uint32_t units = (split - 1) * ((num_units() + split - 1) / split);
       most = units > most ? units : most;
@@ -143,11 +159,11 @@ struct alignas(64) GemmParams {
   uint32_t num_k_tiles;   // ceil(k / 128); 0 leaves the maps of a and b unused
   uint32_t num_tiles;     // cluster tiles
   uint32_t num_clusters;  // that the grid has
-  // Cluster tiles along m are walked in groups before the next one along n: a group's tiles over
-  // all of n; its extent along m; that of the last group, which may be smaller.
-  FastDivisor group_tiles;
-  FastDivisor group_rows;
-  FastDivisor last_group_rows;
+  // Cluster tiles along m are walked in bands before the next one along n: a band's tiles over all
+  // of n; its extent along m; that of the last band, which may be smaller.
+  FastDivisor band_tiles;
+  FastDivisor band_rows;
+  FastDivisor last_band_rows;
   uint32_t d_is_fp32;  // else BF16
   void* d;             // with swap_ab
   int64_t d_stride_m;  // in bytes
@@ -156,5 +172,51 @@ struct alignas(64) GemmParams {
   FastDivisor sharing;
   FastDivisor split;
 };
+
+/// What tells a grouped launch which rows belong to which group; an array on the device.
+enum class GroupSource : uint32_t {
+  kOffsets = 0,  // [num_groups + 1]: group g has the rows from offsets[g] to offsets[g + 1] - 1
+  kIndices = 1,  // [m]: the group of each row, -1 for none
+  kMasked = 2,   // [num_groups]: group g has so many of the max_rows rows that are its own
+};
+
+/// What a grouped launch passes beside: `m` is the rows of all groups together, `num_tiles` is
+/// unused, `last_band_rows` too, and a tile's rows end with those of its group.
+///
+/// The maps of A and D have three dimensions, k or n, and twice the rows: a tile's box starts at
+/// row (bound - rows left in the group) of the second dimension and at the group's end in the
+/// third, whose sum, less the bound that the base is moved back by, is the row. So TMA itself
+/// neither reads nor writes beyond the group's last row: it is out of bounds.
+struct alignas(64) GroupedGemmParams : GemmParams {
+  const int32_t* groups;  // see source
+  GroupSource source;
+  uint32_t num_groups;
+  uint32_t max_rows;           // kMasked: of a group
+  uint32_t a_group_rows;       // kMasked: rows of A's map from a group to the next
+  uint32_t d_group_rows;       // kMasked: rows of D's map, less those of A's, likewise
+  uint32_t d_rows;             // bound of D's map; that of A's is m
+  uint32_t num_tiles_n;        // cluster tiles along n
+  int64_t sfa_group_stride;    // kMasked: elements, less those of a_group_rows rows
+  int64_t sfb_group_stride;    // elements
+  DeviceError* errors;         // for the first wrong value of groups
+  const uint32_t* ready;       // null, or the rows that have arrived, kCounterRows a counter
+  uint32_t* done;              // null, or the parts of rows that have been stored, likewise
+  uint32_t counters_per_group;  // kMasked: else counters go through all rows
+  uint32_t system_scope;        // whether the counters' other side is another GPU
+  uint64_t ready_timeout_ns;
+};
+
+template <GemmConfig kConfig>
+struct ParamsOf {
+  using Type = GemmParams;
+};
+template <GemmConfig kConfig>
+  requires(kConfig.grouped)
+struct ParamsOf<kConfig> {
+  using Type = GroupedGemmParams;
+};
+/// The one parameter of a kernel.
+template <GemmConfig kConfig>
+using Params = typename ParamsOf<kConfig>::Type;
 
 }  // namespace pykernels::gemm

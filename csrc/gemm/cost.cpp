@@ -210,7 +210,7 @@ class CandidateTerms {
     if (num_tiles_ <= num_clusters_) return;
     if (terms_.a_bytes + terms_.b_bytes <= terms_.l2_keep_bytes) return;
     const auto k = static_cast<double>(terms_.problem.k);
-    const double group = raster_group(kernel.config, schedule_, num_clusters_, num_m_);
+    const double group = raster_band(kernel.config, schedule_, num_clusters_, num_m_);
     const double rows = group * schedule_.cluster_m * kernel.config.block_m;
     const double columns_at_once = std::max(static_cast<double>(num_clusters_) / group, 1.0);
     const double group_bytes = std::min(rows * k, terms_.a_bytes);
@@ -264,7 +264,7 @@ bool can_run(const Terms& terms, const GemmSchedule& schedule) {
 
 }  // namespace
 
-uint32_t raster_group(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
+uint32_t raster_band(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
                       int64_t num_m) {
   if (num_m <= 1) return 1;
   const double rows = config.block_m * schedule.cluster_m;

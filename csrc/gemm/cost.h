@@ -54,7 +54,7 @@ struct GemmCandidate {
 
 /// Cluster tiles along m that are walked before the next one along n: as many as make the operands
 /// of the tiles that run at one time, a group's rows and the columns beside them, fewest bytes.
-uint32_t raster_group(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
+uint32_t raster_band(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
                       int64_t num_m);
 
 /// Every kernel that can run the problem, with every schedule, cheapest first. Pure.

@@ -3,7 +3,9 @@
 #pragma once
 
 #include "gemm/config.h"
+#include "gemm/counters.cuh"
 #include "gemm/mainloop.cuh"
+#include "gemm/places.cuh"
 #include "gemm/storage.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/bulk_copy.cuh"
@@ -27,27 +29,32 @@ __device__ __forceinline__ uint32_t swizzle_of_row(uint32_t row) {
 template <GemmConfig kConfig>
 class Epilogue {
  public:
-  __device__ __forceinline__ explicit Epilogue(SharedStorage<kConfig>& smem) : smem_(smem) {}
+  __device__ __forceinline__ Epilogue(const Params<kConfig>& params, SharedStorage<kConfig>& smem)
+      : params_(params), smem_(smem), done_(params, smem) {}
 
-  __device__ __forceinline__ void store_tile(const GemmParams& params, const Tile& tile,
-                                             const Accumulator<kConfig>& total) {
-    if (params.d_is_fp32) {
+  template <typename Tile>
+  __device__ __forceinline__ void store_tile(const Tile& tile, const Accumulator<kConfig>& total) {
+    if (is_storer()) done_.signal_last();
+    if (params_.d_is_fp32) {
       begin_chunk();
       stage_fp32<0>(total);
-      store_chunk(params, tile, tile.n_start, kRowBytes / 4);
+      store_chunk(tile, tile.n_start, kRowBytes / 4);
       begin_chunk();
       stage_fp32<1>(total);
-      store_chunk(params, tile, tile.n_start + kConfig.block_n / 2, kRowBytes / 4);
+      store_chunk(tile, tile.n_start + kConfig.block_n / 2, kRowBytes / 4);
     } else {
       begin_chunk();
       stage_bf16(total);
-      store_chunk(params, tile, tile.n_start, kRowBytes / 2);
+      store_chunk(tile, tile.n_start, kRowBytes / 2);
     }
+    if (is_storer()) done_.note(tile, first_row(tile));
   }
 
   /// Before exit: the stores have read the shared memory and written the output.
-  __device__ __forceinline__ void drain() const {
-    if (is_storer()) ptx::cp_async_bulk_wait_group<0>();
+  __device__ __forceinline__ void drain() {
+    if (!is_storer()) return;
+    ptx::cp_async_bulk_wait_group<0>();
+    done_.signal_last();
   }
 
  private:
@@ -108,9 +115,15 @@ class Epilogue {
     }
   }
 
+  /// The warpgroup's first row of the tile.
+  __device__ __forceinline__ static uint32_t first_row(const Tile& tile) {
+    return tile.m_start + warpgroup_idx() * kWarpgroupRows;
+  }
+
   /// Hands the staged chunk to TMA and turns to the other one, if there is one.
-  __device__ __forceinline__ void store_chunk(const GemmParams& params, const Tile& tile,
-                                              uint32_t n_start, uint32_t slab_columns) {
+  template <typename Tile>
+  __device__ __forceinline__ void store_chunk(const Tile& tile, uint32_t n_start,
+                                              uint32_t slab_columns) {
     ptx::fence_proxy_async_shared_cta();  // this thread's part of the chunk, for TMA to read
     // The other chunk's store has read it: after the barrier all threads may overwrite it.
     if (kConfig.num_chunks() > 1 && is_storer()) ptx::cp_async_bulk_wait_group_read<0>();
@@ -118,16 +131,17 @@ class Epilogue {
     if (is_storer()) {
 #pragma unroll
       for (uint32_t slab = 0; slab < kNumSlabs; ++slab) {
-        ptx::cp_async_bulk_tensor_2d_store(&params.map_d, n_start + slab * slab_columns,
-                                           tile.m_start + warpgroup_idx() * kWarpgroupRows,
-                                           chunk() + slab * kSlabBytes);
+        store_d(params_, tile, first_row(tile), n_start + slab * slab_columns,
+                chunk() + slab * kSlabBytes);
       }
       ptx::cp_async_bulk_commit_group();
     }
     if constexpr (kConfig.num_chunks() > 1) chunk_idx_ ^= 1;
   }
 
+  const Params<kConfig>& params_;
   SharedStorage<kConfig>& smem_;
+  DoneSignal<kConfig> done_;
   uint32_t chunk_idx_ = 0;  // of the two, the one to be filled next
 };
 

@@ -4,6 +4,7 @@
 #include "core/pipeline.cuh"
 #include "gemm/config.h"
 #include "gemm/epilogue.cuh"
+#include "gemm/grouped_scheduler.cuh"
 #include "gemm/mainloop.cuh"
 #include "gemm/scheduler.cuh"
 #include "gemm/storage.cuh"
@@ -27,13 +28,16 @@ constexpr uint32_t fp8_gemm_body_shared_bytes() {
 /// Initialises the barriers and makes them visible to the CTA, to the cluster and to TMA. The fence
 /// orders the initialisation, so the cluster's barrier may be a relaxed one.
 template <GemmConfig kConfig>
-__device__ __forceinline__ void set_up_barriers(const GemmParams& params,
+__device__ __forceinline__ void set_up_barriers(const Params<kConfig>& params,
                                                 SharedStorage<kConfig>& smem) {
   if (threadIdx.x == 0) {
     if constexpr (kConfig.swap_ab) {
       initialise_swapped<kConfig>(params, smem);
     } else {
       GemmPipeline<kConfig>::initialise(smem.barriers, 1, kConfig.num_consumer_warps());
+    }
+    if constexpr (kConfig.grouped) {
+      TilePipeline::initialise(smem.tiles.barriers, 1, kConfig.num_tile_readers());
     }
     ptx::fence_mbarrier_init_release_cluster();
   }
@@ -56,37 +60,34 @@ __device__ __forceinline__ void prefetch_maps(const GemmParams& params) {
 }
 
 /// Producer thread: fills the ring with the operands of all of the CTA's tiles.
-template <GemmConfig kConfig>
-__device__ __forceinline__ void produce(const GemmParams& params, SharedStorage<kConfig>& smem,
-                                        TileScheduler<kConfig> scheduler) {
+template <GemmConfig kConfig, typename Scheduler>
+__device__ __forceinline__ void produce(const Params<kConfig>& params, SharedStorage<kConfig>& smem,
+                                        Scheduler scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
   for (; scheduler.has_tile(); scheduler.advance()) {
     if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+    take_ready_rows(params);
     load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
   }
   if constexpr (kConfig.cluster > 1) pipeline.drain();
 }
 
-/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles. The
-/// next tile's first scale factors travel while a tile is stored.
-template <GemmConfig kConfig>
-__device__ __forceinline__ void consume(const GemmParams& params, SharedStorage<kConfig>& smem,
-                                        TileScheduler<kConfig> scheduler) {
+/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles, one at
+/// least. The next tile's first scale factors travel while a tile is stored.
+template <GemmConfig kConfig, typename Scheduler>
+__device__ __forceinline__ void consume(const Params<kConfig>& params, SharedStorage<kConfig>& smem,
+                                        Scheduler scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
-  Epilogue<kConfig> epilogue(smem);
+  Epilogue<kConfig> epilogue(params, smem);
   ScaleLoader<kConfig> scales(params);
-  Tile tile = scheduler.tile();  // the grid has no more CTAs than tiles
-  scales.start(params, tile);
+  scales.start(params, scheduler.tile());
   while (scheduler.has_tile()) {
     Accumulator<kConfig> total;
     multiply_tile<kConfig>(params.num_k_tiles, smem, pipeline, scales, total);
+    const auto finished = scheduler.tile();
     scheduler.advance();
-    const Tile finished = tile;
-    if (scheduler.has_tile()) {
-      tile = scheduler.tile();
-      scales.start(params, tile);
-    }
-    epilogue.store_tile(params, finished, total);
+    if (scheduler.has_tile()) scales.start(params, scheduler.tile());
+    epilogue.store_tile(finished, total);
   }
   epilogue.drain();
 }
@@ -114,6 +115,60 @@ __device__ __forceinline__ void fp8_gemm_body(const GemmParams& params) {
     ptx::setmaxnreg_inc<kConsumerRegisters>();
     consume<kConfig>(params, smem, scheduler);
   }
+}
+
+/// The warps of the producer warpgroup in a grouped kernel.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void run_producers(const GroupedGemmParams& params,
+                                              SharedStorage<kConfig>& smem,
+                                              const ClusterPlace& place, uint32_t warp_idx) {
+  const bool is_first_lane = threadIdx.x % 32 == 0;
+  if (warp_idx == 0 && is_first_lane) {
+    const TileReader<kConfig, Reader::kThread> tiles(smem);
+    if constexpr (kConfig.swap_ab) {
+      load_operands<kConfig>(params, smem, place, tiles);
+    } else {
+      produce<kConfig>(params, smem, tiles);
+    }
+    // With ready counters nothing has waited for the launch before to end; this one may not either.
+    if (params.ready != nullptr) ptx::griddepcontrol_wait();
+  } else if (warp_idx == 1) {
+    TileFinder<kConfig>(params, smem).run();
+  } else if (kConfig.swap_ab && warp_idx == 2) {
+    if constexpr (kConfig.swap_ab) {
+      ScaleWarp<kConfig>(params, smem, place).run(TileReader<kConfig, Reader::kWarp>(smem));
+    }
+  }
+}
+
+/// D = dequant(A) @ dequant(B of the row's group).T, as fp8_gemm_body.      sm_90a
+///
+/// One more warp finds the CTA's tiles in the groups, which only the device knows. With ready
+/// counters the kernel runs beside the one that fills A: it waits for rows, not for a launch.
+template <GemmConfig kConfig>
+__device__ __forceinline__ void grouped_fp8_gemm_body(const GroupedGemmParams& params) {
+  extern __shared__ __align__(1024) uint8_t smem_bytes[];
+  auto& smem = *reinterpret_cast<SharedStorage<kConfig>*>(smem_bytes);
+  if (threadIdx.x == kConfig.num_consumer_threads()) prefetch_maps<kConfig>(params);
+  set_up_barriers<kConfig>(params, smem);
+  const ClusterPlace place(params);
+  if (params.ready == nullptr) ptx::griddepcontrol_wait();
+  const uint32_t warp_idx = uniform(threadIdx.x / 32);
+  if (warp_idx >= kConfig.num_consumer_warps()) {
+    if constexpr (!kConfig.swap_ab) ptx::setmaxnreg_dec<kProducerRegisters>();
+    run_producers<kConfig>(params, smem, place, warp_idx - kConfig.num_consumer_warps());
+  } else if constexpr (kConfig.swap_ab) {
+    consume_swapped<kConfig>(params, smem, place, TileReader<kConfig, Reader::kWarp>(smem));
+  } else {
+    ptx::setmaxnreg_inc<kConsumerRegisters>();
+    const TileReader<kConfig, Reader::kWarp> tiles(smem);
+    if (tiles.has_tile()) consume<kConfig>(params, smem, tiles);
+  }
+}
+
+template <GemmConfig kConfig>
+constexpr uint32_t grouped_fp8_gemm_body_shared_bytes() {
+  return fp8_gemm_body_shared_bytes<kConfig>();
 }
 
 }  // namespace pykernels::gemm

@@ -150,11 +150,11 @@ Launch make_launch(Device& device, const GemmArguments& arguments, const KernelI
   GemmParams params = make_params(device, arguments, config, schedule);
   params.num_tiles = static_cast<uint32_t>(num_m * num_n);
   params.num_clusters = static_cast<uint32_t>(num_clusters);
-  const int64_t group_rows = raster_group(config, schedule, num_clusters, num_m);
-  const int64_t rest = num_m % group_rows;
-  params.group_tiles = FastDivisor(static_cast<uint32_t>(group_rows * num_n));
-  params.group_rows = FastDivisor(static_cast<uint32_t>(group_rows));
-  params.last_group_rows = FastDivisor(static_cast<uint32_t>(rest == 0 ? group_rows : rest));
+  const int64_t band_rows = raster_band(config, schedule, num_clusters, num_m);
+  const int64_t rest = num_m % band_rows;
+  params.band_tiles = FastDivisor(static_cast<uint32_t>(band_rows * num_n));
+  params.band_rows = FastDivisor(static_cast<uint32_t>(band_rows));
+  params.last_band_rows = FastDivisor(static_cast<uint32_t>(rest == 0 ? band_rows : rest));
   launch.arguments = argument_bytes(params);
   launch.memory = {arguments.a.memory_range("a"), arguments.sfa.memory_range("sfa"),
                    arguments.b.memory_range("b"), arguments.sfb.memory_range("sfb"),

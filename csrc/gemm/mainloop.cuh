@@ -4,7 +4,7 @@
 
 #include "core/tile.cuh"
 #include "gemm/config.h"
-#include "gemm/scheduler.cuh"
+#include "gemm/places.cuh"
 #include "gemm/storage.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/memory.cuh"
@@ -13,29 +13,29 @@
 
 namespace pykernels::gemm {
 
-/// Loads `kRows` rows of an operand's tile, its k tile at `k_start`; if the cluster shares the
-/// tile, this CTA's part of the rows into all of its CTAs.
+/// This CTA's part of a box of `kRows` rows at `tile` in shared memory: all rows, into this CTA; of
+/// one that the cluster shares, its part of them, into all CTAs.
+struct BoxPart {
+  uint32_t first_row;
+  Destination to;
+};
+
 template <GemmConfig kConfig, uint32_t kRows>
-__device__ __forceinline__ void load_operand(const TensorMap& map, const uint8_t* tile,
-                                             uint32_t k_start, uint32_t first_row, uint32_t full,
-                                             bool is_shared) {
+__device__ __forceinline__ BoxPart box_part(const uint8_t* tile, uint32_t full, bool is_shared) {
   const uint32_t address = ptx::cvta_to_shared(tile);
   if constexpr (kConfig.cluster > 1) {
     if (is_shared) {
-      constexpr uint32_t kPart = kRows / kConfig.cluster;
-      const uint32_t part_row = ptx::cluster_ctarank() * kPart;
-      ptx::cp_async_bulk_tensor_2d_load_multicast(address + part_row * kBlockK, &map, k_start,
-                                                  first_row + part_row, full,
-                                                  (1 << kConfig.cluster) - 1);
-      return;
+      const uint32_t first_row = ptx::cluster_ctarank() * (kRows / kConfig.cluster);
+      return {first_row, {address + first_row * kBlockK, full, (1 << kConfig.cluster) - 1}};
     }
   }
-  ptx::cp_async_bulk_tensor_2d_load(address, &map, k_start, first_row, full);
+  return {0, {address, full, 0}};
 }
 
 /// Producer thread: one stage for each k tile of the output tile.
-template <GemmConfig kConfig>
-__device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorage<kConfig>& smem,
+template <GemmConfig kConfig, typename Tile>
+__device__ __forceinline__ void load_tile(const Params<kConfig>& params,
+                                          SharedStorage<kConfig>& smem,
                                           GemmPipeline<kConfig>& pipeline, const Tile& tile) {
   for (uint32_t k_tile = 0; k_tile < params.num_k_tiles; ++k_tile, pipeline.advance()) {
     const uint32_t stage = pipeline.stage();
@@ -43,10 +43,12 @@ __device__ __forceinline__ void load_tile(const GemmParams& params, SharedStorag
     const uint32_t k_start = k_tile * kBlockK;
     pipeline.wait_empty();
     pipeline.expect_bytes(kConfig.stage_bytes());
-    load_operand<kConfig, kConfig.block_m>(params.map_a, smem.a[stage], k_start, tile.m_start, full,
-                                           params.schedule.cluster_n > 1);
-    load_operand<kConfig, kConfig.block_n>(params.map_b, smem.b[stage], k_start, tile.n_start, full,
-                                           params.schedule.cluster_m > 1);
+    const BoxPart a =
+        box_part<kConfig, kConfig.block_m>(smem.a[stage], full, params.schedule.cluster_n > 1);
+    load_a(params, tile, k_start, tile.m_start + a.first_row, a.to);
+    const BoxPart b =
+        box_part<kConfig, kConfig.block_n>(smem.b[stage], full, params.schedule.cluster_m > 1);
+    load_b(params, tile, k_start, tile.n_start + b.first_row, b.to);
   }
   if constexpr (kConfig.has_ring_of_groups()) {
     for (; pipeline.stage() % kGroup != 0; pipeline.advance()) {
@@ -75,22 +77,23 @@ class ScaleLoader {
  public:
   static constexpr uint32_t kNumBlocks = kConfig.num_scale_blocks();
 
-  __device__ __forceinline__ explicit ScaleLoader(const GemmParams& params)
+  __device__ __forceinline__ explicit ScaleLoader(const Params<kConfig>& params)
       : stride_a_(params.sfa_stride_k_bytes),
         stride_b_(params.sfb_stride_k_bytes),
         last_k_tile_(params.num_k_tiles - 1) {}
 
   /// Turns to an output tile and loads its first group.
-  __device__ __forceinline__ void start(const GemmParams& params, const Tile& tile) {
+  template <typename Tile>
+  __device__ __forceinline__ void start(const Params<kConfig>& params, const Tile& tile) {
     const uint32_t row = tile.m_start + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-    const uint32_t last_row = params.m - 1;
-    row_a_[0] = params.sfa + min(row, last_row) * params.sfa_stride_m;
-    row_a_[1] = params.sfa + min(row + 8, last_row) * params.sfa_stride_m;
+    const uint32_t last_row = row_end(params, tile) - 1;
+    row_a_[0] = sfa_of(params, tile) + min(row, last_row) * params.sfa_stride_m;
+    row_a_[1] = sfa_of(params, tile) + min(row + 8, last_row) * params.sfa_stride_m;
     const uint32_t last_block = (params.n - 1) / kScaleRows;
 #pragma unroll
     for (uint32_t block = 0; block < kNumBlocks; ++block) {
       const uint32_t column = tile.n_start + block * (kConfig.block_n - 1);
-      row_b_[block] = params.sfb + min(column / kScaleRows, last_block) * params.sfb_stride_n;
+      row_b_[block] = sfb_of(params, tile) + min(column / kScaleRows, last_block) * params.sfb_stride_n;
     }
     first_of_second_block_ = kScaleRows - tile.n_start % kScaleRows;
     k_tile_ = threadIdx.x % kGroup;

@@ -63,9 +63,9 @@ class SplitReduction {
  public:
   __device__ __forceinline__ SplitReduction(SharedStorage<kConfig>& smem, const ClusterPlace& place)
       : place_(place),
-        full_(ptx::cvta_to_shared(&smem.received_full)),
-        empty_(ptx::cvta_to_shared(&smem.received_empty)),
-        received_(ptx::cvta_to_shared(smem.received)),
+        full_(ptx::cvta_to_shared(&smem.split.received_full)),
+        empty_(ptx::cvta_to_shared(&smem.split.received_empty)),
+        received_(ptx::cvta_to_shared(smem.split.received)),
         slots_per_rank_(place.by_split.divide(kConfig.num_units() + place.split - 1)),
         num_owned_(place.by_split.divide(kConfig.num_units() + place.split - 1 - place.split_rank)),
         first_(place) {
@@ -76,8 +76,8 @@ class SplitReduction {
 
   /// Sets up the barriers of a CTA. One thread.
   __device__ __forceinline__ static void initialise(SharedStorage<kConfig>& smem, uint32_t split) {
-    ptx::mbarrier_init(ptx::cvta_to_shared(&smem.received_full), 1);
-    ptx::mbarrier_init(ptx::cvta_to_shared(&smem.received_empty), max(split - 1, 1));
+    ptx::mbarrier_init(ptx::cvta_to_shared(&smem.split.received_full), 1);
+    ptx::mbarrier_init(ptx::cvta_to_shared(&smem.split.received_empty), max(split - 1, 1));
   }
 
   /// Whether this CTA completes and stores the warp's unit `j`.
@@ -196,6 +196,17 @@ class SplitReduction {
   Unit first_;
   uint32_t owned_ = 0;  // bit j: this CTA completes the warp's unit j
   uint32_t phase_ = 0;
+};
+
+/// Where k is never split a CTA completes all that it computes.
+template <GemmConfig kConfig>
+  requires(!kConfig.has_split())
+class SplitReduction<kConfig> {
+ public:
+  __device__ __forceinline__ SplitReduction(SharedStorage<kConfig>&, const ClusterPlace&) {}
+  __device__ __forceinline__ static void initialise(SharedStorage<kConfig>&, uint32_t) {}
+  __device__ __forceinline__ bool owns(uint32_t) const { return true; }
+  __device__ __forceinline__ void reduce(Accumulator<kConfig>&, bool) {}
 };
 
 }  // namespace pykernels::gemm

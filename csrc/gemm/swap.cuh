@@ -7,6 +7,7 @@
 #include "core/tile.cuh"
 #include "gemm/config.h"
 #include "gemm/mainloop.cuh"
+#include "gemm/places.cuh"
 #include "gemm/scheduler.cuh"
 #include "gemm/split.cuh"
 #include "gemm/storage.cuh"
@@ -33,18 +34,19 @@ __device__ __forceinline__ void initialise_swapped(const GemmParams& params,
 
 /// TMA thread: fills the ring with the operands of this CTA's k tiles of all its tiles. Of a tile
 /// of A that the cluster shares, each CTA loads its part into all of them.
-template <GemmConfig kConfig>
-__device__ __forceinline__ void load_operands(const GemmParams& params,
+template <GemmConfig kConfig, typename Scheduler>
+__device__ __forceinline__ void load_operands(const Params<kConfig>& params,
                                               SharedStorage<kConfig>& smem,
-                                              const ClusterPlace& place,
-                                              TileScheduler<kConfig> scheduler) {
+                                              const ClusterPlace& place, Scheduler scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers, place.peers());
   const uint32_t part_rows = kConfig.block_m / place.num_sharing;
   const uint32_t part = place.sharing_rank * part_rows;
-  const uint32_t mask = ((1 << place.num_sharing) - 1) << place.peers().first;
+  const uint32_t mask =
+      place.num_sharing > 1 ? ((1 << place.num_sharing) - 1) << place.peers().first : 0;
   for (; scheduler.has_tile(); scheduler.advance()) {
     if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
-    const Tile tile = scheduler.tile();
+    const auto tile = scheduler.tile();
+    take_ready_rows(params);
     for (uint32_t k_tile = place.first_k_tile; k_tile < place.end_k_tile; ++k_tile) {
       const uint32_t stage = pipeline.stage();
       const uint32_t full = pipeline.full_barrier();
@@ -52,14 +54,8 @@ __device__ __forceinline__ void load_operands(const GemmParams& params,
       const uint32_t a = ptx::cvta_to_shared(smem.a[stage]) + part * kBlockK;
       pipeline.wait_empty();
       pipeline.expect_bytes(kConfig.stage_bytes());
-      ptx::cp_async_bulk_tensor_2d_load(ptx::cvta_to_shared(smem.b[stage]), &params.map_b, k_start,
-                                        tile.n_start, full);
-      if (place.num_sharing > 1) {
-        ptx::cp_async_bulk_tensor_2d_load_multicast(a, &params.map_a, k_start, tile.m_start + part,
-                                                    full, mask);
-      } else {
-        ptx::cp_async_bulk_tensor_2d_load(a, &params.map_a, k_start, tile.m_start, full);
-      }
+      load_b(params, tile, k_start, tile.n_start, {ptx::cvta_to_shared(smem.b[stage]), full, 0});
+      load_a(params, tile, k_start, tile.m_start + part, {a, full, mask});
       pipeline.advance();
     }
   }
@@ -74,11 +70,12 @@ __device__ __forceinline__ void load_operands(const GemmParams& params,
 template <GemmConfig kConfig>
 class ScaleWarp {
  public:
-  __device__ __forceinline__ ScaleWarp(const GemmParams& params, SharedStorage<kConfig>& smem,
+  __device__ __forceinline__ ScaleWarp(const Params<kConfig>& params, SharedStorage<kConfig>& smem,
                                        const ClusterPlace& place)
       : params_(params), smem_(smem), place_(place), pipeline_(smem.barriers, place.peers()) {}
 
-  __device__ __forceinline__ void run(TileScheduler<kConfig> scheduler) {
+  template <typename Scheduler>
+  __device__ __forceinline__ void run(Scheduler scheduler) {
     for (; scheduler.has_tile(); scheduler.advance()) {
       write_tile(scheduler.tile());
     }
@@ -87,17 +84,19 @@ class ScaleWarp {
  private:
   static constexpr uint32_t kRows = (kConfig.block_m + 31) / 32;  // of a lane
 
+  template <typename Tile>
   __device__ __forceinline__ void write_tile(const Tile& tile) {
     uint32_t k_tile = place_.first_k_tile;
     const uint32_t end = place_.end_k_tile;
     if (k_tile == end) return;
 #pragma unroll
     for (uint32_t i = 0; i < kRows; ++i) {
-      const uint32_t row = min(tile.m_start + i * 32 + threadIdx.x % 32, params_.m - 1);
-      row_a_[i] = params_.sfa + row * params_.sfa_stride_m;
+      const uint32_t last_row = row_end(params_, tile) - 1;
+      const uint32_t row = min(tile.m_start + i * 32 + threadIdx.x % 32, last_row);
+      row_a_[i] = sfa_of(params_, tile) + row * params_.sfa_stride_m;
     }
     const uint32_t block = min(tile.n_start, params_.n - 1) / kScaleRows;
-    row_b_ = params_.sfb + block * params_.sfb_stride_n;
+    row_b_ = sfb_of(params_, tile) + block * params_.sfb_stride_n;
     load_group(k_tile, end);
     while (k_tile < end) {
       float products[kGroup][kRows];
@@ -140,7 +139,7 @@ class ScaleWarp {
     pipeline_.advance();
   }
 
-  const GemmParams& params_;
+  const Params<kConfig>& params_;
   SharedStorage<kConfig>& smem_;
   const ClusterPlace& place_;
   GemmPipeline<kConfig> pipeline_;
@@ -191,21 +190,19 @@ __device__ __forceinline__ void multiply_swapped(uint32_t num_k_tiles, SharedSto
 
 /// Consumer warpgroup: multiplies, promotes, adds up and stores its 64 rows of B of all of the
 /// CTA's tiles.
-template <GemmConfig kConfig>
-__device__ __forceinline__ void consume_swapped(const GemmParams& params,
+template <GemmConfig kConfig, typename Scheduler>
+__device__ __forceinline__ void consume_swapped(const Params<kConfig>& params,
                                                 SharedStorage<kConfig>& smem,
-                                                const ClusterPlace& place,
-                                                TileScheduler<kConfig> scheduler) {
+                                                const ClusterPlace& place, Scheduler scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers, place.peers());
   SplitReduction<kConfig> reduction(smem, place);
-  const SwapEpilogue<kConfig> epilogue(smem);
+  const SwapEpilogue<kConfig> epilogue(params, smem);
   const uint32_t num_k_tiles = place.end_k_tile - place.first_k_tile;
   for (; scheduler.has_tile(); scheduler.advance()) {
     Accumulator<kConfig> total;
     multiply_swapped<kConfig>(num_k_tiles, smem, pipeline, total);
     reduction.reduce(total, scheduler.is_last());
-    epilogue.store_tile(params, scheduler.tile(), total,
-                        [&](uint32_t j) { return reduction.owns(j); });
+    epilogue.store_tile(scheduler.tile(), total, [&](uint32_t j) { return reduction.owns(j); });
   }
 }
 

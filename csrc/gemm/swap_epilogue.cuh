@@ -3,7 +3,9 @@
 #pragma once
 
 #include "gemm/config.h"
+#include "gemm/counters.cuh"
 #include "gemm/mainloop.cuh"
+#include "gemm/places.cuh"
 #include "gemm/storage.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/matrix.cuh"
@@ -16,17 +18,23 @@ namespace pykernels::gemm {
 template <GemmConfig kConfig>
 class SwapEpilogue {
  public:
-  __device__ __forceinline__ explicit SwapEpilogue(SharedStorage<kConfig>& smem)
-      : staging_(ptx::cvta_to_shared(smem.staging[threadIdx.x / 32])) {}
+  __device__ __forceinline__ SwapEpilogue(const Params<kConfig>& params,
+                                          SharedStorage<kConfig>& smem)
+      : params_(params), staging_(ptx::cvta_to_shared(smem.staging[threadIdx.x / 32])) {}
 
   /// Stores those of the warp's units of which `owns(j)` is true.
-  template <typename Owns>
-  __device__ __forceinline__ void store_tile(const GemmParams& params, const Tile& tile,
-                                             const Accumulator<kConfig>& total, Owns&& owns) const {
-    if (params.d_is_fp32) {
-      store_units<Fp32>(params, tile, total, owns);
+  template <typename Tile, typename Owns>
+  __device__ __forceinline__ void store_tile(const Tile& tile, const Accumulator<kConfig>& total,
+                                             Owns&& owns) const {
+    if (params_.d_is_fp32) {
+      store_units<Fp32>(tile, total, owns);
     } else {
-      store_units<Bf16>(params, tile, total, owns);
+      store_units<Bf16>(tile, total, owns);
+    }
+    // The last warp barrier of store_units has brought all lanes' stores to this one.
+    if (threadIdx.x % 32 == 0) {
+      signal_done<kConfig>(params_, tile, tile.m_start, kConfig.block_m, first_column(tile),
+                           kColumns);
     }
   }
 
@@ -70,16 +78,20 @@ class SwapEpilogue {
     }
   };
 
+  /// The warp's first column of D.
+  __device__ __forceinline__ static uint32_t first_column(const Tile& tile) {
+    return tile.n_start + threadIdx.x / 32 * kColumns;
+  }
+
   /// As many units at a time as the staging holds.
-  template <typename Type, typename Owns>
-  __device__ __forceinline__ void store_units(const GemmParams& params, const Tile& tile,
-                                              const Accumulator<kConfig>& total,
+  template <typename Type, typename Tile, typename Owns>
+  __device__ __forceinline__ void store_units(const Tile& tile, const Accumulator<kConfig>& total,
                                               Owns&& owns) const {
     constexpr uint32_t kFit = kConfig.swap_staging_bytes() / Type::kStagedBytes;
     constexpr uint32_t kParts = kColumns * Type::kBytes / 16;  // lanes to a row
     const uint32_t row = threadIdx.x % 32 / kParts;
     const uint32_t part = threadIdx.x % kParts;
-    const uint32_t n = tile.n_start + threadIdx.x / 32 * kColumns + part * (16 / Type::kBytes);
+    const uint32_t n = first_column(tile) + part * (16 / Type::kBytes);
 #pragma unroll
     for (uint32_t first = 0; first < kUnits; first += kFit) {
 #pragma unroll
@@ -91,7 +103,7 @@ class SwapEpilogue {
       for (uint32_t j = first; j < min(first + kFit, kUnits); ++j) {
         const uint32_t unit = staging_ + (j - first) * Type::kStagedBytes;
         if (owns(j) && row < kRows) {
-          store_part<Type::kBytes>(params, Type::address(unit, row, part),
+          store_part<Type::kBytes>(tile, Type::address(unit, row, part),
                                    tile.m_start + j * kRows + row, n);
         }
       }
@@ -101,17 +113,18 @@ class SwapEpilogue {
 
   /// Stores 16 staged bytes, elements of `kBytes`, from column n of row m on; n is a multiple of
   /// the elements' number or of 8, so they are all inside or all outside.
-  template <uint32_t kBytes>
-  __device__ __forceinline__ void store_part(const GemmParams& params, uint32_t address, uint32_t m,
+  template <uint32_t kBytes, typename Tile>
+  __device__ __forceinline__ void store_part(const Tile& tile, uint32_t address, uint32_t m,
                                              uint32_t n) const {
     uint32_t words[4];
     ptx::ld_shared_v4_b32(address, words);
-    if (m < params.m && n < params.n) {
-      uint8_t* d = static_cast<uint8_t*>(params.d) + m * params.d_stride_m;
+    if (m < row_end(params_, tile) && n < params_.n) {
+      uint8_t* d = static_cast<uint8_t*>(params_.d) + d_row(params_, tile, m) * params_.d_stride_m;
       ptx::st_global_v4_b32(d + static_cast<uint64_t>(n) * kBytes, words);
     }
   }
 
+  const Params<kConfig>& params_;
   uint32_t staging_;  // shared-window address
 };
 
