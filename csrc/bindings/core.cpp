@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -161,7 +162,7 @@ void bind_launch(py::module_& module) {
             }
             return ranges;
           })
-      .def("__repr__", &describe);
+      .def("__repr__", py::overload_cast<const Launch&>(&describe));
   module.def("decode_tensor_map", &decode_tensor_map, py::arg("bytes"),
              "The arguments of cuTensorMapEncodeTiled that the 128 bytes of an emulated tensor map "
              "hold, as the driver numbers them.");
@@ -187,7 +188,18 @@ void bind_device(py::module_& module) {
           },
           py::arg("kernel"), py::arg("cluster"),
           "How many clusters of this size of a kernel's CTAs the device holds at a time.")
-      .def("run", &Device::run, py::arg("launch"), py::call_guard<py::gil_scoped_release>());
+      .def("run", &Device::run, py::arg("launch"), py::call_guard<py::gil_scoped_release>())
+      .def("error_record", &Device::error_record, py::call_guard<py::gil_scoped_release>(),
+           "The address at which kernels leave the error that they found.")
+      .def(
+          "take_error",
+          [](Device& device) -> std::optional<std::string> {
+            const auto error = device.take_error();
+            return error ? std::optional(describe(*error)) : std::nullopt;
+          },
+          py::call_guard<py::gil_scoped_release>(),
+          "Waits for all work of the device; the error that its kernels left, which is then "
+          "forgotten, or None.");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -107,6 +108,9 @@ void bind_cuda(py::module_& module) {
   module.def("driver_info", &driver_info,
              "{'version': int or None, 'devices': [DeviceProperties], 'error': str or None}: what "
              "the CUDA driver says of this machine.");
+  module.def("check_errors", &CudaRuntime::check_errors, py::arg("device_index"), ReleaseGil(),
+             "Waits for the work of a GPU, or with None of all that were used, and raises "
+             "ValueError with an error that a kernel left there.");
   bind_recording_driver(module);
 }
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <new>
+#include <utility>
 
 #include "core/check.h"
 
@@ -31,7 +33,8 @@ std::shared_ptr<CudaRuntime>& system_runtime() {
   return *runtime;
 }
 
-/// Loading code may allocate, which a capture in another mode forbids, whichever thread captures.
+/// Loading code, allocating and waiting are what a capture in another mode forbids, whichever
+/// thread captures.
 class RelaxedCapture {
  public:
   explicit RelaxedCapture(const cuda::DriverTable& driver) : driver_(driver) {
@@ -85,6 +88,28 @@ CudaContext& CudaRuntime::context(int device_index) {
   auto& context = contexts_[static_cast<size_t>(device_index)];
   if (context == nullptr) context = std::make_unique<CudaContext>(*this, device_index);
   return *context;
+}
+
+void CudaRuntime::check_errors(std::optional<int> device_index) {
+  std::shared_ptr<CudaRuntime> runtime;
+  {
+    const std::lock_guard lock(runtime_mutex());
+    runtime = installed_runtime() != nullptr ? installed_runtime() : system_runtime();
+  }
+  if (runtime == nullptr) return;
+  for (CudaContext* context : runtime->contexts_in_use()) {
+    if (device_index && context->device_index() != *device_index) continue;
+    context->check_error(context->take_error());
+  }
+}
+
+std::vector<CudaContext*> CudaRuntime::contexts_in_use() {
+  const std::lock_guard lock(mutex_);
+  std::vector<CudaContext*> found;
+  for (const auto& context : contexts_) {
+    if (context != nullptr) found.push_back(context.get());
+  }
+  return found;
 }
 
 DeviceProperties CudaRuntime::device_properties(int device_index) const {
@@ -220,6 +245,63 @@ int CudaContext::max_active_clusters(const KernelInfo& info, Dim3 cluster) {
   const std::unique_lock lock(mutex_);
   active_clusters_.emplace(key, count);
   return count;
+}
+
+uint64_t CudaContext::error_record() {
+  {
+    const std::shared_lock lock(mutex_);
+    if (error_address_ != 0) return error_address_;
+  }
+  const Current current(*this);
+  const RelaxedCapture relaxed(driver());
+  const std::unique_lock lock(mutex_);
+  if (error_ == nullptr) {
+    void* memory = nullptr;
+    check_result(driver(),
+                 driver().mem_host_alloc(&memory, sizeof(DeviceError),
+                                         cuda::kHostAllocPortable | cuda::kHostAllocDeviceMap),
+                 "cuMemHostAlloc");
+    error_ = new (memory) DeviceError;
+  }
+  if (error_address_ == 0) {
+    uint64_t address = 0;
+    check_result(driver(), driver().mem_host_get_device_pointer(&address, error_, 0),
+                 concat("cuMemHostGetDevicePointer on device ", device_index_));
+    error_address_ = address;
+  }
+  return error_address_;
+}
+
+std::optional<DeviceError> CudaContext::take_error() {
+  const Current current(*this);
+  const RelaxedCapture relaxed(driver());
+  check_result(driver(), driver().ctx_synchronize(),
+               concat("cuCtxSynchronize of device ", device_index_));
+  return clear_error();
+}
+
+std::optional<DeviceError> CudaContext::take_error(const Launch& launch, cuda::Stream stream) {
+  const RelaxedCapture relaxed(driver());
+  cuda::CaptureStatus status = cuda::CaptureStatus::kNone;
+  const cuda::Result result = driver().stream_is_capturing(stream, &status);
+  // Implicit: the default stream waits for one that is captured.
+  if (result == cuda::kStreamCaptureImplicit) return std::nullopt;
+  check_result(driver(), result, concat("cuStreamIsCapturing on device ", device_index_));
+  if (status != cuda::CaptureStatus::kNone) return std::nullopt;
+  check_result(
+      driver(), driver().stream_synchronize(stream),
+      concat("cuStreamSynchronize after ", describe(launch), " on device ", device_index_));
+  return clear_error();
+}
+
+std::optional<DeviceError> CudaContext::clear_error() {
+  const std::unique_lock lock(mutex_);
+  if (error_ == nullptr || error_->kind == DeviceErrorKind::kNone) return std::nullopt;
+  return std::exchange(*error_, {});
+}
+
+void CudaContext::check_error(const std::optional<DeviceError>& error) const {
+  if (error) throw ArgumentError(concat(describe(*error), " (CUDA device ", device_index_, ")"));
 }
 
 }  // namespace pykernels

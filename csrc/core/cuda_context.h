@@ -1,11 +1,13 @@
 // What the process holds of the driver: one runtime (function table, loaded cubins) and one context
-// a GPU (functions ready to launch, occupancies). Made at first use, kept until the process ends.
+// a GPU (functions ready to launch, occupancies, the record of errors). Made at first use, kept
+// until the process ends.
 #pragma once
 
 #include <array>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <unordered_map>
@@ -32,6 +34,10 @@ class CudaRuntime : public std::enable_shared_from_this<CudaRuntime> {
   /// Replaces the driver for calls that start from now on; nullptr returns to libcuda.so.1.
   static void install(const cuda::DriverTable* driver);
 
+  /// Waits for what the process has launched on a GPU, by default on all that it has used, and
+  /// throws ArgumentError with an error that a kernel left there. Opens no driver and no context.
+  static void check_errors(std::optional<int> device_index);
+
   const cuda::DriverTable& driver() const { return driver_; }
   int driver_version() const { return driver_version_; }
   int num_devices() const { return num_devices_; }
@@ -46,6 +52,8 @@ class CudaRuntime : public std::enable_shared_from_this<CudaRuntime> {
   cuda::Kernel kernel(const KernelInfo& info);
 
  private:
+  std::vector<CudaContext*> contexts_in_use();
+
   cuda::DriverTable driver_;
   int driver_version_ = 0;
   int num_devices_ = 0;
@@ -82,8 +90,23 @@ class CudaContext {
   /// cannot run.
   int max_active_clusters(const KernelInfo& info, Dim3 cluster);
 
+  /// The address of the record that kernels on this GPU write: pinned memory of the host, made at
+  /// the first call. From any thread, also while a stream is being captured.
+  uint64_t error_record();
+
+  /// Waits for all streams of the context; the error that kernels have left, which is then cleared.
+  std::optional<DeviceError> take_error();
+
+  /// The same, waiting for the stream of a launch only, and not at all while that is captured. The
+  /// context must be current.
+  std::optional<DeviceError> take_error(const Launch& launch, cuda::Stream stream);
+
+  /// Throws ArgumentError with the error, if there is one, and this GPU.
+  void check_error(const std::optional<DeviceError>& error) const;
+
  private:
   cuda::Function load_function(const KernelInfo& info);
+  std::optional<DeviceError> clear_error();
 
   CudaRuntime& runtime_;
   int device_index_;
@@ -92,6 +115,8 @@ class CudaContext {
   std::shared_mutex mutex_;
   std::unordered_map<const KernelInfo*, cuda::Function> functions_;
   std::map<std::pair<const KernelInfo*, std::array<uint32_t, 3>>, int> active_clusters_;
+  DeviceError* error_ = nullptr;  // the record; freed with the process only
+  uint64_t error_address_ = 0;    // the GPU's address of it; 0 until it is known
 };
 
 }  // namespace pykernels

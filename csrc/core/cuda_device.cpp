@@ -1,9 +1,21 @@
 // Tensor maps and launches through the driver.
 #include "core/cuda_device.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "core/check.h"
 
 namespace pykernels {
+namespace {
+
+/// Asked at every launch, so that a program may switch it on and off.
+bool is_debugging() {
+  const char* value = std::getenv("PYKERNELS_DEBUG");
+  return value != nullptr && std::string_view(value) == "1";
+}
+
+}  // namespace
 
 CudaDevice::CudaDevice(int device_index, uint64_t stream)
     : runtime_(CudaRuntime::current()),
@@ -40,6 +52,7 @@ void CudaDevice::run(const Launch& launch) {
   attributes[0].value.cluster = {launch.cluster.x, launch.cluster.y, launch.cluster.z};
   attributes[1].id = cuda::LaunchAttributeId::kProgrammaticStreamSerialization;
   attributes[1].value.programmatic_stream_serialization_allowed = 1;
+  const auto stream = reinterpret_cast<cuda::Stream>(stream_);
   const cuda::LaunchConfig config = {launch.grid.x,
                                      launch.grid.y,
                                      launch.grid.z,
@@ -47,7 +60,7 @@ void CudaDevice::run(const Launch& launch) {
                                      launch.block.y,
                                      launch.block.z,
                                      launch.dynamic_shared_bytes,
-                                     reinterpret_cast<cuda::Stream>(stream_),
+                                     stream,
                                      attributes,
                                      launch.programmatic_dependent ? 2u : 1u};
   // The driver copies the arguments before it returns; it takes them as non-const all the same.
@@ -56,10 +69,12 @@ void CudaDevice::run(const Launch& launch) {
   const cuda::DriverTable& driver = context_->driver();
   const cuda::Result result =
       driver.launch_kernel_ex(&config, context_->function(kernel), parameters, nullptr);
-  if (result == cuda::kSuccess) return;
-  check_result(
-      driver, result,
-      concat("cuLaunchKernelEx of ", describe(launch), " on device ", context_->device_index()));
+  if (result != cuda::kSuccess) {
+    check_result(
+        driver, result,
+        concat("cuLaunchKernelEx of ", describe(launch), " on device ", context_->device_index()));
+  }
+  if (is_debugging()) context_->check_error(context_->take_error(launch, stream));
 }
 
 }  // namespace pykernels

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "core/cuda_context.h"
 #include "core/device.h"
@@ -18,8 +19,12 @@ class CudaDevice : public Device {
   const DeviceProperties& properties() const override { return context_->properties(); }
   TensorMap encode_tensor_map(const TensorMapFields& fields) override;
   int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) override;
-  /// From any thread, whichever context is current, also while the stream is being captured.
+  /// From any thread, whichever context is current, also while the stream is being captured. With
+  /// the environment variable PYKERNELS_DEBUG=1 it waits for the launch, unless it is captured, and
+  /// throws ArgumentError with an error that a kernel left.
   void run(const Launch& launch) override;
+  uint64_t error_record() override { return context_->error_record(); }
+  std::optional<DeviceError> take_error() override { return context_->take_error(); }
 
   int device_index() const { return context_->device_index(); }
   uint64_t stream() const { return stream_; }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
+#include "core/device_error.h"
 #include "core/launch.h"
 #include "core/registry.h"
 #include "core/tensor_map.h"
@@ -33,6 +35,18 @@ class Device {
 
   /// Starts the launch; asynchronous on a GPU (current stream), complete on return in the emulator.
   virtual void run(const Launch& launch) = 0;
+
+  /// The address at which kernels leave a DeviceError. The same for every launch on this device.
+  virtual uint64_t error_record() = 0;
+
+  /// Waits for all work launched on the device; returns what its kernels left, and clears it.
+  virtual std::optional<DeviceError> take_error() = 0;
 };
+
+/// The device's record, as memory of a launch whose kernel may write it.
+MemoryRange error_memory(Device& device);
+
+/// What was wrong, where, what is allowed, and what the kernel did not do therefore.
+std::string describe(const DeviceError& error);
 
 }  // namespace pykernels

@@ -8,14 +8,15 @@ namespace pykernels {
 
 enum class DeviceErrorKind : uint32_t {
   kNone = 0,
-  kGroupOffset = 1,   // group_offsets decrease or pass the end: group, its end, the end of the rows
-  kMaskedM = 2,       // masked_m out of range: group, its value, max_m
-  kGroupIndex = 3,    // m_indices out of range: row, its value, num_groups
+  kGroupOffset = 1,   // where a group's rows end: group, its end, the least or the greatest allowed
+  kMaskedM = 2,       // masked_m is not from 0 to max_m: group, its value, max_m
+  kGroupIndex = 3,    // m_indices is not from -1 to num_groups - 1: row, its value, num_groups
   kReadyTimeout = 4,  // rows that never became ready: counter, rows seen, rows expected
 };
 
-/// One record a device, written in one access of 16 bytes. A launch writes its first error; what it
-/// concerns has then been left out.
+/// One record a device (Device::error_record), written in one access of 16 bytes. A launch writes
+/// its first error; what it concerns has then been left out. The members are those named above, in
+/// that order; describe() in core/device.h puts them into words.
 struct alignas(16) DeviceError {
   DeviceErrorKind kind = DeviceErrorKind::kNone;
   uint32_t index = 0;

@@ -19,6 +19,7 @@ inline constexpr Result kInvalidHandle = 400;
 inline constexpr Result kNotFound = 500;
 inline constexpr Result kLaunchFailed = 719;
 inline constexpr Result kStreamCaptureUnsupported = 900;
+inline constexpr Result kStreamCaptureImplicit = 906;
 inline constexpr Result kInvalidClusterSize = 912;
 
 using DeviceOrdinal = int;  // CUdevice
@@ -38,6 +39,11 @@ enum class DeviceAttribute : int {
 enum class FunctionAttribute : int { kMaxDynamicSharedSizeBytes = 8 };
 
 enum class CaptureMode : int { kGlobal = 0, kThreadLocal = 1, kRelaxed = 2 };
+
+enum class CaptureStatus : int { kNone = 0, kActive = 1, kInvalidated = 2 };
+
+inline constexpr unsigned kHostAllocPortable = 1;
+inline constexpr unsigned kHostAllocDeviceMap = 2;
 
 enum class LaunchAttributeId : int {
   kClusterDimension = 4,
@@ -84,6 +90,7 @@ struct DriverTable {
   Result (*ctx_get_current)(Context* context);
   Result (*ctx_push_current)(Context context);
   Result (*ctx_pop_current)(Context* context);
+  Result (*ctx_synchronize)();
   Result (*library_load_data)(Library* library, const void* code, int* jit_options,
                               void** jit_option_values, unsigned num_jit_options,
                               int* library_options, void** library_option_values,
@@ -100,6 +107,10 @@ struct DriverTable {
   Result (*launch_kernel_ex)(const LaunchConfig* config, Function function, void** parameters,
                              void** extra);
   Result (*thread_exchange_stream_capture_mode)(CaptureMode* mode);
+  Result (*stream_is_capturing)(Stream stream, CaptureStatus* status);
+  Result (*stream_synchronize)(Stream stream);
+  Result (*mem_host_alloc)(void** memory, size_t bytes, unsigned flags);
+  Result (*mem_host_get_device_pointer)(uint64_t* address, void* memory, unsigned flags);
 };
 
 /// Calls visitor(symbol, member) for every function of the table.
@@ -117,6 +128,7 @@ void for_each_function(Table& table, Visitor&& visitor) {
   visitor("cuCtxGetCurrent", table.ctx_get_current);
   visitor("cuCtxPushCurrent", table.ctx_push_current);
   visitor("cuCtxPopCurrent", table.ctx_pop_current);
+  visitor("cuCtxSynchronize", table.ctx_synchronize);
   visitor("cuLibraryLoadData", table.library_load_data);
   visitor("cuLibraryGetKernel", table.library_get_kernel);
   visitor("cuKernelGetFunction", table.kernel_get_function);
@@ -125,6 +137,10 @@ void for_each_function(Table& table, Visitor&& visitor) {
   visitor("cuTensorMapEncodeTiled", table.tensor_map_encode_tiled);
   visitor("cuLaunchKernelEx", table.launch_kernel_ex);
   visitor("cuThreadExchangeStreamCaptureMode", table.thread_exchange_stream_capture_mode);
+  visitor("cuStreamIsCapturing", table.stream_is_capturing);
+  visitor("cuStreamSynchronize", table.stream_synchronize);
+  visitor("cuMemHostAlloc", table.mem_host_alloc);
+  visitor("cuMemHostGetDevicePointer", table.mem_host_get_device_pointer);
 }
 
 /// The oldest driver that has all of these functions, as cuDriverGetVersion counts.

@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kAddressSpaceEnd = 1ull << 47;  // of a process on x86-64
 constexpr uint32_t kMaxPortableCluster = 8;
 constexpr uint32_t kMaxThreads = 1024;
+constexpr std::byte kFreshByte{0xCD};  // what new memory holds
 
 uint64_t volume(const Dim3& dim) { return uint64_t{dim.x} * dim.y * dim.z; }
 
@@ -165,9 +166,19 @@ cuda::Result RecordingDriver::enter(const char* function) {
   return failure == failures_.end() ? cuda::kSuccess : failure->second;
 }
 
-bool RecordingDriver::refuses_allocation() const {
+bool RecordingDriver::refuses_unsafe_calls() const {
   const std::lock_guard lock(mutex_);
   return capturing_ != nullptr && thread_capture_mode() != cuda::CaptureMode::kRelaxed;
+}
+
+bool RecordingDriver::is_capturing(cuda::Stream stream) const {
+  const std::lock_guard lock(mutex_);
+  return capturing_ != nullptr && stream == capturing_;
+}
+
+bool RecordingDriver::is_capturing(cuda::Context context) const {
+  const std::lock_guard lock(mutex_);
+  return capturing_ != nullptr && capturing_->device_index == context->device_index;
 }
 
 bool RecordingDriver::knows(cuda::Context context) const {
@@ -210,9 +221,31 @@ cuda::Result RecordingDriver::read_config(const cuda::LaunchConfig& config, cuda
   }
   const std::lock_guard lock(mutex_);
   launch->memory = memory_;
-  if (memory_.empty()) launch->memory.push_back({4096, kAddressSpaceEnd - 4096, "memory"});
+  if (memory_.empty()) {
+    launch->memory.push_back({4096, kAddressSpaceEnd - 4096, "memory"});
+  } else {
+    for (const HostMemory& host : host_memory_) {
+      launch->memory.push_back(
+          {reinterpret_cast<uint64_t>(host.bytes.data()), host.bytes.size(), "pinned memory"});
+    }
+  }
   return cuda::kSuccess;
 }
+
+void* RecordingDriver::allocate(size_t bytes, unsigned flags) {
+  const std::lock_guard lock(mutex_);
+  host_memory_.push_back({std::vector(bytes, kFreshByte), flags});
+  return host_memory_.back().bytes.data();
+}
+
+bool RecordingDriver::is_mapped(const void* memory) const {
+  const std::lock_guard lock(mutex_);
+  return std::any_of(host_memory_.begin(), host_memory_.end(), [&](const HostMemory& host) {
+    return host.bytes.data() == memory && (host.flags & cuda::kHostAllocDeviceMap) != 0;
+  });
+}
+
+void RecordingDriver::wait() { const std::lock_guard lock(target_mutex_); }
 
 void RecordingDriver::run(const Launch& launch) {
   if (target_ == nullptr) return;

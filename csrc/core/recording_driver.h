@@ -45,7 +45,7 @@ class RecordingDriver {
 
   void uninstall();
 
-  /// Memory that launches may touch from now on, instead of all addresses.
+  /// Memory that launches may touch from now on, beside pinned memory, instead of all addresses.
   void register_memory(uint64_t address, uint64_t bytes, std::string name);
   /// The handle of a new stream of this device.
   uint64_t create_stream(int device_index);
@@ -77,7 +77,11 @@ class RecordingDriver {
 
   /// Counts the call; the error that it shall fail with, or success.
   cuda::Result enter(const char* function);
-  bool refuses_allocation() const;
+  /// Whether a capture forbids this thread what may disturb it: allocating, loading, waiting.
+  bool refuses_unsafe_calls() const;
+  bool is_capturing(cuda::Stream stream) const;
+  /// Whether any stream of the context is captured.
+  bool is_capturing(cuda::Context context) const;
   /// Whether the handle is one of this driver's, not of one that was closed.
   bool knows(cuda::Context context) const;
   bool knows(cuda::Function function) const;
@@ -85,6 +89,18 @@ class RecordingDriver {
   cuda::Result read_config(const cuda::LaunchConfig& config, cuda::Function function,
                            Launch* launch) const;
   void run(const Launch& launch);
+  /// Pinned memory, kept as long as this driver.
+  void* allocate(size_t bytes, unsigned flags);
+  /// Whether the memory was allocated for devices too.
+  bool is_mapped(const void* memory) const;
+  /// Returns when no launch is running.
+  void wait();
+
+  /// Pinned memory that was allocated with these flags.
+  struct HostMemory {
+    std::vector<std::byte> bytes;
+    unsigned flags;
+  };
 
   uint64_t serial_;
   RecordingOptions options_;
@@ -99,6 +115,7 @@ class RecordingDriver {
   std::vector<RecordedLaunch> launches_;
   std::vector<MemoryRange> memory_;
   std::deque<std::string> memory_names_;
+  std::vector<HostMemory> host_memory_;
   std::map<std::string, uint64_t, std::less<>> calls_;
   std::map<std::string, cuda::Result, std::less<>> failures_;
   cuda::Stream capturing_ = nullptr;

@@ -109,11 +109,22 @@ struct RecordingFunctions {
     return self().enter("cuCtxPopCurrent");
   }
 
+  static Result ctx_synchronize() {
+    const Result result = self().enter("cuCtxSynchronize");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (self().is_capturing(thread_contexts().back()) || self().refuses_unsafe_calls()) {
+      return kStreamCaptureUnsupported;
+    }
+    self().wait();
+    return kSuccess;
+  }
+
   static Result library_load_data(Library* library, const void* code, int*, void**, unsigned, int*,
                                   void**, unsigned) {
     const Result result = self().enter("cuLibraryLoadData");
     if (result != kSuccess) return result;
-    if (self().refuses_allocation()) return kStreamCaptureUnsupported;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
     auto symbols = cubin_symbols(code);
     if (!symbols) return kInvalidImage;
     const std::lock_guard lock(self().mutex_);
@@ -137,7 +148,7 @@ struct RecordingFunctions {
     const Result result = self().enter("cuKernelGetFunction");
     if (result != kSuccess) return result;
     if (thread_contexts().empty()) return kInvalidContext;
-    if (self().refuses_allocation()) return kStreamCaptureUnsupported;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
     const Context context = thread_contexts().back();
     const std::lock_guard lock(self().mutex_);
     auto& known = self().functions_[{kernel, context->device_index}];
@@ -242,8 +253,53 @@ struct RecordingFunctions {
   }
 
   static Result thread_exchange_stream_capture_mode(CaptureMode* mode) {
-    std::swap(*mode, thread_capture_mode());
-    return self().enter("cuThreadExchangeStreamCaptureMode");
+    const Result result = self().enter("cuThreadExchangeStreamCaptureMode");
+    if (result == kSuccess) std::swap(*mode, thread_capture_mode());
+    return result;
+  }
+
+  static Result stream_is_capturing(Stream stream, CaptureStatus* status) {
+    const Result entered = self().enter("cuStreamIsCapturing");
+    if (entered != kSuccess) return entered;
+    if (thread_contexts().empty()) return kInvalidContext;
+    int device_index = 0;
+    const Result result = self().device_of_stream(stream, &device_index);
+    if (result != kSuccess) return result;
+    *status = self().is_capturing(stream) ? CaptureStatus::kActive : CaptureStatus::kNone;
+    return kSuccess;
+  }
+
+  static Result stream_synchronize(Stream stream) {
+    const Result entered = self().enter("cuStreamSynchronize");
+    if (entered != kSuccess) return entered;
+    if (thread_contexts().empty()) return kInvalidContext;
+    int device_index = 0;
+    const Result result = self().device_of_stream(stream, &device_index);
+    if (result != kSuccess) return result;
+    if (self().is_capturing(stream) || self().refuses_unsafe_calls()) {
+      return kStreamCaptureUnsupported;
+    }
+    self().wait();
+    return kSuccess;
+  }
+
+  static Result mem_host_alloc(void** memory, size_t bytes, unsigned flags) {
+    const Result result = self().enter("cuMemHostAlloc");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
+    if (bytes == 0) return kInvalidValue;
+    *memory = self().allocate(bytes, flags);
+    return kSuccess;
+  }
+
+  static Result mem_host_get_device_pointer(uint64_t* address, void* memory, unsigned flags) {
+    const Result result = self().enter("cuMemHostGetDevicePointer");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (flags != 0 || !self().is_mapped(memory)) return kInvalidValue;
+    *address = reinterpret_cast<uint64_t>(memory);
+    return kSuccess;
   }
 };
 
@@ -261,6 +317,7 @@ DriverTable recording_table() {
           F::ctx_get_current,
           F::ctx_push_current,
           F::ctx_pop_current,
+          F::ctx_synchronize,
           F::library_load_data,
           F::library_get_kernel,
           F::kernel_get_function,
@@ -268,7 +325,11 @@ DriverTable recording_table() {
           F::occupancy_max_active_clusters,
           F::tensor_map_encode_tiled,
           F::launch_kernel_ex,
-          F::thread_exchange_stream_capture_mode};
+          F::thread_exchange_stream_capture_mode,
+          F::stream_is_capturing,
+          F::stream_synchronize,
+          F::mem_host_alloc,
+          F::mem_host_get_device_pointer};
 }
 
 RecordingDriver*& active_recording_driver() {

@@ -45,12 +45,20 @@ void EmulatedDevice::run(const Launch& launch) {
     if (!traces_.empty()) traces_.pop_front();
   }
   const std::vector<MachineLaunch> launches = {make_machine_launch(launch)};
+  error_ = {};  // a launch that was interrupted may have left one
   try {
     reports_.emplace_back(launch.kernel, run_launches(options_, launches));
   } catch (const EmulationError& error) {
     reports_.emplace_back(launch.kernel, error.report());
+    error_ = {};
     throw;
   }
+  if (const auto error = take_error()) throw ArgumentError(describe(*error));
+}
+
+std::optional<DeviceError> EmulatedDevice::take_error() {
+  const DeviceError error = std::exchange(error_, {});
+  return error.kind == DeviceErrorKind::kNone ? std::nullopt : std::optional(error);
 }
 
 std::shared_ptr<const LoadedModule> registered_module(const KernelInfo& kernel) {

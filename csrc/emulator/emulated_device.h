@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,8 +23,11 @@ class EmulatedDevice : public Device {
   const DeviceProperties& properties() const override { return properties_; }
   TensorMap encode_tensor_map(const TensorMapFields& fields) override;
   int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) override;
-  /// Runs to the end; findings and counters are added to report(). Throws EmulationError.
+  /// Runs to the end; findings and counters are added to reports(). Throws EmulationError, and
+  /// ArgumentError with the error that the kernel left.
   void run(const Launch& launch) override;
+  uint64_t error_record() override { return reinterpret_cast<uint64_t>(&error_); }
+  std::optional<DeviceError> take_error() override;
   /// The launches from now on replay these, one each; later ones an empty trace.
   void replay(std::vector<std::shared_ptr<const Trace>> traces);
 
@@ -37,6 +41,7 @@ class EmulatedDevice : public Device {
   std::deque<std::shared_ptr<const Trace>> traces_;  // of the launches to come
   DeviceProperties properties_;
   std::vector<std::pair<std::string, Report>> reports_;
+  DeviceError error_;  // the record
 };
 
 /// The loaded module of a registered kernel, parsed once in the process.

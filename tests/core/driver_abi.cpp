@@ -43,6 +43,7 @@ PK_SAME_FUNCTION(device_primary_ctx_retain, cuDevicePrimaryCtxRetain);
 PK_SAME_FUNCTION(ctx_get_current, cuCtxGetCurrent);
 PK_SAME_FUNCTION(ctx_push_current, cuCtxPushCurrent);
 PK_SAME_FUNCTION(ctx_pop_current, cuCtxPopCurrent);
+PK_SAME_FUNCTION(ctx_synchronize, cuCtxSynchronize);
 PK_SAME_FUNCTION(library_load_data, cuLibraryLoadData);
 PK_SAME_FUNCTION(library_get_kernel, cuLibraryGetKernel);
 PK_SAME_FUNCTION(kernel_get_function, cuKernelGetFunction);
@@ -51,6 +52,10 @@ PK_SAME_FUNCTION(occupancy_max_active_clusters, cuOccupancyMaxActiveClusters);
 PK_SAME_FUNCTION(tensor_map_encode_tiled, cuTensorMapEncodeTiled);
 PK_SAME_FUNCTION(launch_kernel_ex, cuLaunchKernelEx);
 PK_SAME_FUNCTION(thread_exchange_stream_capture_mode, cuThreadExchangeStreamCaptureMode);
+PK_SAME_FUNCTION(stream_is_capturing, cuStreamIsCapturing);
+PK_SAME_FUNCTION(stream_synchronize, cuStreamSynchronize);
+PK_SAME_FUNCTION(mem_host_alloc, cuMemHostAlloc);
+PK_SAME_FUNCTION(mem_host_get_device_pointer, cuMemHostGetDevicePointer);
 
 static_assert(cuda::kSuccess == CUDA_SUCCESS);
 static_assert(cuda::kInvalidValue == CUDA_ERROR_INVALID_VALUE);
@@ -60,6 +65,9 @@ static_assert(cuda::kInvalidContext == CUDA_ERROR_INVALID_CONTEXT);
 static_assert(cuda::kInvalidHandle == CUDA_ERROR_INVALID_HANDLE);
 static_assert(cuda::kNotFound == CUDA_ERROR_NOT_FOUND);
 static_assert(cuda::kStreamCaptureUnsupported == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+static_assert(cuda::kStreamCaptureImplicit == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+static_assert(cuda::kHostAllocPortable == CU_MEMHOSTALLOC_PORTABLE);
+static_assert(cuda::kHostAllocDeviceMap == CU_MEMHOSTALLOC_DEVICEMAP);
 
 #define PK_SAME_VALUE(ours, theirs) \
   static_assert(static_cast<int>(ours) == static_cast<int>(theirs))
@@ -77,6 +85,9 @@ PK_SAME_VALUE(cuda::FunctionAttribute::kMaxDynamicSharedSizeBytes,
 PK_SAME_VALUE(cuda::CaptureMode::kGlobal, CU_STREAM_CAPTURE_MODE_GLOBAL);
 PK_SAME_VALUE(cuda::CaptureMode::kThreadLocal, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
 PK_SAME_VALUE(cuda::CaptureMode::kRelaxed, CU_STREAM_CAPTURE_MODE_RELAXED);
+PK_SAME_VALUE(cuda::CaptureStatus::kNone, CU_STREAM_CAPTURE_STATUS_NONE);
+PK_SAME_VALUE(cuda::CaptureStatus::kActive, CU_STREAM_CAPTURE_STATUS_ACTIVE);
+PK_SAME_VALUE(cuda::CaptureStatus::kInvalidated, CU_STREAM_CAPTURE_STATUS_INVALIDATED);
 PK_SAME_VALUE(cuda::LaunchAttributeId::kClusterDimension, CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
 PK_SAME_VALUE(cuda::LaunchAttributeId::kProgrammaticStreamSerialization,
               CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
