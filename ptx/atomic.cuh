@@ -1,5 +1,5 @@
-// Reductions in global memory, and accesses to the shared memory of other CTAs that signal a barrier
-// there.
+// Reductions in global memory, and accesses to the shared memory of other CTAs that signal a
+// barrier there.
 #pragma once
 
 #include "ptx/types.cuh"

@@ -11,6 +11,9 @@ namespace pykernels::bindings {
 void bind_core(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);
 void bind_gemm(pybind11::module_& module);
+/// Python's warning for a GPU that there are no constants for. The GIL must be held.
+void warn_of_unknown_gpu();
+void bind_grouped_gemm(pybind11::module_& module);
 void bind_quantize(pybind11::module_& module);
 void bind_emulator(pybind11::module_& module);
 /// Takes the submodule `emulator`.

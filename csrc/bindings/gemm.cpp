@@ -69,7 +69,7 @@ using Configs = std::map<std::string, std::map<std::string, int64_t>>;
 /// Kernels that need not exist, by name; none: those of the registry.
 class Family {
  public:
-  explicit Family(const std::optional<Configs>& configs) {
+  Family(const std::optional<Configs>& configs, bool grouped) : grouped_(grouped) {
     if (!configs) return;
     infos_.reserve(configs->size());
     std::vector<const KernelInfo*> pointers;
@@ -82,27 +82,37 @@ class Family {
     }
     family_ = gemm::make_family(pointers);
   }
-  const GemmFamily& get() const { return family_ ? *family_ : gemm::registered_family(); }
+  const GemmFamily& get() const { return family_ ? *family_ : gemm::registered_family(grouped_); }
 
  private:
+  bool grouped_;
   std::vector<KernelInfo> infos_;
   std::optional<GemmFamily> family_;
 };
 
-GemmProblem make_problem(int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
-                         std::optional<int64_t> num_sms, bool batch_invariant) {
-  const int64_t limit = num_sms.value_or(gpu.num_sms);
-  return {
-      m, n, k, d_bytes, static_cast<int>(std::min<int64_t>(limit, gpu.num_sms)), batch_invariant};
-}
+/// What both functions below take as a problem.
+struct ProblemArguments {
+  int64_t m;
+  int64_t n;
+  int64_t k;
+  uint32_t d_bytes;
+  std::optional<int64_t> num_sms;
+  bool batch_invariant;
+  int64_t num_groups;
+  bool no_clusters;
 
-/// Python's warning for a GPU that there are no constants for. The GIL must be held.
-void warn_of_unknown_gpu() {
-  const std::optional<std::string> message = gemm::take_gpu_warning();
-  if (message && PyErr_WarnEx(PyExc_RuntimeWarning, message->c_str(), 1) != 0) {
-    throw py::error_already_set();
+  GemmProblem on(const GpuModel& gpu) const {
+    const int64_t limit = num_sms.value_or(gpu.num_sms);
+    return {m,
+            n,
+            k,
+            d_bytes,
+            static_cast<int>(std::min<int64_t>(limit, gpu.num_sms)),
+            batch_invariant,
+            num_groups,
+            no_clusters};
   }
-}
+};
 
 GpuModel replaced(const GpuModel& gpu, const std::map<std::string, double>& constants) {
   GpuModel changed = gpu;
@@ -193,41 +203,55 @@ void bind_candidate(py::module_& module) {
       "Microseconds (..._us), bytes and counts, by name.");
 }
 
-void bind_cost(py::module_& module) {
+/// Defines a function that takes a problem, a GPU and `configs`.
+template <typename Function>
+void define_on_problem(py::module_& module, const char* name, Function&& function,
+                       const char* documentation) {
   module.def(
-      "explain_fp8_gemm_nt",
-      [](int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
-         std::optional<int64_t> num_sms, bool batch_invariant,
-         const std::optional<Configs>& configs) {
-        const Family family(configs);
+      name,
+      [function](int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
+                 std::optional<int64_t> num_sms, bool batch_invariant,
+                 const std::optional<Configs>& configs, int64_t num_groups, bool no_clusters) {
+        const ProblemArguments problem{m,          n,          k, d_bytes, num_sms, batch_invariant,
+                                       num_groups, no_clusters};
+        const Family family(configs, num_groups > 0);
+        return function(problem.on(gpu), gpu, family.get());
+      },
+      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("d_bytes"), py::arg("gpu"),
+      py::arg("num_sms") = py::none(), py::arg("batch_invariant") = false,
+      py::arg("configs") = py::none(), py::arg("num_groups") = 0, py::arg("no_clusters") = false,
+      documentation);
+}
+
+void bind_cost(py::module_& module) {
+  define_on_problem(
+      module, "explain_fp8_gemm_nt",
+      [](const GemmProblem& problem, const GpuModel& gpu, const GemmFamily& family) {
         std::vector<Candidate> ranked;
-        for (const GemmCandidate& candidate :
-             gemm::rank_configs(make_problem(m, n, k, d_bytes, gpu, num_sms, batch_invariant), gpu,
-                                family.get())) {
+        for (const GemmCandidate& candidate : gemm::rank_configs(problem, gpu, family)) {
           ranked.push_back(make_candidate(candidate));
         }
         return ranked;
       },
-      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("d_bytes"), py::arg("gpu"),
-      py::arg("num_sms") = py::none(), py::arg("batch_invariant") = false,
-      py::arg("configs") = py::none(),
       "The kernels that can run this problem with every schedule, cheapest first; d_bytes is an "
-      "element of the output; `configs` (by name) stand for kernels in place of those installed.");
-  module.def(
-      "choose_fp8_gemm_nt",
-      [](int64_t m, int64_t n, int64_t k, uint32_t d_bytes, const GpuModel& gpu,
-         std::optional<int64_t> num_sms, bool batch_invariant,
-         const std::optional<Configs>& configs) {
-        const Family family(configs);
-        return make_candidate(gemm::choose_config(
-            make_problem(m, n, k, d_bytes, gpu, num_sms, batch_invariant), gpu, family.get()));
+      "element of the output; num_groups > 0: so many groups of m rows, by the grouped kernels; "
+      "`configs` (by name) stand for kernels in place of those installed.");
+  define_on_problem(
+      module, "choose_fp8_gemm_nt",
+      [](const GemmProblem& problem, const GpuModel& gpu, const GemmFamily& family) {
+        return make_candidate(gemm::choose_config(problem, gpu, family));
       },
-      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("d_bytes"), py::arg("gpu"),
-      py::arg("num_sms") = py::none(), py::arg("batch_invariant") = false,
-      py::arg("configs") = py::none(), "The first of explain_fp8_gemm_nt, as a launch chooses it.");
+      "The first of explain_fp8_gemm_nt, as a launch chooses it.");
 }
 
 }  // namespace
+
+void warn_of_unknown_gpu() {
+  const std::optional<std::string> message = gemm::take_gpu_warning();
+  if (message && PyErr_WarnEx(PyExc_RuntimeWarning, message->c_str(), 1) != 0) {
+    throw py::error_already_set();
+  }
+}
 
 void bind_gemm(py::module_& module) {
   bind_gpu_model(module);

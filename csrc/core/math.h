@@ -7,6 +7,11 @@
 
 namespace pykernels {
 
+/// value / divisor rounded up, of a value that is not negative.
+PK_HOST_DEVICE constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
 /// Division of integers below 2^31 by one divisor, without the twenty instructions of a division on
 /// the device: a multiplication by a reciprocal rounded up (Granlund and Montgomery, "Division by
 /// invariant integers using multiplication", 1994).

@@ -59,7 +59,7 @@ class DeviceTable {
     const DeviceProperties& properties = device.properties();
     const bool emulated = properties.name == kEmulatorName;
     const void* key = emulated ? nullptr : &properties;
-    const GemmFamily& family = registered_family();
+    const GemmFamily& family = registered_family(false);
     {
       const std::shared_lock lock(mutex_);
       if (const GpuModel* found = find(properties, key, family)) return *found;
@@ -132,7 +132,7 @@ std::optional<std::string> take_gpu_warning() {
 GemmCandidate choose_kernel(Device& device, GemmProblem problem) {
   thread_local std::array<Remembered, kNumRemembered> remembered;
   const GpuModel& gpu = gpu_model_of(device);
-  const GemmFamily& family = registered_family();
+  const GemmFamily& family = registered_family(problem.num_groups > 0);
   if (problem.num_sms <= 0 || problem.num_sms > gpu.num_sms) problem.num_sms = gpu.num_sms;
   Remembered& entry = remembered[place_of(problem)];
   if (entry.gpu != &gpu || entry.family != &family || !(entry.problem == problem)) {

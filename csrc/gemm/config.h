@@ -21,8 +21,8 @@ inline constexpr uint32_t kUnitBytes = 16 * 8 * 4;  // FP32 totals of a unit
 inline constexpr uint32_t kSwapStagingBytes =
     2048;  // a warp's, at most: 8 units of BF16, 3 of FP32
 inline constexpr uint32_t kSharedBytesPerBlock =
-    232448;  // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
-inline constexpr uint32_t kTileSlots = 4;       // tiles that a grouped kernel's scheduler is ahead
+    232448;                                // sm_90: 227 KB with opt-in (CUDA C++ Programming Guide)
+inline constexpr uint32_t kTileSlots = 4;  // tiles that a grouped kernel's scheduler is ahead
 inline constexpr uint32_t kCounterRows = 128;   // rows that share a ready and a done counter
 inline constexpr uint32_t kCounterColumns = 8;  // columns of a row that a done counter counts as 1
 
@@ -191,16 +191,16 @@ struct alignas(64) GroupedGemmParams : GemmParams {
   const int32_t* groups;  // see source
   GroupSource source;
   uint32_t num_groups;
-  uint32_t max_rows;           // kMasked: of a group
-  uint32_t a_group_rows;       // kMasked: rows of A's map from a group to the next
-  uint32_t d_group_rows;       // kMasked: rows of D's map, less those of A's, likewise
-  uint32_t d_rows;             // bound of D's map; that of A's is m
-  uint32_t num_tiles_n;        // cluster tiles along n
-  int64_t sfa_group_stride;    // kMasked: elements, less those of a_group_rows rows
-  int64_t sfb_group_stride;    // elements
-  DeviceError* errors;         // for the first wrong value of groups
-  const uint32_t* ready;       // null, or the rows that have arrived, kCounterRows a counter
-  uint32_t* done;              // null, or the parts of rows that have been stored, likewise
+  uint32_t max_rows;            // kMasked: of a group
+  uint32_t a_group_rows;        // kMasked: rows of A's map from a group to the next
+  uint32_t d_group_rows;        // kMasked: rows of D's map, less those of A's, likewise
+  uint32_t d_rows;              // bound of D's map; that of A's is m
+  uint32_t num_tiles_n;         // cluster tiles along n
+  int64_t sfa_group_stride;     // kMasked: elements, less those of a_group_rows rows
+  int64_t sfb_group_stride;     // elements
+  DeviceError* errors;          // for the first wrong value of groups
+  const uint32_t* ready;        // null, or the rows that have arrived, kCounterRows a counter
+  uint32_t* done;               // null, or the parts of rows that have been stored, likewise
   uint32_t counters_per_group;  // kMasked: else counters go through all rows
   uint32_t system_scope;        // whether the counters' other side is another GPU
   uint64_t ready_timeout_ns;

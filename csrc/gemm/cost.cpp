@@ -7,11 +7,10 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/math.h"
 
 namespace pykernels::gemm {
 namespace {
-
-int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 /// value / divisor rounded up; the divisor is a power of two, as cluster extents are.
 int64_t ceil_shift(int64_t value, uint32_t divisor) {
@@ -32,7 +31,8 @@ struct Terms {
   const GemmProblem& problem;
   const GpuModel& gpu;
   double k_tiles;
-  double a_bytes;
+  double groups;   // 1 for one product
+  double a_bytes;  // of all groups
   double b_bytes;
   double d_bytes;
   double once_bytes;  // operands, scales and output once, in sectors
@@ -61,12 +61,14 @@ struct Terms {
         k_tiles_count > 0
             ? static_cast<double>((k_tiles_count / int64_t{kGroup} + 1) * int64_t{kGroup})
             : 0;
-    a_bytes = m * k;
-    b_bytes = n * k;
-    d_bytes = m * n * problem.d_bytes;
-    const auto n_blocks = static_cast<double>(ceil_div(problem.n, kBlockK));
+    groups = static_cast<double>(std::max<int64_t>(problem.num_groups, 1));
+    a_bytes = groups * m * k;
+    b_bytes = groups * n * k;
+    d_bytes = groups * m * n * problem.d_bytes;
+    const double n_blocks = groups * static_cast<double>(ceil_div(problem.n, kBlockK));
     once_bytes = round_to_sectors(a_bytes) + round_to_sectors(b_bytes) + round_to_sectors(d_bytes) +
-                 round_to_sectors(4 * m * k_tiles) + round_to_sectors(4 * n_blocks * k_tiles);
+                 round_to_sectors(4 * groups * m * k_tiles) +
+                 round_to_sectors(4 * n_blocks * k_tiles);
     l2_keep_bytes = gpu.l2_mbytes * gpu.l2_keep_share * (1 << 20);
     us_per_clock = 1e-3 / gpu.clock_ghz;
     us_per_hbm_byte = 1e-3 / (gpu.hbm_gbps * gpu.hbm_share);
@@ -104,7 +106,7 @@ struct Terms {
 /// One kernel on one problem: what does not depend on the schedule.
 struct KernelTerms {
   const GemmKernel& kernel;
-  int64_t tiles_m;
+  int64_t tiles_m;  // of a group
   int64_t tiles_n;
   double tensor_clocks;
   double issue_clocks;
@@ -124,7 +126,8 @@ struct KernelTerms {
 
   /// No schedule takes less: all SMs busy all the time.
   double least_us(const Terms& terms) const {
-    return static_cast<double>(tiles_m * tiles_n) * terms.k_tiles * k_tile_us * terms.per_sm;
+    return terms.groups * static_cast<double>(tiles_m * tiles_n) * terms.k_tiles * k_tile_us *
+           terms.per_sm;
   }
 };
 
@@ -135,7 +138,7 @@ class CandidateTerms {
       : terms_(terms), on_(kernel_terms), schedule_(schedule) {
     num_m_ = ceil_shift(on_.tiles_m, schedule.cluster_m);
     num_n_ = ceil_shift(on_.tiles_n, schedule.cluster_n);
-    num_tiles_ = num_m_ * num_n_;
+    num_tiles_ = num_m_ * num_n_ * std::max<int64_t>(terms.problem.num_groups, 1);
     num_clusters_ = terms.num_clusters[schedule.cluster()];
     k_tiles_ = terms.k_tiles_of[schedule.split_k];
     count_bytes();
@@ -200,26 +203,29 @@ class CandidateTerms {
     const GemmKernel& kernel = on_.kernel;
     const auto num_m = static_cast<double>(num_m_);
     const auto num_n = static_cast<double>(num_n_);
-    const double cta_tiles = num_m * num_n * schedule_.cluster_m * schedule_.cluster_n;
+    const double cta_tiles =
+        terms_.groups * num_m * num_n * schedule_.cluster_m * schedule_.cluster_n;
     const double scale_k_tiles =
         kernel.config.swap_ab ? terms_.swap_scale_k_tiles[schedule_.split_k] : terms_.scale_k_tiles;
     l2_bytes_ = terms_.a_bytes * num_n + terms_.b_bytes * num_m +
                 cta_tiles * scale_k_tiles * kernel.scale_bytes + terms_.d_bytes;
     hbm_bytes_ = terms_.once_bytes;
-    // All tiles at one time, or all operands in L2: nothing is read again.
-    if (num_tiles_ <= num_clusters_) return;
-    if (terms_.a_bytes + terms_.b_bytes <= terms_.l2_keep_bytes) return;
+    // A group's tiles at one time, or all of its operands in L2: nothing is read again.
+    const double a_bytes = terms_.a_bytes / terms_.groups;
+    const double b_bytes = terms_.b_bytes / terms_.groups;
+    if (num_m_ * num_n_ <= num_clusters_) return;
+    if (a_bytes + b_bytes <= terms_.l2_keep_bytes) return;
     const auto k = static_cast<double>(terms_.problem.k);
-    const double group = raster_band(kernel.config, schedule_, num_clusters_, num_m_);
-    const double rows = group * schedule_.cluster_m * kernel.config.block_m;
-    const double columns_at_once = std::max(static_cast<double>(num_clusters_) / group, 1.0);
-    const double group_bytes = std::min(rows * k, terms_.a_bytes);
+    const double band = raster_band(kernel.config, schedule_, num_clusters_, num_m_);
+    const double rows = band * schedule_.cluster_m * kernel.config.block_m;
+    const double columns_at_once = std::max(static_cast<double>(num_clusters_) / band, 1.0);
+    const double band_bytes = std::min(rows * k, a_bytes);
     const double window_bytes =
-        std::min(columns_at_once * schedule_.cluster_n * kernel.config.block_n * k, terms_.b_bytes);
+        std::min(columns_at_once * schedule_.cluster_n * kernel.config.block_n * k, b_bytes);
     const double again_a = std::max(num_n / columns_at_once - 1, 0.0);
-    const double again_b = static_cast<double>((num_m_ - 1) / static_cast<int64_t>(group));
-    hbm_bytes_ += again_a * terms_.a_bytes * terms_.miss_share(group_bytes + window_bytes) +
-                  again_b * terms_.b_bytes * terms_.miss_share(group_bytes + terms_.b_bytes);
+    const double again_b = static_cast<double>((num_m_ - 1) / static_cast<int64_t>(band));
+    hbm_bytes_ += again_a * terms_.a_bytes * terms_.miss_share(band_bytes + window_bytes) +
+                  again_b * terms_.b_bytes * terms_.miss_share(band_bytes + b_bytes);
   }
 
   /// `tiles` cluster tiles side by side, one a cluster.
@@ -238,7 +244,7 @@ class CandidateTerms {
   const Terms& terms_;
   const KernelTerms& on_;
   const GemmSchedule& schedule_;
-  int64_t num_m_ = 0;  // cluster tiles
+  int64_t num_m_ = 0;  // cluster tiles of a group
   int64_t num_n_ = 0;
   int64_t num_tiles_ = 0;
   int64_t num_clusters_ = 0;
@@ -259,13 +265,14 @@ class CandidateTerms {
 
 bool can_run(const Terms& terms, const GemmSchedule& schedule) {
   return terms.num_clusters[schedule.cluster()] > 0 &&
-         (!terms.problem.batch_invariant || schedule.split_k == 1);
+         (!terms.problem.batch_invariant || schedule.split_k == 1) &&
+         (!terms.problem.no_clusters || schedule.cluster() == 1);
 }
 
 }  // namespace
 
 uint32_t raster_band(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
-                      int64_t num_m) {
+                     int64_t num_m) {
   if (num_m <= 1) return 1;
   const double rows = config.block_m * schedule.cluster_m;
   const double columns = config.block_n * schedule.cluster_n;
@@ -313,8 +320,9 @@ GemmCandidate choose_config(const GemmProblem& problem, const GpuModel& gpu,
     }
   }
   if (best == nullptr) {
-    throw EnvironmentError(concat("no kernel of family fp8_gemm_nt for ", problem.num_sms,
-                                  " SMs is installed; build the package with its kernels"));
+    throw EnvironmentError(
+        concat("no kernel of family ", problem.num_groups > 0 ? kGroupedFamily : kDenseFamily,
+               " for ", problem.num_sms, " SMs is installed; build the package with its kernels"));
   }
   const KernelTerms kernel_terms(terms, *best);
   return {best->info, best->config, best_schedule,

@@ -20,6 +20,8 @@ struct GemmProblem {
   uint32_t d_bytes = 2;          // an element of the output
   int num_sms = 0;               // that the launch may take
   bool batch_invariant = false;  // the bits of a row may not depend on m: no split-k
+  int64_t num_groups = 0;        // each of m rows with a B of its own; 0: one product, no groups
+  bool no_clusters = false;      // each CTA waits for its own tiles' rows
 
   friend bool operator==(const GemmProblem&, const GemmProblem&) = default;
 };
@@ -55,7 +57,7 @@ struct GemmCandidate {
 /// Cluster tiles along m that are walked before the next one along n: as many as make the operands
 /// of the tiles that run at one time, a group's rows and the columns beside them, fewest bytes.
 uint32_t raster_band(const GemmConfig& config, const GemmSchedule& schedule, int64_t num_clusters,
-                      int64_t num_m);
+                     int64_t num_m);
 
 /// Every kernel that can run the problem, with every schedule, cheapest first. Pure.
 std::vector<GemmCandidate> rank_configs(const GemmProblem& problem, const GpuModel& gpu,

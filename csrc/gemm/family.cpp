@@ -95,7 +95,8 @@ GemmConfig config_of(const KernelInfo& kernel) {
   return {.block_m = config_field(kernel, "block_m"),
           .block_n = config_field(kernel, "block_n"),
           .cluster = config_field(kernel, "cluster"),
-          .swap_ab = config_field(kernel, "swap_ab") != 0};
+          .swap_ab = config_field(kernel, "swap_ab") != 0,
+          .grouped = config_field(kernel, "grouped") != 0};
 }
 
 std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
@@ -108,6 +109,7 @@ std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
   for (uint32_t cluster_n = 1; cluster_n <= 4; cluster_n *= 2) {
     if (config.block_m / cluster_n < kMinBoxRows) break;
     for (uint32_t split_k = 1; split_k * cluster_n <= kMaxCluster; ++split_k) {
+      if (split_k > 1 && !config.has_split()) break;
       if (split_k > config.num_units()) break;  // each CTA completes one of the tile's units
       schedules.push_back({.cluster_n = cluster_n, .split_k = split_k});
     }
@@ -122,20 +124,39 @@ GemmFamily make_family(std::span<const KernelInfo* const> kernels) {
   return family;
 }
 
-const GemmFamily& registered_family() {
-  static std::mutex mutex;
-  static std::deque<GemmFamily> families;  // one for each state; never shrinks
-  static std::atomic<const GemmFamily*> latest{nullptr};
-  static std::atomic<uint64_t> latest_generation{std::numeric_limits<uint64_t>::max()};
-  const uint64_t generation = Registry::instance().generation();
-  if (latest_generation.load(std::memory_order_acquire) == generation) {
-    return *latest.load(std::memory_order_acquire);
+namespace {
+
+/// The registered kernels of one family, made anew when the registry has changed.
+class RegisteredFamily {
+ public:
+  explicit RegisteredFamily(const char* name) : name_(name) {}
+
+  const GemmFamily& get() {
+    const uint64_t generation = Registry::instance().generation();
+    if (generation_.load(std::memory_order_acquire) == generation) {
+      return *latest_.load(std::memory_order_acquire);
+    }
+    const std::lock_guard lock(mutex_);
+    families_.push_back(make_family(Registry::instance().family(name_)));
+    latest_.store(&families_.back(), std::memory_order_release);
+    generation_.store(generation, std::memory_order_release);
+    return families_.back();
   }
-  const std::lock_guard lock(mutex);
-  families.push_back(make_family(Registry::instance().family("fp8_gemm_nt")));
-  latest.store(&families.back(), std::memory_order_release);
-  latest_generation.store(generation, std::memory_order_release);
-  return families.back();
+
+ private:
+  const char* name_;
+  std::mutex mutex_;
+  std::deque<GemmFamily> families_;  // one for each state; never shrinks
+  std::atomic<const GemmFamily*> latest_{nullptr};
+  std::atomic<uint64_t> generation_{std::numeric_limits<uint64_t>::max()};
+};
+
+}  // namespace
+
+const GemmFamily& registered_family(bool grouped) {
+  static RegisteredFamily dense(kDenseFamily);
+  static RegisteredFamily of_groups(kGroupedFamily);
+  return grouped ? of_groups.get() : dense.get();
 }
 
 }  // namespace pykernels::gemm

@@ -46,8 +46,11 @@ std::vector<GemmSchedule> schedules_of(const GemmConfig& config);
 /// What the model needs to know of these kernels.
 GemmFamily make_family(std::span<const KernelInfo* const> kernels);
 
-/// The registered kernels of family fp8_gemm_nt; made anew only when the registry has changed. The
-/// reference stays valid.
-const GemmFamily& registered_family();
+inline constexpr const char* kDenseFamily = "fp8_gemm_nt";
+inline constexpr const char* kGroupedFamily = "grouped_fp8_gemm_nt";
+
+/// The registered kernels of one of these families; made anew only when the registry has changed.
+/// The reference stays valid.
+const GemmFamily& registered_family(bool grouped);
 
 }  // namespace pykernels::gemm

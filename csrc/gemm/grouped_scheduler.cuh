@@ -20,9 +20,9 @@ using TilePipeline = Pipeline<kTileSlots, 1>;
 inline constexpr uint32_t kLastTile = 0x80000000;  // beside the group, of a CTA's last tile
 inline constexpr uint32_t kNoTile = 0xffffffff;    // in place of the group: there are no more
 
-/// Scheduler warp: deals cluster tiles to the resident clusters, round robin, group by group; within
-/// a group in the order of TileScheduler. Groups without rows have no tiles: what finds a tile's
-/// group is a scan over 32 of them and a ballot.
+/// Scheduler warp: deals cluster tiles to the resident clusters, round robin, group by group;
+/// within a group in the order of TileScheduler. Groups without rows have no tiles: what finds a
+/// tile's group is a scan over 32 of them and a ballot.
 template <GemmConfig kConfig>
 class TileFinder {
  public:
@@ -80,7 +80,8 @@ class TileFinder {
     return value;
   }
 
-  /// Tile `tile_idx_`, which lies in this window. `end`: behind the last tile of the lane's segment.
+  /// Tile `tile_idx_`, which lies in this window. `end`: behind the last tile of the lane's
+  /// segment.
   __device__ __forceinline__ GroupedTile tile_of(const Segment& segment, uint32_t tiles_m,
                                                  uint32_t end) const {
     const uint32_t lane = __ffs(__ballot_sync(kWholeWarp, end > tile_idx_)) - 1;

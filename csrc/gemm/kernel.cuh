@@ -72,8 +72,8 @@ __device__ __forceinline__ void produce(const Params<kConfig>& params, SharedSto
   if constexpr (kConfig.cluster > 1) pipeline.drain();
 }
 
-/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles, one at
-/// least. The next tile's first scale factors travel while a tile is stored.
+/// Consumer warpgroup: multiplies, promotes and stores its 64 rows of all of the CTA's tiles, one
+/// at least. The next tile's first scale factors travel while a tile is stored.
 template <GemmConfig kConfig, typename Scheduler>
 __device__ __forceinline__ void consume(const Params<kConfig>& params, SharedStorage<kConfig>& smem,
                                         Scheduler scheduler) {

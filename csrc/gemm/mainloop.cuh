@@ -93,7 +93,8 @@ class ScaleLoader {
 #pragma unroll
     for (uint32_t block = 0; block < kNumBlocks; ++block) {
       const uint32_t column = tile.n_start + block * (kConfig.block_n - 1);
-      row_b_[block] = sfb_of(params, tile) + min(column / kScaleRows, last_block) * params.sfb_stride_n;
+      row_b_[block] =
+          sfb_of(params, tile) + min(column / kScaleRows, last_block) * params.sfb_stride_n;
     }
     first_of_second_block_ = kScaleRows - tile.n_start % kScaleRows;
     k_tile_ = threadIdx.x % kGroup;
