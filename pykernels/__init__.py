@@ -3,7 +3,7 @@
 from pykernels import reference
 from pykernels.checks import Capability, can_run
 from pykernels.config import explain_config
-from pykernels.device import emulate
+from pykernels.device import check_errors, emulate
 from pykernels.gemm import fp8_gemm_nt
 from pykernels.quantize import quantize_1x128, quantize_128x128
 
@@ -13,6 +13,7 @@ __all__ = [
     "Capability",
     "__version__",
     "can_run",
+    "check_errors",
     "emulate",
     "explain_config",
     "fp8_gemm_nt",

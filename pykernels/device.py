@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pykernels.native import native
+from pykernels.native import loaded, native
 
 if TYPE_CHECKING:
     from pykernels import _C
@@ -34,6 +34,7 @@ def _find_current_stream() -> Callable[[int], int]:
 
 
 _current_stream = _find_current_stream()
+_NO_GPU = -1  # in the place of a device index
 
 
 def cuda_stream(tensor: Tensor) -> tuple[int, int] | None:
@@ -105,6 +106,49 @@ def _cuda_device(device: object) -> torch.device:
         f'device must be a CUDA device, a name such as "H200", or None, got {got}; known GPUs are '
         f"{names}"
     )
+
+
+def check_errors(device: torch.device | str | int | None = None) -> None:
+    """Waits for the work launched on a GPU and raises an error that a kernel found there.
+
+    Kernels check values that the host does not know, such as offsets and row counts in device
+    memory. They leave out what a wrong one concerns, and the op has returned by then. In the
+    emulator the op itself raises; so it does on a GPU with the environment variable
+    ``PYKERNELS_DEBUG=1``, where every launch outside of a graph capture is then waited for.
+
+    Args:
+        device: a CUDA device or its index; None for all GPUs on which this process has used kernels
+            of this package. There is nothing to wait for on other GPUs and on the CPU.
+
+    Raises:
+        ValueError: a kernel found a wrong value: which, where, and what is allowed. Raised once;
+            with errors on several GPUs, one a call. Or ``device`` is none of the above.
+        RuntimeError: the GPU cannot be waited for: a kernel failed, or a stream of this GPU is
+            being captured into a CUDA graph.
+    """
+    index = None if device is None else _device_index(device)
+    extension = loaded()
+    if extension is not None and index != _NO_GPU:
+        extension.check_errors(index)
+
+
+def _device_index(device: object) -> int:
+    """The index of a CUDA device, without one the current; _NO_GPU for the CPU."""
+    if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+        return device
+    if isinstance(device, (str, torch.device)):
+        try:
+            found = torch.device(device)
+        except RuntimeError:  # no such device type, or no such index
+            found = torch.device("meta")
+        if found.type == "cuda" and found.index is not None:
+            return found.index
+        if found.type == "cuda":
+            return torch.cuda.current_device() if torch.cuda.is_available() else _NO_GPU
+        if found.type == "cpu":
+            return _NO_GPU
+    got = str(device) if isinstance(device, torch.device) else repr(device)
+    raise ValueError(f"device must be a CUDA device, its index, the CPU, or None, got {got}")
 
 
 @contextmanager

@@ -53,6 +53,11 @@ def native() -> Any:
     return _loaded
 
 
+def loaded() -> Any | None:
+    """What :func:`native` returns, if it has been called; no kernel has run before."""
+    return _loaded
+
+
 def _load() -> ModuleType:
     try:
         from pykernels import _C
