@@ -34,7 +34,7 @@ def _find_current_stream() -> Callable[[int], int]:
 
 
 _current_stream = _find_current_stream()
-_NO_GPU = -1  # in the place of a device index
+_NO_GPU = -1  # the index of no device
 
 
 def cuda_stream(tensor: Tensor) -> tuple[int, int] | None:
@@ -128,7 +128,7 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
     """
     index = None if device is None else _device_index(device)
     extension = loaded()
-    if extension is not None and index != _NO_GPU:
+    if extension is not None:
         extension.check_errors(index)
 
 

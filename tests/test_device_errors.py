@@ -83,22 +83,23 @@ LOOP:
   mov.b32 r3, {error[2]};
   mov.b32 r4, {error[3]};
   {store}
+  {then}
 DONE:
-  {end}
+  ret;
 }}
 """
 
 
 @pytest.fixture
 def make_launch(tmp_path: Path) -> Iterator[MakeLaunch]:
-    """What makes a launch of a kernel that finds an error, or none, and ends in some way."""
+    """What makes a launch of a kernel that finds an error, or none, and then does more."""
     (original,) = (info for info in native().registered_kernels() if info.name == NAME)
     q = torch.empty(1, 4, dtype=torch.float8_e4m3fn)
     scales = torch.empty(1, 1)
     count = 0
 
     def make(
-        record: int, error: Error | None = WRONG_OFFSET, end: str = "ret;", num_loops: int = 1
+        record: int, error: Error | None = WRONG_OFFSET, then: str = "", num_loops: int = 1
     ) -> _C.Launch:
         nonlocal count
         count += 1
@@ -109,7 +110,7 @@ def make_launch(tmp_path: Path) -> Iterator[MakeLaunch]:
                 num_loops=num_loops,
                 error=error or (0, 0, 0, 0),
                 store="" if error is None else "st.global.v4.u32 [record], {r1, r2, r3, r4};",
-                end=end,
+                then=then,
             )
         )
         _register(original, str(path))
@@ -169,7 +170,7 @@ def test_the_emulator_raises_at_once(make_launch: MakeLaunch, error: Error) -> N
 def test_a_launch_that_cannot_go_on_says_more(make_launch: MakeLaunch) -> None:
     device = native().EmulatedDevice()
     with pytest.raises(EmulationError, match="trap"):
-        device.run(make_launch(device.error_record(), end="trap;"))
+        device.run(make_launch(device.error_record(), then="trap;"))
     assert device.take_error() is None
     device.run(make_launch(device.error_record(), None))
 
