@@ -95,14 +95,19 @@ __device__ __forceinline__ void st_shared_v4_b32(uint32_t address, const uint32_
                : "memory");
 }
 
-/// st.relaxed.sys.global.v4.b32 [a], {b0, b1, b2, b3};      PTX 6.0, sm_70
+/// st.relaxed.sys.global.b128 [a], b;      PTX 8.3, sm_70
 ///
-/// Four relaxed stores, each whole for every other thread and the host; orders nothing. Any thread.
-/// `address`: global memory or mapped memory of the host, aligned to 16 bytes.
-__device__ __forceinline__ void st_relaxed_sys_v4_b32(void* address, const uint32_t (&b)[4]) {
-  asm volatile("st.relaxed.sys.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(b[0]),
-               "r"(b[1]), "r"(b[2]), "r"(b[3])
-               : "memory");
+/// One relaxed store of 16 bytes, whole for every other thread and the host; orders nothing. Any
+/// thread. `address`: global memory or mapped memory of the host, aligned to 16 bytes.
+__device__ __forceinline__ void st_relaxed_sys_b128(void* address, uint64_t low, uint64_t high) {
+  asm volatile(
+      "{\n\t"
+      ".reg .b128 b;\n\t"
+      "mov.b128 b, {%1, %2};\n\t"
+      "st.relaxed.sys.global.b128 [%0], b;\n\t"
+      "}" ::"l"(address),
+      "l"(low), "l"(high)
+      : "memory");
 }
 
 /// st.global.v4.b32 [a], {b0, b1, b2, b3};      PTX 2.0, sm_20

@@ -226,6 +226,8 @@ def explain_fp8_gemm_nt(
     num_sms: int | None = None,
     batch_invariant: bool = False,
     configs: Mapping[str, Mapping[str, int]] | None = None,
+    num_groups: int = 0,
+    no_clusters: bool = False,
 ) -> list[GemmCandidate]: ...
 def choose_fp8_gemm_nt(
     m: int,
@@ -236,6 +238,8 @@ def choose_fp8_gemm_nt(
     num_sms: int | None = None,
     batch_invariant: bool = False,
     configs: Mapping[str, Mapping[str, int]] | None = None,
+    num_groups: int = 0,
+    no_clusters: bool = False,
 ) -> GemmCandidate: ...
 def make_fp8_gemm_nt_launch(
     device: Device,
@@ -260,6 +264,42 @@ def fp8_gemm_nt(
     kernel: str | None = None,
     schedule: tuple[int, int, int] | None = None,
     batch_invariant: bool = False,
+) -> None: ...
+def make_grouped_fp8_gemm_nt_launch(
+    device: Device,
+    a: _Matrix,
+    sfa: _Matrix,
+    b: _Matrix,
+    sfb: _Matrix,
+    out: _Matrix,
+    groups: _Matrix,
+    source: str,
+    num_sms: int | None = None,
+    expected_m: int | None = None,
+    ready: _Matrix | None = None,
+    done: _Matrix | None = None,
+    system_scope: bool = False,
+    ready_timeout_ns: int = 0,
+    kernel: str | None = None,
+    schedule: tuple[int, int, int] | None = None,
+) -> Launch: ...
+def grouped_fp8_gemm_nt(
+    device: Device,
+    a: _Matrix,
+    sfa: _Matrix,
+    b: _Matrix,
+    sfb: _Matrix,
+    out: _Matrix,
+    groups: _Matrix,
+    source: str,
+    num_sms: int | None = None,
+    expected_m: int | None = None,
+    ready: _Matrix | None = None,
+    done: _Matrix | None = None,
+    system_scope: bool = False,
+    ready_timeout_ns: int = 0,
+    kernel: str | None = None,
+    schedule: tuple[int, int, int] | None = None,
 ) -> None: ...
 def make_quantize_launch(
     x: _Matrix, q: _Matrix, scales: _Matrix, block_m: int, ue8m0: bool

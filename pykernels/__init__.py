@@ -5,6 +5,7 @@ from pykernels.checks import Capability, can_run
 from pykernels.config import explain_config
 from pykernels.device import check_errors, emulate
 from pykernels.gemm import fp8_gemm_nt
+from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.quantize import quantize_1x128, quantize_128x128
 
 __version__ = "0.1.0"
@@ -17,6 +18,8 @@ __all__ = [
     "emulate",
     "explain_config",
     "fp8_gemm_nt",
+    "grouped_fp8_gemm_nt",
+    "grouped_fp8_gemm_nt_masked",
     "quantize_1x128",
     "quantize_128x128",
     "reference",

@@ -21,7 +21,7 @@ from pykernels.overlap import check_no_overlap
 
 SCALE_BLOCK = 128  # columns (and, for weights, rows) that share a scale factor
 MAX_SIZE = 2**31 - 1  # sizes travel to the kernels as 32-bit integers
-_ALIGNMENT = 16  # bytes: TMA and 16-byte vector accesses
+ALIGNMENT = 16  # bytes: TMA and 16-byte vector accesses
 _DEVICE_TYPES = ("cuda", "cpu", "meta")
 SCALE_FORMATS = ("fp32", "ue8m0")
 
@@ -165,6 +165,15 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, int], meaning: s
         raise ValueError(f"{name} must be {wanted}, got {_shape(tensor)}; {fix}")
 
 
+def check_sizes(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    """As check_shape, of a tensor of any rank."""
+    if tensor.shape != expected:
+        raise ValueError(
+            f"{name} must be {meaning} = {list(expected)}, got {_shape(tensor)}; "
+            "slice, pad or allocate it to this shape"
+        )
+
+
 def check_multiple(name: str, value: int, divisor: int, fix: str) -> None:
     if value % divisor != 0:
         raise ValueError(f"{name} must be a multiple of {divisor}, got {value}; {fix}")
@@ -194,9 +203,9 @@ def check_rows(name: str, tensor: Tensor) -> None:
             f"{row_stride}; {_layout_fix(name)}"
         )
     row_bytes = row_stride * tensor.element_size()
-    if row_bytes % _ALIGNMENT != 0:
+    if row_bytes % ALIGNMENT != 0:
         raise ValueError(
-            f"the row stride of {name} must be a multiple of {_ALIGNMENT} bytes, got {row_bytes}; "
+            f"the row stride of {name} must be a multiple of {ALIGNMENT} bytes, got {row_bytes}; "
             "allocate rows padded to 16 bytes and pass a view of them"
         )
 
@@ -223,10 +232,10 @@ def check_distinct_elements(name: str, tensor: Tensor) -> None:
 def check_address(name: str, tensor: Tensor) -> None:
     """Only real tensors have addresses; fake ones are not asked."""
     address = tensor.data_ptr()
-    if address % _ALIGNMENT != 0 and tensor.numel() > 0:
+    if address % ALIGNMENT != 0 and tensor.numel() > 0:
         raise ValueError(
-            f"the data pointer of {name} must be a multiple of {_ALIGNMENT} bytes, got "
-            f"{address:#x} ({address % _ALIGNMENT} past one); start the view at a 16-byte boundary "
+            f"the data pointer of {name} must be a multiple of {ALIGNMENT} bytes, got "
+            f"{address:#x} ({address % ALIGNMENT} past one); start the view at a 16-byte boundary "
             f"or pass {name}.clone()"
         )
 
@@ -245,6 +254,18 @@ def check_num_sms(num_sms: int | None) -> None:
 def check_batch_invariant(batch_invariant: object) -> None:
     if not isinstance(batch_invariant, bool):
         raise ValueError(f"batch_invariant must be True or False, got {batch_invariant!r}")
+
+
+def check_out_dtype_argument(out: Tensor | None, out_dtype: object) -> None:
+    """A public function's dtype of the result, beside ``out``."""
+    if not isinstance(out_dtype, torch.dtype):
+        raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype!r}")
+    # bfloat16 is the default, so only another dtype is known to be the caller's wish.
+    if out is not None and out_dtype not in (torch.bfloat16, out.dtype):
+        raise ValueError(
+            f"out_dtype is {out_dtype} but out is {out.dtype}; "
+            "pass one of the two, or let them agree"
+        )
 
 
 def check_gemm_sizes(m: int, n: int, k: int) -> None:
@@ -274,7 +295,7 @@ def check_fp8_gemm_nt(
         check_dtype(name, tensor, torch.float8_e4m3fn)
     for name, tensor in (("a[1]", sfa), ("b[1]", sfb)):
         check_dtype(name, tensor, torch.float32)
-    _check_out_dtype(out, out_dtype)
+    check_out_dtype(out, out_dtype)
     for name, tensor in named.items():
         check_rank(name, tensor, 2)
 
@@ -390,7 +411,7 @@ def can_run(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Capability:
     return Capability(True, "")
 
 
-def _check_out_dtype(out: Tensor | None, out_dtype: torch.dtype) -> None:
+def check_out_dtype(out: Tensor | None, out_dtype: torch.dtype) -> None:
     allowed = (torch.bfloat16, torch.float32)
     if out is not None:
         check_dtype("out", out, *allowed)

@@ -16,6 +16,7 @@ from pykernels.checks import (
 )
 from pykernels.device import planning_device
 from pykernels.gemm import fp8_gemm_nt
+from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.native import native
 from pykernels.quantize import quantize_1x128, quantize_128x128
 
@@ -57,12 +58,13 @@ def explain_config(
     """Ranks the kernels that could run a call; the first is the one that runs.
 
     Args:
-        op: :func:`pykernels.fp8_gemm_nt` with sizes ``m n k`` (BF16 output), or a quantise op with
+        op: :func:`pykernels.fp8_gemm_nt` with sizes ``m n k`` (BF16 output), a grouped GEMM with
+            sizes ``num_groups m n k``, where m is the rows of each group, or a quantise op with
             sizes ``m k``.
         device: Whose constants count: a CUDA device, the name of a known GPU (``"H20"``), or None
             for the current GPU, else the H200 that the emulator stands for.
-        num_sms: As in the call of :func:`pykernels.fp8_gemm_nt`; quantise ops have no such option.
-        batch_invariant: Likewise.
+        num_sms: As in the call of a GEMM; quantise ops have no such option.
+        batch_invariant: As in the call of :func:`pykernels.fp8_gemm_nt`; grouped GEMMs always are.
         sizes: As above.
 
     Returns:
@@ -82,6 +84,14 @@ def explain_config(
         check_gemm_sizes(m, n, k)
         gpu = gpu_model(device)
         return [] if 0 in (m, n, k) else _ranked_gemms((m, n, k), gpu, num_sms, batch_invariant)
+    if op in (grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked):
+        _check_sizes(sizes, "num_groups", "m", "n", "k")
+        m, n, k = sizes["m"], sizes["n"], sizes["k"]
+        check_gemm_sizes(m, n, k)
+        gpu = gpu_model(device)
+        if 0 in sizes.values():
+            return []
+        return _ranked_gemms((m, n, k), gpu, num_sms, False, sizes["num_groups"])
     if op in (quantize_1x128, quantize_128x128):
         if num_sms is not None or batch_invariant:
             raise ValueError(
@@ -93,15 +103,21 @@ def explain_config(
         kernels = [] if 0 in sizes.values() else native().registered_kernels()
         return [Candidate(k.name, k.config, {}, {}) for k in kernels if k.family == op.__name__]
     raise ValueError(
-        "op must be fp8_gemm_nt, quantize_1x128 or quantize_128x128, "
+        "op must be fp8_gemm_nt, a grouped GEMM, quantize_1x128 or quantize_128x128, "
         f"got {getattr(op, '__name__', op)}"
     )
 
 
 def _ranked_gemms(
-    sizes: tuple[int, int, int], gpu: _C.GpuModel, num_sms: int | None, batch_invariant: bool
+    sizes: tuple[int, int, int],
+    gpu: _C.GpuModel,
+    num_sms: int | None,
+    batch_invariant: bool,
+    num_groups: int = 0,
 ) -> list[Candidate]:
-    ranked = native().explain_fp8_gemm_nt(*sizes, _BFLOAT16_BYTES, gpu, num_sms, batch_invariant)
+    ranked = native().explain_fp8_gemm_nt(
+        *sizes, _BFLOAT16_BYTES, gpu, num_sms, batch_invariant, num_groups=num_groups
+    )
     return [
         Candidate(
             candidate.kernel,

@@ -109,16 +109,9 @@ def _check_arguments(
     if out is not None:
         tensors["out"] = checks.check_tensor("out", out)
     checks.check_no_gradient("fp8_gemm_nt", tensors)
-    if not isinstance(out_dtype, torch.dtype):
-        raise ValueError(f"out_dtype must be bfloat16 or float32, got {out_dtype!r}")
+    checks.check_out_dtype_argument(out, out_dtype)
     checks.check_num_sms(num_sms)
     checks.check_batch_invariant(batch_invariant)
-    # bfloat16 is the default, so only another dtype is known to be the caller's wish.
-    if out is not None and out_dtype not in (torch.bfloat16, out.dtype):
-        raise ValueError(
-            f"out_dtype is {out_dtype} but out is {out.dtype}; "
-            "pass one of the two, or let them agree"
-        )
 
 
 def _allocate(

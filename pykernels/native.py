@@ -28,7 +28,7 @@ _KERNEL_FIELDS = (
 _ROW_ELEMENTS = 16  # of any element type these fill a multiple of 16 bytes
 DTYPE_NAMES = {
     dtype: str(dtype).removeprefix("torch.")
-    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
+    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32, torch.int32)
 }
 
 # Address, rows, columns, row stride, column stride (in elements), dtype: functions of the extension
@@ -104,3 +104,19 @@ def tensor_view(tensor: Tensor) -> Matrix:
         column_stride = 1
     dtype = DTYPE_NAMES[tensor.dtype]
     return tensor.data_ptr(), rows, columns, row_stride, column_stride, dtype
+
+
+def strided_view(tensor: Tensor) -> Any:
+    """A tensor of any rank as the host path in C++ takes it.
+
+    As :func:`tensor_view` of its matrices; the stride of a lone matrix is what would follow it.
+    """
+    sizes, strides = list(tensor.shape), list(tensor.stride())
+    behind = 1
+    for i in reversed(range(tensor.dim())):
+        if sizes[i] == 1:
+            strides[i] = behind
+        behind = max(strides[i] * sizes[i], 1)
+        behind = -(-behind // _ROW_ELEMENTS) * _ROW_ELEMENTS
+    dtype = DTYPE_NAMES[tensor.dtype]
+    return native().TensorView(tensor.data_ptr(), tuple(sizes), tuple(strides), dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def check_no_overlap(name: str, written: Tensor, others: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if a matrix that is written shares memory with another.
+    """Raises ValueError if a tensor that is written shares memory with another.
 
     Rows of two tensors may alternate in one buffer, as values and scales of a packed row do.
     """
@@ -23,7 +23,7 @@ def check_no_overlap(name: str, written: Tensor, others: Mapping[str, Tensor]) -
 
 
 def _overlap(x: Tensor, y: Tensor) -> bool:
-    """Whether two matrices share a byte: exact for rows of one pitch, else by their extents."""
+    """Whether two tensors share a byte: exact for rows of one pitch, else by their extents."""
     if x.numel() == 0 or y.numel() == 0:
         return False
     x_pitch, x_width, x_extent = _row_bytes(x)
@@ -32,26 +32,42 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
     if distance >= x_extent or -distance >= y_extent:
         return False
     pitch = max(x_pitch, y_pitch)
-    if pitch == 0 or (x_pitch > 0 and y_pitch > 0 and x_pitch != y_pitch):
+    if (
+        pitch == 0
+        or _UNEVEN in (x_pitch, y_pitch)
+        or (x_pitch > 0 and y_pitch > 0 and x_pitch != y_pitch)
+    ):
         return True
     return not x_width <= distance % pitch <= pitch - y_width
 
 
-def _row_bytes(tensor: Tensor) -> tuple[int, int, int]:
-    """Of a matrix, in bytes: from row to row (0 if it has one), of a row, and of all it spans.
+_UNEVEN = -1  # in place of a pitch: rows that are not evenly spaced
 
-    Rows run along the dimension of the smaller stride; a lone column is rows of one element.
+
+def _row_bytes(tensor: Tensor) -> tuple[int, int, int]:
+    """In bytes: from row to row (0 if it has one), of a row, and of all that the tensor spans.
+
+    Rows run along the dimension of the smallest stride; a lone column is rows of one element.
     """
     size = width = tensor.element_size()
-    dims = sorted(
-        (stride, length)
-        for length, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        if length > 1
-    )
-    if dims and (len(dims) == 2 or dims[0][0] <= 1):
+    dims = _merged_dims(tensor)
+    extent = (sum(stride * (length - 1) for stride, length in dims) + 1) * size
+    if dims and (len(dims) >= 2 or dims[0][0] <= 1):
         stride, length = dims.pop(0)
         width = ((length - 1) * stride + 1) * size
-    if not dims:
-        return 0, width, width
-    ((stride, length),) = dims
-    return stride * size, width, (length - 1) * stride * size + width
+    if len(dims) > 1:
+        return _UNEVEN, width, extent
+    return (dims[0][0] * size if dims else 0), width, extent
+
+
+def _merged_dims(tensor: Tensor) -> list[tuple[int, int]]:
+    """(stride, length) of the dimensions, smallest stride first; rows as one that follow evenly."""
+    dims: list[tuple[int, int]] = []
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length == 1:
+            continue
+        if len(dims) >= 2 and stride == dims[-1][0] * dims[-1][1]:
+            dims[-1] = dims[-1][0], dims[-1][1] * length
+        else:
+            dims.append((stride, length))
+    return dims

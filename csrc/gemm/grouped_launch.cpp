@@ -189,6 +189,8 @@ Launch make_launch(Device& device, const GroupedGemmArguments& arguments, const 
   params.band_rows = FastDivisor(static_cast<uint32_t>(band_rows));
 
   Launch launch = empty_launch(kernel, schedule, num_clusters);
+  // A launch that waits for rows runs on another stream than the one that fills them.
+  launch.programmatic_dependent = !arguments.counters.ready;
   launch.arguments = argument_bytes(params);
   launch.memory = {arguments.a.memory_range("a"),
                    arguments.sfa.memory_range("sfa"),

@@ -15,8 +15,6 @@
 
 namespace pykernels::gemm {
 
-using TilePipeline = Pipeline<kTileSlots, 1>;
-
 inline constexpr uint32_t kLastTile = 0x80000000;  // beside the group, of a CTA's last tile
 inline constexpr uint32_t kNoTile = 0xffffffff;    // in place of the group: there are no more
 
@@ -48,7 +46,7 @@ class TileFinder {
   template <typename Windows>
   __device__ __forceinline__ void find_tiles(Windows windows) {
     const uint32_t rows_of_tile = kConfig.block_m * params_.schedule.cluster_m;
-    GroupedTile found;  // published once it is known whether there is another one
+    GroupedTile found{};  // published once it is known whether there is another one
     bool has_found = false;
     uint32_t first = 0;  // tiles ahead of the window
     Segment segment;

@@ -33,10 +33,10 @@ class ErrorReporter {
 
   /// One thread, of any CTA.
   __device__ __forceinline__ void write(const DeviceError& error) const {
-    const uint32_t words[4] = {static_cast<uint32_t>(error.kind), error.index,
-                               static_cast<uint32_t>(error.value),
-                               static_cast<uint32_t>(error.limit)};
-    ptx::st_relaxed_sys_v4_b32(errors_, words);
+    const uint64_t index = error.index;
+    const uint64_t limit = static_cast<uint32_t>(error.limit);
+    ptx::st_relaxed_sys_b128(errors_, static_cast<uint64_t>(error.kind) | index << 32,
+                             static_cast<uint32_t>(error.value) | limit << 32);
   }
 
  private:

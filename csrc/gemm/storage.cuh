@@ -6,6 +6,8 @@
 
 namespace pykernels::gemm {
 
+using TilePipeline = Pipeline<kTileSlots, 1>;
+
 /// Tiles that the scheduler warp of a grouped kernel has found, on their way to the other roles.
 template <GemmConfig kConfig>
 struct TileStorage {};

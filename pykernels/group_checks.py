@@ -1,0 +1,312 @@
+"""Argument checks of the grouped ops, beside those of :mod:`pykernels.checks`.
+
+What the host knows is checked here. The values of offsets, indices and counts are on the device: a
+kernel checks them there, and :func:`group_segments` where torch computes on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pykernels import checks
+from pykernels.overlap import check_no_overlap
+
+COUNTER_ROWS = 128  # rows that share a ready and a done counter
+COUNTER_SCOPES = ("gpu", "system")
+MAX_TIMEOUT_S = 86400.0
+
+
+class Groups(NamedTuple):
+    """Which rows belong to which group.
+
+    Attributes:
+        source: ``"group_offsets"``, ``"m_indices"`` or ``"masked_m"``.
+        values: The int32 tensor of that name.
+    """
+
+    source: str
+    values: Tensor
+
+    @property
+    def is_masked(self) -> bool:
+        return self.source == "masked_m"
+
+
+class Counters(NamedTuple):
+    """How a grouped GEMM overlaps with the kernels beside it; see ``grouped_fp8_gemm_nt``."""
+
+    ready: Tensor | None = None
+    done: Tensor | None = None
+    scope: str = "gpu"
+    timeout_s: float = 10.0
+
+
+NO_COUNTERS = Counters()
+
+
+class Segment(NamedTuple):
+    """Rows ``begin`` to ``end - 1`` of a group; with ``masked_m`` of the group's own rows."""
+
+    group: int
+    begin: int
+    end: int
+
+
+def check_groups(**given: Tensor | None) -> Groups:
+    """Exactly one of the tensors, by its name."""
+    found = {name: values for name, values in given.items() if values is not None}
+    if len(found) != 1:
+        names = " and ".join(given)
+        got = " and ".join(found) or "neither"
+        raise ValueError(f"pass exactly one of {names}, got {got}")
+    ((source, values),) = found.items()
+    return Groups(source, checks.check_tensor(source, values))
+
+
+def check_counter_options(scope: object, timeout_s: object) -> None:
+    if not isinstance(scope, str) or scope not in COUNTER_SCOPES:
+        raise ValueError(f"counter_scope must be 'gpu' or 'system', got {scope!r}")
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
+        raise ValueError(f"ready_timeout must be a number of seconds, got {timeout_s!r}")
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(
+            f"ready_timeout must be above 0 and at most {MAX_TIMEOUT_S:g} seconds, got {timeout_s}"
+        )
+
+
+def check_expected_m(expected_m: int | None) -> None:
+    if expected_m is not None and not isinstance(expected_m, torch.SymInt):
+        checks.check_integer("expected_m", expected_m, 0, checks.MAX_SIZE)
+
+
+def check_grouped_gemm(
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    groups: Groups,
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+    counters: Counters = NO_COUNTERS,
+    *,
+    num_sms: int | None = None,
+    expected_m: int | None = None,
+    real: bool = True,
+) -> None:
+    """All requirements of the grouped GEMMs; ``real`` is False where tensors have no memory."""
+    named = {"a[0]": a, "a[1]": sfa, "b[0]": b, "b[1]": sfb, groups.source: groups.values}
+    if out is not None:
+        named["out"] = out
+    for name, counter in (("ready", counters.ready), ("done", counters.done)):
+        if counter is not None:
+            named[name] = counter
+    checks.check_same_device(**named)
+    _check_dtypes(a, sfa, b, sfb, groups, out, out_dtype, counters)
+    _check_ranks(a, sfa, b, sfb, groups, out)
+    _check_shapes(a, sfa, b, sfb, groups, out)
+    _check_counters(a, groups, counters)
+
+    _check_rows("a[0]", a, whole_rows=True)
+    _check_rows("b[0]", b, whole_rows=False)
+    if out is not None:
+        _check_rows("out", out, whole_rows=True)
+    checks.check_num_sms(num_sms)
+    check_expected_m(expected_m)
+    check_counter_options(counters.scope, counters.timeout_s)
+    if real:
+        for name in {"a[0]", "b[0]", "out"} & set(named):
+            checks.check_address(name, named[name])
+        for name in ("out", "done"):
+            if name in named:
+                others = {other: named[other] for other in named if other != name}
+                check_no_overlap(name, named[name], others)
+
+
+def _check_dtypes(
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    groups: Groups,
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+    counters: Counters,
+) -> None:
+    for name, tensor in (("a[0]", a), ("b[0]", b)):
+        checks.check_dtype(name, tensor, torch.float8_e4m3fn)
+    for name, tensor in (("a[1]", sfa), ("b[1]", sfb)):
+        checks.check_dtype(name, tensor, torch.float32)
+    checks.check_dtype(groups.source, groups.values, torch.int32)
+    checks.check_out_dtype(out, out_dtype)
+    for name, counter in (("ready", counters.ready), ("done", counters.done)):
+        if counter is not None:
+            checks.check_dtype(name, counter, torch.int32)
+
+
+def _check_ranks(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, groups: Groups, out: Tensor | None
+) -> None:
+    rank = 3 if groups.is_masked else 2
+    for name, tensor in (("a[0]", a), ("a[1]", sfa)):
+        checks.check_rank(name, tensor, rank)
+    for name, tensor in (("b[0]", b), ("b[1]", sfb)):
+        checks.check_rank(name, tensor, 3)
+    checks.check_rank(groups.source, groups.values, 1)
+    if out is not None:
+        checks.check_rank("out", out, rank)
+
+
+def _check_shapes(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, groups: Groups, out: Tensor | None
+) -> None:
+    num_groups, n, b_k = b.shape
+    *leading, k = a.shape
+    if b_k != k:
+        raise ValueError(
+            f"a[0] and b[0] must have the same k, got {list(a.shape)} and {list(b.shape)}; "
+            "b is [num_groups, n, k], one weight a group as torch.nn.Linear stores it"
+        )
+    if groups.is_masked and leading[0] != num_groups:
+        raise ValueError(
+            f"a[0] and b[0] must have the same num_groups, got {list(a.shape)} and {list(b.shape)}"
+        )
+    checks.check_gemm_sizes(leading[-1], n, k)
+    checks.check_size("num_groups", num_groups)
+    k_blocks = checks.ceil_div(k, checks.SCALE_BLOCK)
+    rows = "num_groups, max_m" if groups.is_masked else "m"
+    checks.check_sizes("a[1]", sfa, (*leading, k_blocks), f"[{rows}, ceil(k / 128)]")
+    checks.check_sizes(
+        "b[1]",
+        sfb,
+        (num_groups, checks.ceil_div(n, checks.SCALE_BLOCK), k_blocks),
+        "[num_groups, ceil(n / 128), ceil(k / 128)]",
+    )
+    lengths = {
+        "group_offsets": (num_groups + 1, "[num_groups + 1]"),
+        "m_indices": (leading[-1], "[m]"),
+        "masked_m": (num_groups, "[num_groups]"),
+    }
+    length, meaning = lengths[groups.source]
+    checks.check_sizes(groups.source, groups.values, (length,), meaning)
+    if length > 1 and groups.values.stride(0) != 1:
+        raise ValueError(
+            f"{groups.source} must be contiguous, got stride {groups.values.stride(0)}; "
+            f"pass {groups.source}.contiguous()"
+        )
+    if out is not None:
+        checks.check_sizes("out", out, (*leading, n), f"[{rows}, n]")
+
+
+def _check_counters(a: Tensor, groups: Groups, counters: Counters) -> None:
+    blocks = checks.ceil_div(a.size(-2), COUNTER_ROWS)
+    if groups.is_masked:
+        shape: tuple[int, ...] = (a.size(0), blocks)
+        meaning = "[num_groups, ceil(max_m / 128)]"
+    else:
+        shape, meaning = (blocks,), "[ceil(m / 128)]"
+    for name, counter in (("ready", counters.ready), ("done", counters.done)):
+        if counter is None:
+            continue
+        if groups.source == "m_indices":
+            raise ValueError(f"{name} counters go with group_offsets and masked_m, not m_indices")
+        checks.check_sizes(name, counter, shape, meaning)
+        if not counter.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {counter.stride()}")
+
+
+def _check_rows(name: str, tensor: Tensor, *, whole_rows: bool) -> None:
+    """Rows as in a matrix; groups of them a multiple of 16 bytes apart.
+
+    ``whole_rows``: groups are a whole number of rows apart, since the kernels count all rows.
+    """
+    if tensor.dim() == 2:
+        checks.check_rows(name, tensor)
+        return
+    if tensor.numel() == 0:
+        return
+    checks.check_rows(name, tensor[0])
+    num_groups, rows, columns = tensor.shape
+    group_stride, row_stride, _ = tensor.stride()
+    group_bytes = group_stride * tensor.element_size()
+    if num_groups == 1:
+        return
+    if group_bytes % checks.ALIGNMENT != 0:
+        raise ValueError(
+            f"the group stride of {name} must be a multiple of {checks.ALIGNMENT} bytes, got "
+            f"{group_bytes}; allocate groups padded to 16 bytes and pass a view of them"
+        )
+    if name == "out" and group_stride < (rows - 1) * row_stride * (rows > 1) + columns:
+        raise ValueError(
+            f"groups of {name} must not overlap, got strides {tensor.stride()} for shape "
+            f"{list(tensor.shape)}; allocate it with torch.empty"
+        )
+    if whole_rows and rows > 1 and group_stride % row_stride != 0:
+        raise ValueError(
+            f"the group stride of {name} must be a multiple of its row stride, got strides "
+            f"{tensor.stride()}; slice it from a contiguous tensor"
+        )
+
+
+def group_segments(groups: Groups, num_groups: int, num_rows: int) -> list[Segment]:
+    """The groups' rows, read on the host; empty groups are left out.
+
+    Args:
+        groups: on the CPU.
+        num_groups: of b.
+        num_rows: m, or max_m.
+
+    Raises:
+        ValueError: a value is wrong; the words are those of the kernels' errors.
+    """
+    read: dict[str, Callable[[list[int], int, int], list[Segment]]] = {
+        "group_offsets": _segments_by_offsets,
+        "m_indices": _segments_by_indices,
+        "masked_m": _segments_by_counts,
+    }
+    found = read[groups.source](groups.values.tolist(), num_groups, num_rows)
+    return [segment for segment in found if segment.begin < segment.end]
+
+
+def _segments_by_offsets(offsets: list[int], num_groups: int, num_rows: int) -> list[Segment]:
+    if offsets[0] < 0:
+        raise ValueError(f"group_offsets must start at 0 at least, got {offsets[0]}")
+    for group in range(num_groups):
+        begin, end = offsets[group], offsets[group + 1]
+        if end > num_rows:
+            raise ValueError(
+                f"group_offsets of group {group} end at {end}, must be at most {num_rows}: offsets "
+                "may not pass the last row"
+            )
+        if end < begin:
+            raise ValueError(
+                f"group_offsets of group {group} end at {end}, must be at least {begin}: offsets "
+                "may not decrease"
+            )
+    return [Segment(g, offsets[g], offsets[g + 1]) for g in range(num_groups)]
+
+
+def _segments_by_indices(indices: list[int], num_groups: int, num_rows: int) -> list[Segment]:
+    segments: list[Segment] = []
+    for row, group in enumerate(indices):
+        if not -1 <= group < num_groups:
+            raise ValueError(
+                f"m_indices of row {row} must be from -1 to {num_groups - 1}, got {group}"
+            )
+        if group < 0:
+            continue
+        if segments and segments[-1].group == group and segments[-1].end == row:
+            segments[-1] = segments[-1]._replace(end=row + 1)
+        else:
+            segments.append(Segment(group, row, row + 1))
+    return segments
+
+
+def _segments_by_counts(counts: list[int], num_groups: int, num_rows: int) -> list[Segment]:
+    for group, count in enumerate(counts):
+        if not 0 <= count <= num_rows:
+            raise ValueError(f"masked_m of group {group} must be from 0 to {num_rows}, got {count}")
+    return [Segment(group, 0, count) for group, count in enumerate(counts)]
