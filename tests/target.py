@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import pykernels
-from pykernels.native import native, tensor_view
+from pykernels.native import native, strided_view, tensor_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Target:
         if self.kind == "cuda":
             copies = Copies()
             moved = [copies.moved(tensor) for tensor in tensors]
-            function(_cuda_device(), *map(tensor_view, moved), *rest)
+            function(_cuda_device(), *map(_view, moved), *rest)
             copies.bring_back()
             return None
         device = native().EmulatedDevice(**options)
-        function(device, *map(tensor_view, tensors), *rest)
+        function(device, *map(_view, tensors), *rest)
         assert [report["findings"] for _, report in device.reports] == [[]] * len(device.reports)
         return [name for name, _ in device.reports]
 
@@ -64,6 +64,10 @@ class Target:
             result = op(*arguments, **named)
         report.raise_if_findings()
         return result, [name for name, _ in report.launches]
+
+
+def _view(tensor: Tensor) -> Any:
+    return tensor_view(tensor) if tensor.dim() == 2 else strided_view(tensor)
 
 
 class Copies:
