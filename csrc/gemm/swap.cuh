@@ -92,7 +92,9 @@ class ScaleWarp {
 #pragma unroll
     for (uint32_t i = 0; i < kRows; ++i) {
       const uint32_t last_row = row_end(params_, tile) - 1;
-      const uint32_t row = min(tile.m_start + i * 32 + threadIdx.x % 32, last_row);
+      // Lanes beyond the tile load one of its own rows again: the rows behind may not be ready.
+      const uint32_t lane_row = (i * 32 + threadIdx.x % 32) % kConfig.block_m;
+      const uint32_t row = min(tile.m_start + lane_row, last_row);
       row_a_[i] = sfa_of(params_, tile) + row * params_.sfa_stride_m;
     }
     const uint32_t block = min(tile.n_start, params_.n - 1) / kScaleRows;
