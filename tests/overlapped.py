@@ -7,6 +7,7 @@ rows in any order and speak to the GEMM through its counters alone.
 from __future__ import annotations
 
 import ctypes
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from pykernels.emulator import Emulator, Launch, Module, Report
 from pykernels.native import native, strided_view
 from tests.grouped_kernels import UNTOUCHED, Problem, Scheduled
-from tests.kernel_launch import kernel_info, kernel_ptx
+from tests.kernel_launch import kernel_info, kernel_ptx, run_launch
 
 _NUM_FILLERS = 3  # CTAs
 _HEADER = ".version 8.3\n.target sm_90a\n.address_size 64\n"
@@ -180,7 +181,7 @@ class Overlapped:
     timeout_ns: int = 10**9
     num_sms: int = 12
     dtype: torch.dtype = torch.bfloat16
-    ptx: str | None = None  # in place of the kernel's
+    module: Module | None = None  # in place of the kernel's
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -273,7 +274,7 @@ class Overlapped:
             self.scheduled.kernel,
             self.scheduled.schedule,
         )
-        module = Module.from_ptx(self.ptx or kernel_ptx(self.scheduled.kernel))
+        module = self.module or Module.from_ptx(kernel_ptx(self.scheduled.kernel))
         (kernel,) = module.kernels
         return Launch(
             module[kernel],
@@ -300,8 +301,83 @@ class Overlapped:
         """All three at one time."""
         return self.emulator(**options).launch_concurrent(self.launches())
 
+    def reset(self) -> None:
+        """As before the first run."""
+        self.tensors["a"].fill_(0x7F)
+        self.tensors["sfa"].fill_(torch.nan)
+        for name in ("out", "taken"):
+            self.tensors[name].fill_(UNTOUCHED)
+        for name in ("ready", "done"):
+            self.tensors[name].zero_()
+        self.device.take_error()
+
     def expected(self) -> Tensor:
         """What out and taken hold in the end."""
         out = torch.full_like(self.tensors["out"], UNTOUCHED)
         out[self.places()] = self.problem.expected(self.dtype)
         return out
+
+
+@dataclass
+class OverlappedLaunch:
+    """The GEMM beside the two others, to be run with a changed copy of its PTX."""
+
+    pair: Overlapped
+
+    @classmethod
+    def make(cls, kernel: str, dtype: torch.dtype) -> OverlappedLaunch:
+        problem = Problem((70, 0, 9, 130, 1, 60), 136, 17 * 128 + 16)
+        order = list(range(problem.m))
+        random.Random(0).shuffle(order)
+        return cls(Overlapped(Scheduled(kernel, (1, 1, 1)), problem, order, dtype=dtype))
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return self.pair.tensors["out"], self.pair.tensors["taken"], self.pair.tensors["done"]
+
+    def ptx(self) -> str:
+        return kernel_ptx(self.pair.scheduled.kernel)
+
+    def run(self, module: Module, **options: Any) -> Report:
+        self.pair.reset()
+        self.pair.module = module
+        return self.pair.run(**options)
+
+
+@dataclass
+class GroupedLaunch:
+    """A launch of the GEMM alone, likewise."""
+
+    scheduled: Scheduled
+    tensors: list[Tensor]
+    num_sms: int
+
+    @classmethod
+    def make(
+        cls, kernel: str, schedule: tuple[int, int, int], num_sms: int, dtype: torch.dtype
+    ) -> GroupedLaunch:
+        problem = Problem((200, 0, 9, 130, 1), 264, 1136)
+        out = torch.empty(problem.m, problem.n, dtype=dtype)
+        tensors = [*problem.rows(), *problem.weights(), out, _int32(problem.offsets)]
+        return cls(Scheduled(kernel, schedule), tensors, num_sms)
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return (self.tensors[4],)
+
+    def ptx(self) -> str:
+        return kernel_ptx(self.scheduled.kernel)
+
+    def run(self, module: Module, **options: Any) -> Report:
+        """Poisons the output and runs the only kernel of the module."""
+        self.tensors[4].fill_(torch.nan)
+        device = native().EmulatedDevice(num_sms=self.num_sms)
+        launch = native().make_grouped_fp8_gemm_nt_launch(
+            device,
+            *map(strided_view, self.tensors),
+            "group_offsets",
+            self.num_sms,
+            kernel=self.scheduled.kernel,
+            schedule=self.scheduled.schedule,
+        )
+        return run_launch(module, launch, self.tensors, self.num_sms, **options)

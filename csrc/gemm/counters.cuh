@@ -50,6 +50,7 @@ __device__ __forceinline__ void signal_done(const GroupedGemmParams& params,
   if (params.done == nullptr || begin >= end || n_start >= params.n) return;
   const uint32_t parts = min(columns, params.n - n_start) / kCounterColumns;
   const CounterRange counters(params, tile, begin, end);
+#pragma unroll 1
   for (uint32_t i = counters.first; i <= counters.last; ++i) {
     const uint32_t counter_begin = counters.base + i * kCounterRows;
     const uint32_t stored = min(end, counter_begin + kCounterRows) - max(begin, counter_begin);

@@ -29,44 +29,41 @@ class TileFinder {
       : params_(params),
         ring_(smem.tiles.barriers),
         slots_(ptx::cvta_to_shared(smem.tiles.tiles)),
+        windows_(params),
         tile_idx_(cluster_idx<kConfig>(params)) {}
 
+  /// A tile is handed over once it is known whether there is another one.
   __device__ __forceinline__ void run() {
-    switch (params_.source) {
-      case GroupSource::kOffsets:
-        return find_tiles(OffsetWindows(params_));
-      case GroupSource::kIndices:
-        return find_tiles(IndexWindows(params_));
-      case GroupSource::kMasked:
-        return find_tiles(MaskedWindows(params_));
-    }
+    GroupedTile tile{{0, 0}, 0, kNoTile};
+    bool has_more = true;
+    do {
+      GroupedTile next{};
+      has_more = find(next);
+      const bool is_first = tile.group == kNoTile;
+      if ((!is_first || !has_more) && !publish(tile, has_more ? 0 : kLastTile)) return;
+      tile = next;
+    } while (has_more);
   }
 
  private:
-  template <typename Windows>
-  __device__ __forceinline__ void find_tiles(Windows windows) {
-    const uint32_t rows_of_tile = kConfig.block_m * params_.schedule.cluster_m;
-    GroupedTile found{};  // published once it is known whether there is another one
-    bool has_found = false;
-    uint32_t first = 0;  // tiles ahead of the window
-    Segment segment;
-    while (windows.next(segment)) {
-      const uint32_t tiles_m = (segment.num_rows + rows_of_tile - 1) / rows_of_tile;
-      const uint32_t end = first + inclusive_sum(tiles_m * params_.num_tiles_n);
-      const uint32_t window_end = __shfl_sync(kWholeWarp, end, 31);
-      for (; tile_idx_ < window_end; tile_idx_ += params_.num_clusters) {
-        if (has_found && !publish(found, 0)) return;
-        found = tile_of(segment, tiles_m, end);
-        has_found = true;
-      }
-      first = window_end;
+  /// The CTA's next tile; false behind the last one.
+  __device__ __forceinline__ bool find(GroupedTile& tile) {
+    while (tile_idx_ >= window_end_) {
+      if (!windows_.next(segment_)) return false;
+      const uint32_t tiles = tiles_along_m(segment_.num_rows) * params_.num_tiles_n;
+      segment_end_ = window_end_ + inclusive_sum(tiles);
+      window_end_ = __shfl_sync(kWholeWarp, segment_end_, 31);
     }
-    if (!has_found) {
-      found.group = kNoTile;
-      put(found, 0);
-    } else {
-      publish(found, kLastTile);
-    }
+    tile = locate();
+    tile_idx_ += params_.num_clusters;
+    return true;
+  }
+
+  /// Cluster tiles of so many rows.
+  __device__ __forceinline__ uint32_t tiles_along_m(uint32_t num_rows) const {
+    const uint32_t rows_of_tile =
+        kConfig.block_m * (kConfig.cluster > 1 ? params_.schedule.cluster_m : 1);
+    return (num_rows + rows_of_tile - 1) / rows_of_tile;
   }
 
   __device__ __forceinline__ static uint32_t inclusive_sum(uint32_t value) {
@@ -78,16 +75,14 @@ class TileFinder {
     return value;
   }
 
-  /// Tile `tile_idx_`, which lies in this window. `end`: behind the last tile of the lane's
-  /// segment.
-  __device__ __forceinline__ GroupedTile tile_of(const Segment& segment, uint32_t tiles_m,
-                                                 uint32_t end) const {
-    const uint32_t lane = __ffs(__ballot_sync(kWholeWarp, end > tile_idx_)) - 1;
-    const uint32_t num_m = __shfl_sync(kWholeWarp, tiles_m, lane);
-    const uint32_t first_row = __shfl_sync(kWholeWarp, segment.first_row, lane);
-    const uint32_t num_rows = __shfl_sync(kWholeWarp, segment.num_rows, lane);
-    const uint32_t group = __shfl_sync(kWholeWarp, segment.group, lane);
-    const uint32_t segment_end = __shfl_sync(kWholeWarp, end, lane);
+  /// Tile `tile_idx_`, which lies in this window.
+  __device__ __forceinline__ GroupedTile locate() const {
+    const uint32_t lane = __ffs(__ballot_sync(kWholeWarp, segment_end_ > tile_idx_)) - 1;
+    const uint32_t first_row = __shfl_sync(kWholeWarp, segment_.first_row, lane);
+    const uint32_t num_rows = __shfl_sync(kWholeWarp, segment_.num_rows, lane);
+    const uint32_t group = __shfl_sync(kWholeWarp, segment_.group, lane);
+    const uint32_t segment_end = __shfl_sync(kWholeWarp, segment_end_, lane);
+    const uint32_t num_m = tiles_along_m(num_rows);
     const uint32_t tile = tile_idx_ - (segment_end - num_m * params_.num_tiles_n);
     const uint32_t band = params_.band_tiles.divide(tile);
     const uint32_t first_m = band * params_.band_rows.divisor;
@@ -101,26 +96,23 @@ class TileFinder {
 
   /// Hands a tile over once its rows have arrived; false, and no tile, if they never do.
   __device__ __forceinline__ bool publish(const GroupedTile& tile, uint32_t flags) {
-    const bool is_ready = params_.ready == nullptr || wait_ready(tile);
-    GroupedTile published = tile;
-    if (!is_ready) published.group = kNoTile;
-    put(published, is_ready ? flags : 0);
-    return is_ready;
-  }
-
-  __device__ __forceinline__ void put(const GroupedTile& tile, uint32_t flags) {
+    const bool is_ready = wait_ready(tile);
     ring_.wait_empty();  // all roles have read the slot's last tile
     if (threadIdx.x % 32 == 0) {
-      const uint32_t words[4] = {tile.m_start, tile.n_start, tile.m_end, tile.group | flags};
-      ptx::st_shared_v4_b32(slots_ + ring_.stage() * 16, words);
+      const uint32_t group = is_ready ? tile.group | flags : kNoTile;
+      ptx::st_shared_v4_b32(slots_ + ring_.stage() * 16,
+                            {tile.m_start, tile.n_start, tile.m_end, group});
       ring_.arrive_full();
     }
     ring_.advance();
+    return is_ready;
   }
 
   /// Waits for the rows of a tile, each lane for one of its counters; false after the time-out,
   /// which is recorded. What the rows' writers have released is then acquired by the whole warp.
   __device__ __forceinline__ bool wait_ready(const GroupedTile& tile) const {
+    if constexpr (kConfig.cluster > 1) return true;  // a CTA would wait for its peer's rows, too
+    if (params_.ready == nullptr || tile.group == kNoTile) return true;
     const uint32_t tile_end = min(tile.m_start + kConfig.block_m, tile.m_end);
     const CounterRange counters(params_, tile, tile.m_start, tile_end);
     const uint32_t counter = counters.first + threadIdx.x % 32;
@@ -146,19 +138,15 @@ class TileFinder {
   }
 
   __device__ __forceinline__ bool wait_counter(uint32_t index, uint32_t expected) const {
-    uint32_t seen = load_counter(index);
-    if (seen >= expected) return true;
     const uint64_t start = ptx::globaltimer();
-    while (seen < expected) {
-      if (ptx::globaltimer() - start > params_.ready_timeout_ns) {
-        ErrorReporter(params_.errors)
-            .write({DeviceErrorKind::kReadyTimeout, index, static_cast<int32_t>(seen),
-                    static_cast<int32_t>(expected)});
-        return false;
-      }
-      seen = load_counter(index);
+    while (true) {
+      const uint32_t seen = load_counter(index);
+      if (seen >= expected) return true;
+      if (ptx::globaltimer() - start <= params_.ready_timeout_ns) continue;
+      write_error(params_.errors, {DeviceErrorKind::kReadyTimeout, index,
+                                   static_cast<int32_t>(seen), static_cast<int32_t>(expected)});
+      return false;
     }
-    return true;
   }
 
   __device__ __forceinline__ uint32_t load_counter(uint32_t index) const {
@@ -169,8 +157,12 @@ class TileFinder {
 
   const GroupedGemmParams& params_;
   TilePipeline ring_;
-  uint32_t slots_;     // shared-window address
-  uint32_t tile_idx_;  // of the cluster, among all groups' tiles
+  uint32_t slots_;  // shared-window address
+  SegmentWindows windows_;
+  uint32_t tile_idx_;         // of the cluster's next tile, among all groups' tiles
+  uint32_t window_end_ = 0;   // behind the last tile of the window
+  Segment segment_;           // the lane's in this window
+  uint32_t segment_end_ = 0;  // behind the last of its tiles
 };
 
 /// Who walks the tiles: one thread, or the lanes of a warp together.

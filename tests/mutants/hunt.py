@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from pykernels.emulator import EmulationError, Module, Report
 from tests.cases import bits
 from tests.kernel_launch import GemmLaunch, QuantizeLaunch
+from tests.overlapped import GroupedLaunch, OverlappedLaunch
 from tests.mutants.mutate import Mutant, mutants
 
 # Completion and seed. What happens-before finds does not depend on them, so nearly all end in the
@@ -26,11 +28,21 @@ _GEMMS = {
     "fp8_gemm_nt_swap_m16n64": ((40, 264, 7 * 1024 + 16), 6, (1, 2, 3)),
 }
 _QUANTIZES = {"quantize_1x128": (1, (200, 1136)), "quantize_128x128": (128, (400, 1136))}
-KERNELS = (*_GEMMS, *_QUANTIZES)
+# Alone in clusters, and beside kernels that fill and take its rows.
+_GROUPED = {"grouped_fp8_gemm_nt_m128n128c2": ((2, 1, 1), 4)}
+_OVERLAPPED = ("grouped_fp8_gemm_nt_m64n128c1", "grouped_fp8_gemm_nt_swap_m16n64")
+KERNELS = (*_GEMMS, *_GROUPED, *_OVERLAPPED, *_QUANTIZES)
+
+Mutable = GemmLaunch | GroupedLaunch | OverlappedLaunch | QuantizeLaunch
 
 
-def _launches(kernel: str) -> list[GemmLaunch] | list[QuantizeLaunch]:
+def _launches(kernel: str) -> Sequence[Mutable]:
     """Of each type of elements."""
+    if kernel in _OVERLAPPED:
+        return [OverlappedLaunch.make(kernel, dtype) for dtype in DTYPES]
+    if kernel in _GROUPED:
+        schedule, num_sms = _GROUPED[kernel]
+        return [GroupedLaunch.make(kernel, schedule, num_sms, dtype) for dtype in DTYPES]
     if kernel in _GEMMS:
         sizes, num_sms, schedule = _GEMMS[kernel]
         return [GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES]
@@ -81,7 +93,7 @@ class Hunter:
 
 def _run(
     module: Module,
-    launch: GemmLaunch | QuantizeLaunch,
+    launch: Mutable,
     right: list[torch.Tensor],
     mode: str,
     seed: int,
