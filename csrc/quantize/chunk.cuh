@@ -13,21 +13,31 @@ struct Chunk {
 
   uint32_t words[kWords];
 
-  /// The first `num_valid` (0 to 16) values from `source` on, zeros behind them. 16-byte loads
-  /// where the chunk is whole; past the end of a row nothing is read.
+  /// The first `num_valid` (0 to 16) values from `source` on, a multiple of 16 bytes, and zeros
+  /// behind them; past the end of a row nothing is read.
   __device__ __forceinline__ void load(const uint8_t* source, uint32_t num_valid) {
     if (num_valid == kChunk) {
-      const uint4* vectors = reinterpret_cast<const uint4*>(source);
-#pragma unroll
-      for (uint32_t i = 0; i < kWords / 4; ++i) {
-        const uint4 vector = vectors[i];
-        words[4 * i] = vector.x;
-        words[4 * i + 1] = vector.y;
-        words[4 * i + 2] = vector.z;
-        words[4 * i + 3] = vector.w;
-      }
-      return;
+      load_whole(source);
+    } else {
+      load_values(source, num_valid);
     }
+  }
+
+  /// All 16, in accesses of 16 bytes.
+  __device__ __forceinline__ void load_whole(const uint8_t* source) {
+    const uint4* vectors = reinterpret_cast<const uint4*>(source);
+#pragma unroll
+    for (uint32_t i = 0; i < kWords / 4; ++i) {
+      const uint4 vector = vectors[i];
+      words[4 * i] = vector.x;
+      words[4 * i + 1] = vector.y;
+      words[4 * i + 2] = vector.z;
+      words[4 * i + 3] = vector.w;
+    }
+  }
+
+  /// As `load`, value by value, from any element on.
+  __device__ __forceinline__ void load_values(const uint8_t* source, uint32_t num_valid) {
 #pragma unroll
     for (uint32_t i = 0; i < kWords; ++i) words[i] = 0;
 #pragma unroll

@@ -6,7 +6,7 @@
 
 #include "ptx/barrier.cuh"
 #include "ptx/control.cuh"
-#include "ptx/convert.cuh"
+#include "quantize/cast.cuh"
 #include "quantize/chunk.cuh"
 #include "quantize/config.h"
 #include "quantize/scale.cuh"
@@ -29,16 +29,6 @@ struct ChunkPosition {
     num_valid = row < params.m ? min(remaining, kChunk) : 0;
   }
 };
-
-/// The greatest of `value` over groups of `kLanes` neighbouring lanes, in each of them.
-template <uint32_t kLanes>
-__device__ __forceinline__ uint32_t max_over_lanes(uint32_t value) {
-#pragma unroll
-  for (uint32_t distance = kLanes / 2; distance > 0; distance /= 2) {
-    value = max(value, __shfl_xor_sync(0xffffffffu, value, distance));
-  }
-  return value;
-}
 
 /// The greatest of `value` over the CTA, in every thread.
 template <QuantizeConfig kConfig>
@@ -66,17 +56,8 @@ __device__ __forceinline__ void load_chunk(const QuantizeParams& params, const C
 template <InputType kType>
 __device__ __forceinline__ void store_chunk(const QuantizeParams& params, const ChunkPosition& at,
                                             const Chunk<kType>& chunk, const Divider& divider) {
-  uint32_t words[kChunk / 4];
-#pragma unroll
-  for (uint32_t i = 0; i < kChunk / 4; ++i) {
-    float quotients[4];
-#pragma unroll
-    for (uint32_t j = 0; j < 4; ++j) quotients[j] = divider.divide(chunk.value(4 * i + j));
-    const uint32_t low = ptx::cvt_rn_satfinite_e4m3x2_f32(quotients[1], quotients[0]);
-    const uint32_t high = ptx::cvt_rn_satfinite_e4m3x2_f32(quotients[3], quotients[2]);
-    words[i] = low | high << 16;
-  }
-  store_bytes(params.q + at.row * params.q_row_bytes + at.column, words, at.num_valid);
+  uint8_t* row = params.q + at.row * params.q_row_bytes;
+  store_quotients(row + at.column, chunk, divider, at.num_valid);
 }
 
 __device__ __forceinline__ void store_scale(const QuantizeParams& params, uint32_t m_block,

@@ -3,27 +3,13 @@
 #include "quantize/launch.h"
 
 #include <limits>
-#include <string>
 
 #include "core/check.h"
 #include "core/registry.h"
+#include "quantize/input_type.h"
 
 namespace pykernels::quantize {
 namespace {
-
-InputType input_type(DataType dtype) {
-  switch (dtype) {
-    case DataType::kBfloat16:
-      return InputType::kBfloat16;
-    case DataType::kFloat16:
-      return InputType::kFloat16;
-    case DataType::kFloat32:
-      return InputType::kFloat32;
-    default:
-      throw ArgumentError(
-          concat("x must be bfloat16, float16 or float32, got ", data_type_name(dtype)));
-  }
-}
 
 uint64_t row_bytes(const TensorView& tensor) {
   return static_cast<uint64_t>(tensor.strides[0]) * element_bytes(tensor.dtype);
