@@ -86,6 +86,13 @@ def test_the_source_is_an_entry_point_around_the_body(tmp_path: Path) -> None:
     assert "scale_m64(const __grid_constant__ scale::Params params)" in source
 
 
+def test_ctas_per_sm_bound_the_registers(tmp_path: Path) -> None:
+    entries = [ENTRY, {**ENTRY, "name": "scale_2", "config": {"ctas_per_sm": 2}}]
+    bounds = [kernel.source() for kernel in manifest.load(write_manifest(tmp_path, *entries))]
+    assert "__launch_bounds__(kConfig.num_threads(), 1)" in bounds[0]
+    assert "__launch_bounds__(kConfig.num_threads(), kConfig.ctas_per_sm)" in bounds[1]
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

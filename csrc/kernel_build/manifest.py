@@ -24,7 +24,7 @@ constexpr {config_type} kConfig{{{initializers}}};
 
 extern "C" __device__ const unsigned int {name}_shared_bytes = {body}_shared_bytes<kConfig>();
 
-extern "C" __global__ void __launch_bounds__(kConfig.num_threads(), 1)
+extern "C" __global__ void __launch_bounds__(kConfig.num_threads(), {ctas_per_sm})
     {name}(const __grid_constant__ {params} params) {{
   {body}<kConfig>(params);
 }}
@@ -42,7 +42,8 @@ class Kernel:
         body: qualified name of the function template ``body<kConfig>(const Params&)``; the header
             also defines ``body_shared_bytes<kConfig>()``, the dynamic shared memory in bytes.
         config_type: qualified name of the config struct, with ``constexpr num_threads()``.
-        config: the config's fields in the order of their declaration.
+        config: the config's fields in the order of their declaration. A field ``ctas_per_sm``
+            bounds the registers, so that an SM holds so many CTAs; without it they may fill the SM.
         params: qualified name of the one by-value parameter struct.
     """
 
@@ -58,7 +59,8 @@ class Kernel:
         """Return the CUDA source of the entry point."""
         fields = dataclasses.asdict(self)
         initializers = [f".{field} = {_literal(value)}" for field, value in self.config.items()]
-        return _SOURCE.format(**fields, initializers=", ".join(initializers))
+        bound = "kConfig.ctas_per_sm" if "ctas_per_sm" in self.config else "1"
+        return _SOURCE.format(**fields, initializers=", ".join(initializers), ctas_per_sm=bound)
 
 
 def _literal(value: int) -> str:
