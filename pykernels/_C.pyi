@@ -307,6 +307,24 @@ def make_quantize_launch(
 def quantize(
     device: Device, x: _Matrix, q: _Matrix, scales: _Matrix, block_m: int, ue8m0: bool
 ) -> None: ...
+def make_silu_mul_quantize_launch(
+    device: Device,
+    x: _Matrix,
+    q: _Matrix,
+    scales: _Matrix,
+    ue8m0: bool,
+    groups: TensorView | None = None,
+    source: str | None = None,
+) -> Launch: ...
+def silu_mul_quantize(
+    device: Device,
+    x: _Matrix,
+    q: _Matrix,
+    scales: _Matrix,
+    ue8m0: bool,
+    groups: TensorView | None = None,
+    source: str | None = None,
+) -> None: ...
 
 class emulator:  # noqa: N801 - a submodule
     class Kernel:
