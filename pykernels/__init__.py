@@ -7,6 +7,7 @@ from pykernels.device import check_errors, emulate
 from pykernels.gemm import fp8_gemm_nt
 from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.quantize import quantize_1x128, quantize_128x128
+from pykernels.silu_mul_quantize import silu_mul_quantize_1x128
 
 __version__ = "0.1.0"
 
@@ -23,4 +24,5 @@ __all__ = [
     "quantize_1x128",
     "quantize_128x128",
     "reference",
+    "silu_mul_quantize_1x128",
 ]

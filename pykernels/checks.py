@@ -212,21 +212,21 @@ def check_rows(name: str, tensor: Tensor) -> None:
 
 def check_distinct_elements(name: str, tensor: Tensor) -> None:
     """A tensor that is written with any strides: no two elements may share an address."""
-    rows, columns = tensor.shape
-    row_stride, column_stride = tensor.stride()
-    if rows <= 1 and columns <= 1:
+    dims = sorted(
+        (stride, size)
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        if size != 1
+    )
+    if any(size == 0 for _, size in dims):
         return
-    by_rows = (rows <= 1 or row_stride >= column_stride * (columns - 1) + 1) and (
-        columns <= 1 or column_stride >= 1
-    )
-    by_columns = (columns <= 1 or column_stride >= row_stride * (rows - 1) + 1) and (
-        rows <= 1 or row_stride >= 1
-    )
-    if not by_rows and not by_columns:
-        raise ValueError(
-            f"elements of {name} must not overlap, got shape {_shape(tensor)} with strides "
-            f"({row_stride}, {column_stride}); allocate it with torch.empty"
-        )
+    extent = 1  # of all dimensions with smaller strides
+    for stride, size in dims:
+        if stride < extent:
+            raise ValueError(
+                f"elements of {name} must not overlap, got shape {_shape(tensor)} with strides "
+                f"{tuple(tensor.stride())}; allocate it with torch.empty"
+            )
+        extent += stride * (size - 1)
 
 
 def check_address(name: str, tensor: Tensor) -> None:

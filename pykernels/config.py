@@ -19,6 +19,7 @@ from pykernels.gemm import fp8_gemm_nt
 from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.native import native
 from pykernels.quantize import quantize_1x128, quantize_128x128
+from pykernels.silu_mul_quantize import silu_mul_quantize_1x128
 
 if TYPE_CHECKING:
     from pykernels import _C
@@ -45,6 +46,11 @@ class Candidate(NamedTuple):
 
 _SCHEDULE_FIELDS = ("cluster_m", "cluster_n", "split_k")
 _BFLOAT16_BYTES = 2
+_CAST_SIZES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
+    (quantize_1x128, ("m", "k")),
+    (quantize_128x128, ("m", "k")),
+    (silu_mul_quantize_1x128, ("m", "i")),
+)
 
 
 def explain_config(
@@ -59,8 +65,8 @@ def explain_config(
 
     Args:
         op: :func:`pykernels.fp8_gemm_nt` with sizes ``m n k`` (BF16 output), a grouped GEMM with
-            sizes ``num_groups m n k``, where m is the rows of each group, or a quantise op with
-            sizes ``m k``.
+            sizes ``num_groups m n k``, where m is the rows of each group, a quantise op with sizes
+            ``m k``, or :func:`pykernels.silu_mul_quantize_1x128` with sizes ``m i`` (m: all rows).
         device: Whose constants count: a CUDA device, the name of a known GPU (``"H20"``), or None
             for the current GPU, else the H200 that the emulator stands for.
         num_sms: As in the call of a GEMM; quantise ops have no such option.
@@ -92,18 +98,20 @@ def explain_config(
         if 0 in sizes.values():
             return []
         return _ranked_gemms((m, n, k), gpu, num_sms, False, sizes["num_groups"])
-    if op in (quantize_1x128, quantize_128x128):
+    sizes_of_op = next((names for known, names in _CAST_SIZES if known is op), None)
+    if sizes_of_op is not None:
         if num_sms is not None or batch_invariant:
             raise ValueError(
                 "num_sms and batch_invariant are options of fp8_gemm_nt, not of "
                 f"{op.__name__}; leave them out"
             )
-        _check_sizes(sizes, "m", "k")
+        _check_sizes(sizes, *sizes_of_op)
         gpu_model(device)
         kernels = [] if 0 in sizes.values() else native().registered_kernels()
         return [Candidate(k.name, k.config, {}, {}) for k in kernels if k.family == op.__name__]
     raise ValueError(
-        "op must be fp8_gemm_nt, a grouped GEMM, quantize_1x128 or quantize_128x128, "
+        "op must be fp8_gemm_nt, a grouped GEMM, quantize_1x128, quantize_128x128 or "
+        "silu_mul_quantize_1x128, "
         f"got {getattr(op, '__name__', op)}"
     )
 

@@ -67,6 +67,14 @@ def check_groups(**given: Tensor | None) -> Groups:
     return Groups(source, checks.check_tensor(source, values))
 
 
+def check_optional_groups(**given: Tensor | None) -> Groups | None:
+    """At most one of the tensors, by its name; None without any."""
+    found = {name: values for name, values in given.items() if values is not None}
+    if len(found) > 1:
+        raise ValueError(f"pass at most one of {', '.join(given)}, got {' and '.join(found)}")
+    return check_groups(**found) if found else None
+
+
 def check_counter_options(scope: object, timeout_s: object) -> None:
     if not isinstance(scope, str) or scope not in COUNTER_SCOPES:
         raise ValueError(f"counter_scope must be 'gpu' or 'system', got {scope!r}")
@@ -192,13 +200,17 @@ def _check_shapes(
     }
     length, meaning = lengths[groups.source]
     checks.check_sizes(groups.source, groups.values, (length,), meaning)
-    if length > 1 and groups.values.stride(0) != 1:
+    _check_contiguous(groups)
+    if out is not None:
+        checks.check_sizes("out", out, (*leading, n), f"[{rows}, n]")
+
+
+def _check_contiguous(groups: Groups) -> None:
+    if groups.values.size(0) > 1 and groups.values.stride(0) != 1:
         raise ValueError(
             f"{groups.source} must be contiguous, got stride {groups.values.stride(0)}; "
             f"pass {groups.source}.contiguous()"
         )
-    if out is not None:
-        checks.check_sizes("out", out, (*leading, n), f"[{rows}, n]")
 
 
 def _check_counters(a: Tensor, groups: Groups, counters: Counters) -> None:
@@ -239,7 +251,7 @@ def _check_rows(name: str, tensor: Tensor, *, whole_rows: bool) -> None:
             f"the group stride of {name} must be a multiple of {checks.ALIGNMENT} bytes, got "
             f"{group_bytes}; allocate groups padded to 16 bytes and pass a view of them"
         )
-    if name == "out" and group_stride < (rows - 1) * row_stride * (rows > 1) + columns:
+    if name.startswith("out") and group_stride < (rows - 1) * row_stride * (rows > 1) + columns:
         raise ValueError(
             f"groups of {name} must not overlap, got strides {tensor.stride()} for shape "
             f"{list(tensor.shape)}; allocate it with torch.empty"
@@ -249,6 +261,66 @@ def _check_rows(name: str, tensor: Tensor, *, whole_rows: bool) -> None:
             f"the group stride of {name} must be a multiple of its row stride, got strides "
             f"{tensor.stride()}; slice it from a contiguous tensor"
         )
+
+
+def check_silu_mul_quantize(
+    x: Tensor,
+    groups: Groups | None,
+    scale_fmt: str,
+    out: tuple[Tensor, Tensor] | None,
+    *,
+    real: bool = True,
+) -> None:
+    """All requirements of silu_mul_quantize_1x128; ``real`` as above."""
+    inputs = {"x": x} if groups is None else {"x": x, groups.source: groups.values}
+    outputs = {} if out is None else {"out[0]": out[0], "out[1]": out[1]}
+    checks.check_same_device(**inputs, **outputs)
+    checks.check_dtype("x", x, torch.bfloat16, torch.float16, torch.float32)
+    if groups is not None:
+        checks.check_dtype(groups.source, groups.values, torch.int32)
+    if out is not None:
+        checks.check_dtype("out[0]", out[0], torch.float8_e4m3fn)
+        checks.check_dtype("out[1]", out[1], torch.float32)
+    rank = 3 if groups is not None and groups.is_masked else 2
+    for name, tensor in {"x": x, **outputs}.items():
+        checks.check_rank(name, tensor, rank)
+
+    _check_silu_mul_shapes(x, groups, out)
+    _check_rows("x", x, whole_rows=False)
+    if out is not None:
+        _check_rows("out[0]", out[0], whole_rows=False)
+        checks.check_distinct_elements("out[1]", out[1])
+    checks.check_scale_format(scale_fmt)
+    if real:
+        checks.check_address("x", x)
+        if out is not None:
+            checks.check_address("out[0]", out[0])
+            check_no_overlap("out[0]", out[0], {**inputs, "out[1]": out[1]})
+            check_no_overlap("out[1]", out[1], inputs)
+
+
+def _check_silu_mul_shapes(
+    x: Tensor, groups: Groups | None, out: tuple[Tensor, Tensor] | None
+) -> None:
+    *leading, columns = x.shape
+    fix = "pass both halves"
+    checks.check_multiple("the columns of x (gates, then as many of up)", columns, 2, fix)
+    i = columns // 2
+    names = ["num_groups", "max_m"] if len(leading) == 2 else ["t"]
+    for name, size in (*zip(names, leading, strict=True), ("i", i)):
+        checks.check_size(name, size)
+    if groups is not None:
+        checks.check_rank(groups.source, groups.values, 1)
+        length, meaning = leading[0], f"[{names[0]}]"
+        if groups.source == "group_offsets":
+            length, meaning = max(groups.values.size(0), 1), "[num_groups + 1]"
+        checks.check_sizes(groups.source, groups.values, (length,), meaning)
+        _check_contiguous(groups)
+    if out is not None:
+        rows = ", ".join(names)
+        blocks = checks.ceil_div(i, checks.SCALE_BLOCK)
+        checks.check_sizes("out[0]", out[0], (*leading, i), f"[{rows}, i]")
+        checks.check_sizes("out[1]", out[1], (*leading, blocks), f"[{rows}, ceil(i / 128)]")
 
 
 def group_segments(groups: Groups, num_groups: int, num_rows: int) -> list[Segment]:

@@ -57,12 +57,17 @@ def test_explain_config_refuses() -> None:
         pykernels.explain_config(op, m=1, n=8, k=16, batch_invariant=1)  # type: ignore[arg-type]
 
 
-OPS = (pykernels.fp8_gemm_nt, pykernels.quantize_1x128, pykernels.quantize_128x128)
+SIZES: dict[Any, dict[str, Any]] = {
+    pykernels.fp8_gemm_nt: {"m": 8, "n": 8, "k": 16},
+    pykernels.quantize_1x128: {"m": 8, "k": 16},
+    pykernels.quantize_128x128: {"m": 8, "k": 16},
+    pykernels.silu_mul_quantize_1x128: {"m": 8, "i": 16},
+}
+OPS = tuple(SIZES)
 
 
 def sizes_of(op: Any, **changed: Any) -> dict[str, Any]:
-    sizes = {"m": 8, "n": 8, "k": 16} if op is pykernels.fp8_gemm_nt else {"m": 8, "k": 16}
-    return sizes | changed
+    return SIZES[op] | changed
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
@@ -93,17 +98,19 @@ def test_the_current_gpu_where_there_is_none(
 @pytest.mark.parametrize("op", OPS[1:], ids=lambda op: op.__name__)
 def test_quantise_ops_take_a_device_and_no_schedule(op: Any) -> None:
     """The device is checked although one kernel runs on all of them."""
+    sizes = sizes_of(op)
     for device in (None, "H20"):
-        (only,) = pykernels.explain_config(op, device=device, m=5, k=5)
+        (only,) = pykernels.explain_config(op, device=device, **sizes)
         assert only.kernel == op.__name__
     with pytest.raises(ValueError, match=f"batch_invariant .* fp8_gemm_nt, not of {op.__name__}"):
-        pykernels.explain_config(op, batch_invariant=True, m=5, k=5)
+        pykernels.explain_config(op, batch_invariant=True, **sizes)
     with pytest.raises(ValueError, match="batch_invariant must be True or False, got 'no'"):
-        pykernels.explain_config(op, batch_invariant="no", m=5, k=5)  # type: ignore[arg-type]
+        pykernels.explain_config(op, batch_invariant="no", **sizes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"num_sms .* fp8_gemm_nt, not of {op.__name__}"):
-        pykernels.explain_config(op, num_sms=3, m=5, k=5)
-    with pytest.raises(ValueError, match="sizes must be m, k, got m, n, k"):
-        pykernels.explain_config(op, m=5, n=5, k=5)
+        pykernels.explain_config(op, num_sms=3, **sizes)
+    names = ", ".join(sizes)
+    with pytest.raises(ValueError, match=f"sizes must be {names}, got {names}, n"):
+        pykernels.explain_config(op, **sizes, n=5)
 
 
 def test_num_sms_as_the_op_takes_it() -> None:
@@ -140,7 +147,8 @@ def test_nothing_is_launched_for_empty_sizes(op: Any, empty: str) -> None:
         if op is pykernels.fp8_gemm_nt:
             op(*gemm_operands(sizes["m"], sizes["n"], sizes["k"]))
         else:
-            op(torch.ones(sizes["m"], sizes["k"]))
+            columns = 2 * sizes["i"] if "i" in sizes else sizes["k"]
+            op(torch.ones(sizes["m"], columns))
     assert report.launches == []
 
 

@@ -6,6 +6,7 @@ Nothing here is shared with the kernels, their host code or the torch implementa
 from pykernels.reference.gemm import dequantize_1x128, dequantize_128x128, fp8_gemm_nt
 from pykernels.reference.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.reference.quantize import quantize_1x128, quantize_128x128, round_to_e4m3
+from pykernels.reference.silu_mul_quantize import silu_mul, silu_mul_quantize_1x128
 
 __all__ = [
     "dequantize_1x128",
@@ -16,4 +17,6 @@ __all__ = [
     "quantize_1x128",
     "quantize_128x128",
     "round_to_e4m3",
+    "silu_mul",
+    "silu_mul_quantize_1x128",
 ]
