@@ -125,3 +125,49 @@ class QuantizeLaunch:
         views = [tensor_view(tensor) for tensor in tensors]
         launch = native().make_quantize_launch(*views, self.block_m, False)
         return run_launch(module, launch, tensors, self.num_sms, **options)
+
+
+@dataclass
+class SiluMulLaunch:
+    """Rows of groups, and the launch of the fused cast that computes them."""
+
+    x: Tensor
+    groups: Tensor
+    source: str  # what the groups are: an argument of the op
+    q: Tensor
+    scales: Tensor
+    num_sms: int = 1
+
+    @classmethod
+    def make(
+        cls, source: str, groups: Tensor, shape: Sequence[int], dtype: torch.dtype
+    ) -> SiluMulLaunch:
+        *rows, i = shape
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(*rows, 2 * i, generator=generator).to(dtype)
+        q = torch.empty(*rows, i, dtype=torch.float8_e4m3fn)
+        return cls(x, groups, source, q, torch.empty(*rows, -(-i // 128)))
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return (self.q, self.scales)
+
+    def ptx(self) -> str:
+        return kernel_ptx("silu_mul_quantize_1x128")
+
+    def run(self, module: Module, **options: object) -> Report:
+        """Poisons the results and runs the only kernel of the module."""
+        self.q.view(torch.uint8).fill_(0x7F)
+        self.scales.fill_(float("nan"))
+        tensors = [self.x, self.q, self.scales, self.groups]
+        names = ["float8_e4m3fn", "float32", "int32"]
+        names.insert(0, str(self.x.dtype).removeprefix("torch."))
+        views = [
+            native().TensorView(tensor.data_ptr(), tensor.shape, tensor.stride(), name)
+            for tensor, name in zip(tensors, names, strict=True)
+        ]
+        device = native().EmulatedDevice(num_sms=self.num_sms)
+        launch = native().make_silu_mul_quantize_launch(
+            device, *views[:3], False, views[3], self.source
+        )
+        return run_launch(module, launch, tensors, self.num_sms, **options)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pykernels.emulator import Emulator, Launch, Module, Report
 from pykernels.native import native, strided_view
+from tests.gemm_kernels import Schedule
 from tests.grouped_kernels import UNTOUCHED, Problem, Scheduled
 from tests.kernel_launch import kernel_info, kernel_ptx, run_launch
 
@@ -167,7 +168,7 @@ class Overlapped:
         problem: Its groups.
         order: The rows of groups in the order in which they are filled.
         max_m: Rows that each group has room for, with ``masked_m``; None: one after the other.
-        scope: Of the counters.
+        scope: Of the counters; with "system" the other two kernels run on another GPU.
         timeout_ns: Of the GEMM's waits.
         num_sms: Of all; the GEMM takes what the others leave.
         dtype: Of the results.
@@ -181,6 +182,7 @@ class Overlapped:
     timeout_ns: int = 10**9
     num_sms: int = 12
     dtype: torch.dtype = torch.bfloat16
+    waits: bool = True  # for ready rows; else they are filled before it starts
     module: Module | None = None  # in place of the kernel's
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -233,6 +235,7 @@ class Overlapped:
     def launches(self) -> tuple[Launch, Launch, Launch]:
         """That fills, that multiplies, that takes."""
         t = self.tensors
+        others = {"rank": 1 if self.scope == "system" else 0}
         fill = Launch(
             _program(_FILLER, self.scope)["fill"],
             (_NUM_FILLERS,),
@@ -242,6 +245,7 @@ class Overlapped:
                 *(t["sf_source"], t["sfa"], t["sfa"].size(1) * 4),
                 *(t["order"], len(self.order), t["ready"], t["counters"]),
             ],
+            **others,
         )
         take = Launch(
             _program(_TAKER, self.scope)["take"],
@@ -251,6 +255,7 @@ class Overlapped:
                 *(t["out"], t["taken"], t["out"].size(1) * t["out"].element_size()),
                 *(t["first"], t["end"], t["done"], t["expected"]),
             ],
+            **others,
         )
         return fill, self._multiply(_NUM_FILLERS + t["done"].numel()), take
 
@@ -267,7 +272,7 @@ class Overlapped:
             source,
             self.num_sms - others,
             None,
-            strided_view(t["ready"]),
+            strided_view(t["ready"]) if self.waits else None,
             strided_view(t["done"]),
             self.scope == "system",
             self.timeout_ns,
@@ -298,8 +303,13 @@ class Overlapped:
         return emulator
 
     def run(self, **options: Any) -> Report:
-        """All three at one time."""
-        return self.emulator(**options).launch_concurrent(self.launches())
+        """All three at one time; or the first one ahead of the others."""
+        fill, multiply, take = self.launches()
+        emulator = self.emulator(**options)
+        if self.waits:
+            return emulator.launch_concurrent([fill, multiply, take])
+        emulator.launch_concurrent([fill]).raise_if_findings()
+        return emulator.launch_concurrent([multiply, take])
 
     def reset(self) -> None:
         """As before the first run."""
@@ -325,11 +335,23 @@ class OverlappedLaunch:
     pair: Overlapped
 
     @classmethod
-    def make(cls, kernel: str, dtype: torch.dtype) -> OverlappedLaunch:
-        problem = Problem((70, 0, 9, 130, 1, 60), 136, 17 * 128 + 16)
+    def make(
+        cls,
+        kernel: str,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        max_m: int | None = None,
+        scope: str = "gpu",
+    ) -> OverlappedLaunch:
+        """Few SMs, so that each CTA has several tiles; more k tiles than stages."""
+        problem = Problem((70, 0, 9, 130, 1, 60), 136, 9 * 128 + 16)
         order = list(range(problem.m))
         random.Random(0).shuffle(order)
-        return cls(Overlapped(Scheduled(kernel, (1, 1, 1)), problem, order, dtype=dtype))
+        scheduled = Scheduled(kernel, schedule)
+        num_counters = 3 if max_m is None else 12
+        num_sms = 3 + num_counters + 4
+        options = {"waits": scheduled.cluster == 1, "timeout_ns": 2**62, "dtype": dtype}
+        return cls(Overlapped(scheduled, problem, order, max_m, scope, num_sms=num_sms, **options))
 
     @property
     def results(self) -> tuple[Tensor, ...]:
@@ -346,20 +368,21 @@ class OverlappedLaunch:
 
 @dataclass
 class GroupedLaunch:
-    """A launch of the GEMM alone, likewise."""
+    """A launch of the GEMM alone, by indices, likewise."""
 
     scheduled: Scheduled
     tensors: list[Tensor]
-    num_sms: int
+    num_sms: int = 4
 
     @classmethod
-    def make(
-        cls, kernel: str, schedule: tuple[int, int, int], num_sms: int, dtype: torch.dtype
-    ) -> GroupedLaunch:
+    def make(cls, kernel: str, schedule: Schedule, dtype: torch.dtype) -> GroupedLaunch:
         problem = Problem((200, 0, 9, 130, 1), 264, 1136)
         out = torch.empty(problem.m, problem.n, dtype=dtype)
-        tensors = [*problem.rows(), *problem.weights(), out, _int32(problem.offsets)]
-        return cls(Scheduled(kernel, schedule), tensors, num_sms)
+        indices = torch.full((problem.m,), -1, dtype=torch.int32)
+        for group, rows in enumerate(problem.segments):
+            indices[rows] = group
+        tensors = [*problem.rows(), *problem.weights(), out, indices]
+        return cls(Scheduled(kernel, schedule), tensors)
 
     @property
     def results(self) -> tuple[Tensor, ...]:
@@ -375,7 +398,7 @@ class GroupedLaunch:
         launch = native().make_grouped_fp8_gemm_nt_launch(
             device,
             *map(strided_view, self.tensors),
-            "group_offsets",
+            "m_indices",
             self.num_sms,
             kernel=self.scheduled.kernel,
             schedule=self.scheduled.schedule,

@@ -9,9 +9,9 @@ import torch
 
 from pykernels.emulator import EmulationError, Module, Report
 from tests.cases import bits
-from tests.kernel_launch import GemmLaunch, QuantizeLaunch
-from tests.overlapped import GroupedLaunch, OverlappedLaunch
+from tests.kernel_launch import GemmLaunch, QuantizeLaunch, SiluMulLaunch
 from tests.mutants.mutate import Mutant, mutants
+from tests.overlapped import GroupedLaunch, OverlappedLaunch
 
 # Completion and seed. What happens-before finds does not depend on them, so nearly all end in the
 # first run; the others are for wrong results.
@@ -28,21 +28,47 @@ _GEMMS = {
     "fp8_gemm_nt_swap_m16n64": ((40, 264, 7 * 1024 + 16), 6, (1, 2, 3)),
 }
 _QUANTIZES = {"quantize_1x128": (1, (200, 1136)), "quantize_128x128": (128, (400, 1136))}
-# Alone in clusters, and beside kernels that fill and take its rows.
-_GROUPED = {"grouped_fp8_gemm_nt_m128n128c2": ((2, 1, 1), 4)}
-_OVERLAPPED = ("grouped_fp8_gemm_nt_m64n128c1", "grouped_fp8_gemm_nt_swap_m16n64")
-KERNELS = (*_GEMMS, *_GROUPED, *_OVERLAPPED, *_QUANTIZES)
+_GROUPED = {
+    "grouped_fp8_gemm_nt_m128n128c2": (2, 1, 1),
+    "grouped_fp8_gemm_nt_m64n128c1": (1, 1, 1),
+    "grouped_fp8_gemm_nt_swap_m16n64": (1, 1, 1),
+}
+_SILU_MUL = "silu_mul_quantize_1x128"
+KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL)
 
-Mutable = GemmLaunch | GroupedLaunch | OverlappedLaunch | QuantizeLaunch
+Mutable = GemmLaunch | GroupedLaunch | OverlappedLaunch | QuantizeLaunch | SiluMulLaunch
+
+
+def _silu_mul_launches() -> list[SiluMulLaunch]:
+    """With groups by each source; more of them than a list holds, so that it is filled again."""
+    num_rows, i = 2100, 32
+    indices = torch.arange(num_rows, dtype=torch.int32) % 3 - 1
+    masked = torch.arange(num_rows, dtype=torch.int32) % 2
+    offsets = torch.tensor([3, 90], dtype=torch.int32)
+    bf16, fp32 = DTYPES
+    return [
+        SiluMulLaunch.make("masked_m", masked, (num_rows, 2, i), bf16),
+        SiluMulLaunch.make("m_indices", indices, (num_rows, i), fp32),
+        SiluMulLaunch.make("group_offsets", offsets, (100, i), torch.float16),
+    ]
+
+
+def _grouped_launches(kernel: str) -> list[Mutable]:
+    """By each source; beside kernels that fill and take its rows, on one GPU and on two."""
+    schedule, (bf16, fp32) = _GROUPED[kernel], DTYPES
+    return [
+        OverlappedLaunch.make(kernel, schedule, bf16),
+        OverlappedLaunch.make(kernel, schedule, fp32, max_m=133, scope="system"),
+        GroupedLaunch.make(kernel, schedule, fp32),
+    ]
 
 
 def _launches(kernel: str) -> Sequence[Mutable]:
     """Of each type of elements."""
-    if kernel in _OVERLAPPED:
-        return [OverlappedLaunch.make(kernel, dtype) for dtype in DTYPES]
     if kernel in _GROUPED:
-        schedule, num_sms = _GROUPED[kernel]
-        return [GroupedLaunch.make(kernel, schedule, num_sms, dtype) for dtype in DTYPES]
+        return _grouped_launches(kernel)
+    if kernel == _SILU_MUL:
+        return _silu_mul_launches()
     if kernel in _GEMMS:
         sizes, num_sms, schedule = _GEMMS[kernel]
         return [GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES]
