@@ -14,6 +14,7 @@ from pathlib import Path
 
 _FILE = Path(__file__).with_name("peers.json")
 SAME_OPERATION = "fp8 1x128 by 128x128"  # the scales of fp8_gemm_nt
+GROUPED_OPERATION = "fp8 grouped"
 _MIN_BOUNDED_BLOCK_N = 64
 _WARPGROUP_ROWS = 64
 _ONE_SHAPE = re.compile(r"(\d+) MMA (\d+)x(\d+)")

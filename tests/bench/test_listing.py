@@ -13,7 +13,7 @@ from pykernels.bench import listing, peers
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "pykernels" / "kernels"
 MANIFEST = manifest.load(ROOT / "csrc" / "manifest.json")
-GEMMS = [kernel for kernel in MANIFEST if kernel.family == "fp8_gemm_nt"]
+GEMMS = [kernel for kernel in MANIFEST if kernel.family in ("fp8_gemm_nt", "grouped_fp8_gemm_nt")]
 
 
 @pytest.mark.parametrize("kernel", MANIFEST, ids=lambda kernel: kernel.name)
@@ -75,6 +75,36 @@ def test_the_peer_that_bounds_a_tile(tile: tuple[int, int], cluster: int, peer: 
     config = {"block_m": block_m, "block_n": block_n, "cluster": cluster, "swap_ab": False}
     found = peers.bound(config)
     assert (found.name if found else None) == peer
+
+
+@pytest.mark.parametrize(
+    ("tile", "cluster", "share"),
+    [
+        ((64, 64), 1, 0.58),
+        ((64, 128), 1, 0.38),
+        ((128, 128), 1, 0.42),
+        ((128, 128), 2, 0.43),
+        ((128, 192), 2, 0.34),
+    ],
+)
+def test_grouped_kernels_are_held_to_dense_peers(
+    tile: tuple[int, int], cluster: int, share: float
+) -> None:
+    """Groups cost a kernel nothing in its main loop: the best dense peer bounds it too."""
+    (kernel,) = [
+        kernel
+        for kernel in GEMMS
+        if kernel.config["grouped"]
+        and not kernel.config["swap_ab"]
+        and (kernel.config["block_m"], kernel.config["block_n"]) == tile
+        and kernel.config["cluster"] == cluster
+    ]
+    peer = peers.bound(kernel.config)
+    assert peer is not None
+    assert peer.issue_share == share
+    grouped = [other for other in peers.peers() if other.operation == peers.GROUPED_OPERATION]
+    of_tile = [other for other in grouped if (other.block_m, other.block_n) == tile]
+    assert all(peer.issue_share <= other.issue_share for other in of_tile)
 
 
 @pytest.mark.parametrize("block_n", [64, 128])
