@@ -179,9 +179,9 @@ def check_multiple(name: str, value: int, divisor: int, fix: str) -> None:
         raise ValueError(f"{name} must be a multiple of {divisor}, got {value}; {fix}")
 
 
-def check_size(name: str, value: int) -> None:
-    if value > MAX_SIZE:
-        raise ValueError(f"{name} must be at most {MAX_SIZE}, got {value}; split the call")
+def check_size(name: str, value: int, most: int = MAX_SIZE) -> None:
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}; split the call")
 
 
 def check_rows(name: str, tensor: Tensor) -> None:

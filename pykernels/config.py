@@ -13,9 +13,11 @@ from pykernels.checks import (
     check_gemm_sizes,
     check_integer,
     check_num_sms,
+    check_size,
 )
 from pykernels.device import planning_device
 from pykernels.gemm import fp8_gemm_nt
+from pykernels.group_checks import MAX_ROWS
 from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.native import native
 from pykernels.quantize import quantize_1x128, quantize_128x128
@@ -75,7 +77,8 @@ def explain_config(
 
     Returns:
         Candidates, cheapest first. ``csrc/gemm/README.md``, "Cost model", has the formulas. Empty
-        where a size is 0: such a call launches nothing.
+        where the call launches nothing: where a size is 0, but for the k of a grouped GEMM, whose
+        kernel writes zeros to the rows of groups.
 
     Raises:
         ValueError: the op is unknown, or the device, an option or a size is missing, unknown, or
@@ -92,12 +95,12 @@ def explain_config(
         return [] if 0 in (m, n, k) else _ranked_gemms((m, n, k), gpu, num_sms, batch_invariant)
     if op in (grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked):
         _check_sizes(sizes, "num_groups", "m", "n", "k")
-        m, n, k = sizes["m"], sizes["n"], sizes["k"]
+        m, n, k, num_groups = (sizes[name] for name in ("m", "n", "k", "num_groups"))
         check_gemm_sizes(m, n, k)
+        check_size("num_groups * m", int(num_groups) * int(m), MAX_ROWS)
         gpu = gpu_model(device)
-        if 0 in sizes.values():
-            return []
-        return _ranked_gemms((m, n, k), gpu, num_sms, False, sizes["num_groups"])
+        empty = 0 in (m, n, num_groups)
+        return [] if empty else _ranked_gemms((m, n, k), gpu, num_sms, False, num_groups)
     sizes_of_op = next((names for known, names in _CAST_SIZES if known is op), None)
     if sizes_of_op is not None:
         if num_sms is not None or batch_invariant:

@@ -16,6 +16,7 @@ from pykernels import checks
 from pykernels.overlap import check_no_overlap
 
 COUNTER_ROWS = 128  # rows that share a ready and a done counter
+MAX_ROWS = checks.MAX_SIZE - 1024  # of all groups: kernels count beyond them, by a tile at most
 COUNTER_SCOPES = ("gpu", "system")
 MAX_TIMEOUT_S = 86400.0
 
@@ -34,6 +35,13 @@ class Groups(NamedTuple):
     @property
     def is_masked(self) -> bool:
         return self.source == "masked_m"
+
+    @property
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """As the ops take them: the ragged op group_offsets and m_indices, the masked op one."""
+        if self.is_masked:
+            return (self.values,)
+        return (self.values, None) if self.source == "group_offsets" else (None, self.values)
 
 
 class Counters(NamedTuple):
@@ -79,10 +87,12 @@ def check_counter_options(scope: object, timeout_s: object) -> None:
     if not isinstance(scope, str) or scope not in COUNTER_SCOPES:
         raise ValueError(f"counter_scope must be 'gpu' or 'system', got {scope!r}")
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
-        raise ValueError(f"ready_timeout must be a number of seconds, got {timeout_s!r}")
+        got = checks.shown(timeout_s)
+        raise ValueError(f"ready_timeout must be a number of seconds, got {got}")
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        got = checks.shown(timeout_s)
         raise ValueError(
-            f"ready_timeout must be above 0 and at most {MAX_TIMEOUT_S:g} seconds, got {timeout_s}"
+            f"ready_timeout must be above 0 and at most {MAX_TIMEOUT_S:g} seconds, got {got}"
         )
 
 
@@ -183,7 +193,11 @@ def _check_shapes(
             f"a[0] and b[0] must have the same num_groups, got {list(a.shape)} and {list(b.shape)}"
         )
     checks.check_gemm_sizes(leading[-1], n, k)
-    checks.check_size("num_groups", num_groups)
+    rows_name = "num_groups * max_m" if groups.is_masked else "m"
+    num_rows = num_groups * leading[-1] if groups.is_masked else leading[-1]
+    sizes = (("num_groups", num_groups), (rows_name, num_rows), ("n", n), ("k", k))
+    for name, size in sizes:
+        checks.check_size(name, size, MAX_ROWS)
     k_blocks = checks.ceil_div(k, checks.SCALE_BLOCK)
     rows = "num_groups, max_m" if groups.is_masked else "m"
     checks.check_sizes("a[1]", sfa, (*leading, k_blocks), f"[{rows}, ceil(k / 128)]")
@@ -251,15 +265,18 @@ def _check_rows(name: str, tensor: Tensor, *, whole_rows: bool) -> None:
             f"the group stride of {name} must be a multiple of {checks.ALIGNMENT} bytes, got "
             f"{group_bytes}; allocate groups padded to 16 bytes and pass a view of them"
         )
-    if name.startswith("out") and group_stride < (rows - 1) * row_stride * (rows > 1) + columns:
-        raise ValueError(
-            f"groups of {name} must not overlap, got strides {tensor.stride()} for shape "
-            f"{list(tensor.shape)}; allocate it with torch.empty"
-        )
     if whole_rows and rows > 1 and group_stride % row_stride != 0:
         raise ValueError(
             f"the group stride of {name} must be a multiple of its row stride, got strides "
             f"{tensor.stride()}; slice it from a contiguous tensor"
+        )
+    if whole_rows:
+        between = group_stride // row_stride if rows > 1 else 1
+        checks.check_size(f"rows of {name}", (num_groups - 1) * between + rows, MAX_ROWS)
+    if name.startswith("out") and group_stride < (rows - 1) * row_stride * (rows > 1) + columns:
+        raise ValueError(
+            f"groups of {name} must not overlap, got strides {tensor.stride()} for shape "
+            f"{list(tensor.shape)}; allocate it with torch.empty"
         )
 
 

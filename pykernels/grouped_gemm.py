@@ -87,9 +87,10 @@ def grouped_fp8_gemm_nt(
     """
     groups = group_checks.check_groups(group_offsets=group_offsets, m_indices=m_indices)
     counters = Counters(ready, done, counter_scope, ready_timeout)
-    _check_arguments("grouped_fp8_gemm_nt", a, b, groups, out, out_dtype, counters)
-    given = group_offsets, m_indices
-    return _call(_OP, _OP_OUT, (*a, *b), given, out, out_dtype, num_sms, expected_m, counters)
+    name = "grouped_fp8_gemm_nt"
+    _check_arguments(name, a, b, out, out_dtype, num_sms, expected_m, counters)
+    ops = _OP, _OP_OUT
+    return _call(ops, (*a, *b), groups, out, out_dtype, num_sms, expected_m, counters)
 
 
 def grouped_fp8_gemm_nt_masked(
@@ -136,33 +137,44 @@ def grouped_fp8_gemm_nt_masked(
 
     Reference: :func:`pykernels.reference.grouped_fp8_gemm_nt_masked`.
     """
-    groups = group_checks.check_groups(masked_m=masked_m)
+    groups = Groups("masked_m", checks.check_tensor("masked_m", masked_m))
     counters = Counters(ready, done, counter_scope, ready_timeout)
-    _check_arguments("grouped_fp8_gemm_nt_masked", a, b, groups, out, out_dtype, counters)
+    name = "grouped_fp8_gemm_nt_masked"
+    _check_arguments(name, a, b, out, out_dtype, num_sms, expected_m, counters)
     ops = _MASKED_OP, _MASKED_OP_OUT
-    return _call(*ops, (*a, *b), (masked_m,), out, out_dtype, num_sms, expected_m, counters)
+    return _call(ops, (*a, *b), groups, out, out_dtype, num_sms, expected_m, counters)
 
 
 def _call(
-    op: torch._ops.OpOverload,
-    op_out: torch._ops.OpOverload,
+    ops: tuple[torch._ops.OpOverload, torch._ops.OpOverload],
     operands: tuple[Tensor, Tensor, Tensor, Tensor],
-    groups: tuple[Tensor | None, ...],
+    groups: Groups,
     out: Tensor | None,
     out_dtype: torch.dtype,
     num_sms: int | None,
     expected_m: int | None,
     counters: Counters,
 ) -> Tensor:
-    """Counters belong to a call that writes into what it is given."""
+    """Counters belong to the overload that writes into what it is given."""
+    op, op_out = ops
+    arguments = (*operands, *groups.arguments)
     if out is None and counters.ready is None and counters.done is None:
-        result: Tensor = op(*operands, *groups, out_dtype, num_sms, expected_m)
+        result: Tensor = op(*arguments, out_dtype, num_sms, expected_m)
         return result
     if out is None:
-        a, _, b, _ = operands
-        out = _empty_output(a, b, out_dtype)
+        group_checks.check_grouped_gemm(
+            *operands,
+            groups,
+            None,
+            out_dtype,
+            counters,
+            num_sms=num_sms,
+            expected_m=expected_m,
+            real=False,  # the op checks addresses
+        )
+        out = _empty_output(operands[0], operands[2], out_dtype)
     options = (num_sms, expected_m, counters.ready, counters.scope, float(counters.timeout_s))
-    op_out(*operands, *groups, *options, out=out, done=counters.done)
+    op_out(*arguments, *options, out=out, done=counters.done)
     return out
 
 
@@ -170,9 +182,10 @@ def _check_arguments(
     op: str,
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
-    groups: Groups,
     out: Tensor | None,
     out_dtype: torch.dtype,
+    num_sms: int | None,
+    expected_m: int | None,
     counters: Counters,
 ) -> None:
     """The checks of what the op itself does not see."""
@@ -185,6 +198,8 @@ def _check_arguments(
             tensors[name] = checks.check_tensor(name, tensor)
     checks.check_no_gradient(op, tensors)
     checks.check_out_dtype_argument(out, out_dtype)
+    checks.check_num_sms(num_sms)
+    group_checks.check_expected_m(expected_m)
     group_checks.check_counter_options(counters.scope, counters.timeout_s)
 
 
@@ -195,25 +210,27 @@ def _check_call(
     group_offsets: Tensor | None = None,
     *,
     m_indices: Tensor | None = None,
-    **options: Any,
+    out: Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    num_sms: int | None = None,
+    expected_m: int | None = None,
+    ready: Tensor | None = None,
+    done: Tensor | None = None,
+    counter_scope: str = "gpu",
+    ready_timeout: float = 10.0,
 ) -> Tensor:
     groups = group_checks.check_groups(group_offsets=group_offsets, m_indices=m_indices)
-    return _check_options("grouped_fp8_gemm_nt", a, b, groups, **options)
+    counters = Counters(ready, done, counter_scope, ready_timeout)
+    name = "grouped_fp8_gemm_nt"
+    _check_all(name, a, b, groups, out, out_dtype, num_sms, expected_m, counters)
+    return a[0]
 
 
 @checks.checks_call(grouped_fp8_gemm_nt_masked)
 def _check_masked_call(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], masked_m: Tensor, **options: Any
-) -> Tensor:
-    groups = group_checks.check_groups(masked_m=masked_m)
-    return _check_options("grouped_fp8_gemm_nt_masked", a, b, groups, **options)
-
-
-def _check_options(
-    op: str,
     a: tuple[Tensor, Tensor],
     b: tuple[Tensor, Tensor],
-    groups: Groups,
+    masked_m: Tensor,
     *,
     out: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
@@ -224,13 +241,30 @@ def _check_options(
     counter_scope: str = "gpu",
     ready_timeout: float = 10.0,
 ) -> Tensor:
+    groups = Groups("masked_m", checks.check_tensor("masked_m", masked_m))
     counters = Counters(ready, done, counter_scope, ready_timeout)
-    _check_arguments(op, a, b, groups, out, out_dtype, counters)
+    name = "grouped_fp8_gemm_nt_masked"
+    _check_all(name, a, b, groups, out, out_dtype, num_sms, expected_m, counters)
+    return a[0]
+
+
+def _check_all(
+    op: str,
+    a: tuple[Tensor, Tensor],
+    b: tuple[Tensor, Tensor],
+    groups: Groups,
+    out: Tensor | None,
+    out_dtype: torch.dtype,
+    num_sms: int | None,
+    expected_m: int | None,
+    counters: Counters,
+) -> None:
+    """What a call checks, and the op that it calls."""
+    _check_arguments(op, a, b, out, out_dtype, num_sms, expected_m, counters)
     dtype = out_dtype if out is None else out.dtype
     group_checks.check_grouped_gemm(
         *a, *b, groups, out, dtype, counters, num_sms=num_sms, expected_m=expected_m
     )
-    return a[0]
 
 
 def _empty_output(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:

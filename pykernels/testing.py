@@ -44,6 +44,26 @@ def gemm_operands(m: int, n: int, k: int, seed: int = 0) -> tuple[Pair, Pair]:
     return (a, sfa), (b, sfb)
 
 
+def grouped_gemm_operands(
+    num_groups: int, m: int, n: int, k: int, seed: int = 0
+) -> tuple[Pair, Pair]:
+    """The same with a weight for each of ``num_groups`` groups, all of them different.
+
+    Returns:
+        ``(a [m, k], sfa [m, ceil(k / 128)])`` and ``(b [num_groups, n, k], sfb [num_groups, ceil(n
+        / 128), ceil(k / 128)])``, as :func:`pykernels.grouped_fp8_gemm_nt` takes them. The masked
+        form takes rows as ``a.view(num_groups, -1, k)``.
+    """
+    n_blocks = -(-n // _SCALE_BLOCK)
+    a, _ = gemm_operands(m, 0, k, seed)
+    weights = [gemm_operands(0, n, k, seed + 1 + group)[1] for group in range(num_groups)]
+    b = torch.empty(num_groups, n, k, dtype=torch.float8_e4m3fn)
+    sfb = torch.empty(num_groups, n_blocks, a[1].size(1))
+    for group, (values, scales) in enumerate(weights):
+        b[group], sfb[group] = values, scales
+    return a, (b, sfb)
+
+
 def row_errors(actual: Tensor, exact: Tensor) -> Tensor:
     """Relative L2 error per row; 0 where the rows are equal, infinite where only one is zero."""
     difference = (actual.double() - exact.double()).norm(dim=1)

@@ -68,8 +68,9 @@ void check_arguments(const GroupedGemmArguments& arguments) {
     PK_CHECK(source != GroupSource::kIndices, name, " cannot be used with m_indices");
     const int64_t per_group = ceil_div(m, kCounterRows);
     const int64_t wanted = source == GroupSource::kMasked ? num_groups * per_group : per_group;
-    PK_CHECK((*values)->num_elements() == wanted && (*values)->dtype == DataType::kInt32, name,
-             " must be ", wanted, " int32 values, got ", (*values)->describe());
+    PK_CHECK((*values)->num_elements() == wanted && (*values)->dtype == DataType::kInt32 &&
+                 (*values)->rank == 1 && (wanted == 1 || (*values)->strides[0] == 1),
+             name, " must be ", wanted, " contiguous int32 values, got ", (*values)->describe());
   }
 }
 
@@ -86,12 +87,17 @@ struct RowLayout {
     group_rows = 0;
     if (tensor.rank == 2) return;
     const int64_t num_groups = tensor.sizes[0];
-    if (num_rows == 1) row_stride = tensor.strides[0];
+    const int64_t group_stride = tensor.strides[0];
+    if (num_rows == 1 && group_stride > 0) row_stride = group_stride;
     if (num_groups == 1) return;
-    PK_CHECK(row_stride > 0 && tensor.strides[0] >= 0 && tensor.strides[0] % row_stride == 0,
-             "the stride between groups of ", name, " must be a multiple of its row stride, got ",
-             tensor.describe());
-    group_rows = tensor.strides[0] / row_stride;
+    if (tensor.num_elements() == 0) {  // k = 0: strides say nothing
+      group_rows = num_rows;
+    } else {
+      PK_CHECK(row_stride > 0 && group_stride >= 0 && group_stride % row_stride == 0,
+               "the stride between groups of ", name, " must be a multiple of its row stride, got ",
+               tensor.describe());
+      group_rows = group_stride / row_stride;
+    }
     num_rows += (num_groups - 1) * group_rows;
     PK_CHECK(num_rows <= kMaxRows, name, " must span at most ", kMaxRows, " rows, got ", num_rows);
   }
