@@ -61,12 +61,12 @@ def _row_bytes(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def _merged_dims(tensor: Tensor) -> list[tuple[int, int]]:
-    """(stride, length) of the dimensions, smallest stride first; rows as one that follow evenly."""
+    """(stride, length) of dimensions, smallest stride first; those as one that follow evenly."""
     dims: list[tuple[int, int]] = []
     for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if length == 1 or stride == 0:  # no other bytes
             continue
-        if len(dims) >= 2 and stride == dims[-1][0] * dims[-1][1]:
+        if dims and stride == dims[-1][0] * dims[-1][1]:
             dims[-1] = dims[-1][0], dims[-1][1] * length
         else:
             dims.append((stride, length))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import pykernels
 from pykernels.testing import gemm_operands
+from tests.wrong_arguments import Wrong, misaligned, padded, put
 
 FP8 = torch.float8_e4m3fn
 M, N, K = 40, 136, 272
@@ -28,36 +28,6 @@ def call_gemm(function: Callable[..., Any], arguments: dict[str, Any], *first: A
     rest = dict(arguments)
     a, b = (rest.pop("a"), rest.pop("sfa")), (rest.pop("b"), rest.pop("sfb"))
     return function(*first, a, b, **rest)
-
-
-@dataclasses.dataclass(frozen=True)
-class Wrong:
-    """One spoilt argument and what the message must say."""
-
-    name: str
-    change: Callable[[dict[str, Any]], Any]
-    message: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def put(**changes: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-    return lambda arguments: {name: change(arguments) for name, change in changes.items()}
-
-
-def misaligned(tensor: Tensor) -> Tensor:
-    """The same values, one element past a 16-byte boundary."""
-    storage = torch.empty(tensor.numel() + 16, dtype=tensor.dtype)
-    view = storage[1 : 1 + tensor.numel()].view(tensor.shape)
-    return view.copy_(tensor)
-
-
-def padded(tensor: Tensor, columns: int) -> Tensor:
-    """The same values with rows ``columns`` elements apart."""
-    storage = torch.zeros(tensor.size(0), columns, dtype=tensor.dtype)
-    storage[:, : tensor.size(1)] = tensor
-    return storage[:, : tensor.size(1)]
 
 
 WRONG_GEMM = [
