@@ -1,4 +1,4 @@
-"""``python -m pykernels bench gemm``: is it faster for my shape?
+"""``python -m pykernels bench gemm`` and ``bench grouped``: is it faster for my shape?
 
 With a Hopper GPU the op is measured among the baselines; without one the same command gives the
 listing, the emulator's counts and the model, each named as what it is.
@@ -17,7 +17,7 @@ import torch
 from pykernels.config import gpu_model
 
 from . import harness
-from .candidates import Options, Shape
+from .problem import Options, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,23 +41,24 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.plot is not None:
         plot.require(arguments.plot)
     options = Options(arguments.num_sms, arguments.batch_invariant, arguments.device)
-    shapes = [Shape(m, arguments.n, arguments.k) for m in arguments.m]
+    problems = _problems(arguments)
     measured = _has_hopper()
     if not measured and options.device is None:
         options = dataclasses.replace(options, device=_DEFAULT_DEVICE)
     gpu_model(options.device)  # refused before any work
-    compiled = [] if measured else _compiled()
+    compiled = [] if measured else _compiled(grouped=arguments.op == "grouped")
     copy_gbps = harness.copy_bandwidth() if measured else 0.0
     rows = []
-    for shape in shapes:
-        row = _measured_row(shape, options, copy_gbps) if measured else _static_row(shape, options)
-        rows.append(row)
+    for problem in problems:
         if measured:
+            row = _measured_row(problem, options, copy_gbps)
             tables.print_measured(row, console)
         else:
+            row = _static_row(problem, options)
             tables.print_static(row, compiled, console)
+        rows.append(row)
     tables.print_sweep(rows, console)
-    host = _host_path(console)
+    host = _host_path(console) if arguments.op == "gemm" else None
     if arguments.json is not None:
         result = {
             "environment": harness.environment(),
@@ -89,22 +90,42 @@ def _has_hopper() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
-def _measured_row(shape: Shape, options: Options, copy_gbps: float) -> dict[str, Any]:
-    from . import gemm_bench
+def _problems(arguments: argparse.Namespace) -> list[Problem[Any]]:
+    """One for each m."""
+    from .gemm_bench import Shape
+    from .grouped_bench import GroupedShape, routed_rows
 
-    return gemm_bench.measure(shape, copy_gbps, options=options, every_kernel=True)
+    n, k = arguments.n, arguments.k
+    if arguments.op == "gemm":
+        return [Shape(m, n, k) for m in arguments.m]
+    groups = arguments.num_groups
+    return [
+        GroupedShape(
+            routed_rows(m * groups, 1, groups) if arguments.skew else (m,) * groups,
+            n,
+            k,
+            arguments.source,
+        )
+        for m in arguments.m
+    ]
 
 
-def _static_row(shape: Shape, options: Options) -> dict[str, Any]:
+def _measured_row(problem: Problem[Any], options: Options, copy_gbps: float) -> dict[str, Any]:
+    from . import contest
+
+    return contest.measure(problem, copy_gbps, options=options, every_kernel=True)
+
+
+def _static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
     from . import static_answer
 
-    return static_answer.static_row(shape, options)
+    return static_answer.static_row(problem, options)
 
 
-def _compiled() -> list[dict[str, Any]]:
+def _compiled(*, grouped: bool) -> list[dict[str, Any]]:
     from . import static_answer
 
-    return static_answer.compiled_baselines()
+    return static_answer.compiled_baselines(grouped=grouped)
 
 
 def _host_path(console: Console) -> Any:

@@ -14,13 +14,46 @@ def add(parser: argparse.ArgumentParser) -> None:
     ops = parser.add_subparsers(dest="op", required=True)
     gemm = ops.add_parser("gemm", help="fp8_gemm_nt", description="The dense FP8 GEMM.")
     gemm.add_argument("--m", type=_rows, required=True, help="rows of a, or a list: 1,16,64,256")
-    gemm.add_argument("--n", type=_n, required=True, help="rows of b, a multiple of 8")
-    gemm.add_argument("--k", type=_k, required=True, help="columns, a multiple of 16")
-    gemm.add_argument("--num-sms", type=_num_sms, help="how many SMs the kernel may take")
     gemm.add_argument("--batch-invariant", action="store_true", help="bits that m does not change")
-    gemm.add_argument("--device", help="whose constants the model takes: H100, H200, H20, ...")
-    gemm.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
-    gemm.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times (over m)")
+    _add_common(gemm)
+    grouped = ops.add_parser(
+        "grouped",
+        help="grouped_fp8_gemm_nt, or its masked form",
+        description="The grouped FP8 GEMMs of MoE layers.",
+    )
+    grouped.add_argument("--num-groups", type=_num_groups, required=True, help="weights in b")
+    grouped.add_argument(
+        "--m", type=_rows, required=True, help="rows of each group, or a list: 16,64,256"
+    )
+    grouped.add_argument(
+        "--skew", action="store_true", help="groups as a router with favourites fills them; m: mean"
+    )
+    layout = grouped.add_mutually_exclusive_group()
+    layout.add_argument(
+        "--masked",
+        action="store_const",
+        dest="source",
+        const="masked_m",
+        help="room for every group's rows in place of ragged groups",
+    )
+    layout.add_argument(
+        "--indexed",
+        action="store_const",
+        dest="source",
+        const="m_indices",
+        help="ragged groups by m_indices in place of offsets",
+    )
+    grouped.set_defaults(source="group_offsets", batch_invariant=False)
+    _add_common(grouped)
+
+
+def _add_common(op: argparse.ArgumentParser) -> None:
+    op.add_argument("--n", type=_n, required=True, help="rows of b, a multiple of 8")
+    op.add_argument("--k", type=_k, required=True, help="columns, a multiple of 16")
+    op.add_argument("--num-sms", type=_num_sms, help="how many SMs the kernel may take")
+    op.add_argument("--device", help="whose constants the model takes: H100, H200, H20, ...")
+    op.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
+    op.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times (over m)")
 
 
 def _rows(text: str) -> list[int]:
@@ -36,6 +69,10 @@ def _n(text: str) -> int:
 
 def _k(text: str) -> int:
     return _checked("k", text, also=lambda k: check_gemm_sizes(m=1, n=0, k=k))
+
+
+def _num_groups(text: str) -> int:
+    return _checked("num_groups", text)
 
 
 def _num_sms(text: str) -> int:

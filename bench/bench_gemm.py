@@ -6,7 +6,7 @@ the recording driver: what a call costs before the kernel runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,37 +17,14 @@ from pykernels import _C
 from pykernels.native import native, tensor_view
 from pykernels.testing import gemm_operands
 
-from . import gemm_bench, harness
-from .candidates import Options, Shape
-
-
-@pytest.fixture(scope="module")
-def copy_gbps() -> float:
-    return harness.copy_bandwidth()
+from . import gemm_bench
+from .problem import Problem
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", list(gemm_bench.shapes()), ids=str)
-def test_gpu(benchmark: Any, shape: Shape, copy_gbps: float) -> None:
-    """The GPU's own time stands in extra_info; the benchmark times one synchronised call."""
-    benchmark.extra_info.update(gemm_bench.measure(shape, copy_gbps), **harness.environment())
-    operands = gemm_bench.make_operands(shape, seed=0)
-    prepared = gemm_bench.prepare_op(Options(), operands)
-
-    def call() -> None:
-        prepared.call()
-        torch.cuda.synchronize()
-
-    benchmark(call)
-
-
-@pytest.fixture
-def driver() -> Iterator[_C.RecordingDriver]:
-    """Takes launches and runs nothing."""
-    native()  # registers the kernels
-    with _C.RecordingDriver() as driver:
-        driver.set_current_device(0)
-        yield driver
+def test_gpu(measure: Callable[[Problem[Any]], None], shape: gemm_bench.Shape) -> None:
+    measure(shape)
 
 
 def test_make_launch_and_launch(benchmark: Any, driver: _C.RecordingDriver) -> None:

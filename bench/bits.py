@@ -18,10 +18,14 @@ from torch import Tensor
 
 import pykernels
 from pykernels.config import Candidate
+from pykernels.group_checks import Groups
 from pykernels.native import native, tensor_view
-from pykernels.testing import gemm_operands
 
-from .candidates import Options, Shape, launch, rank
+from .baselines import GroupedOperands, OperandsT, flat
+from .candidates import rank
+from .gemm_bench import Shape
+from .grouped_bench import SOURCES, GroupedShape
+from .problem import Options, Problem
 
 Outputs = tuple[Tensor, ...]
 # Where a case runs: (the tensors' device, what makes the Device that launches).
@@ -38,7 +42,14 @@ _GEMM_SIZES = (
 )
 _KINDS = ("normal", "mixed", "special")
 _CASES_A_CANDIDATE = 3  # a kernel with a schedule
-_ALL_SCHEDULES = Shape(1024, 8192, 8192)
+_ROWS_TO_A_HOLE = 5
+# Empty groups at both ends and between, one row, groups that end within and at a tile's end.
+_GROUPS = ((0, 1, 63, 0, 65, 0), (128, 129), (3, 0, 40, 7, 8, 9, 1, 200))
+_GROUPED_SIZES = ((64, 128), (136, 1168), (264, 272))  # n x k
+_ALL_SCHEDULES: tuple[Problem[Any], ...] = (
+    Shape(1024, 8192, 8192),
+    GroupedShape((1024,) * 8, 8192, 8192),
+)
 _QUANTIZE_SIZES = ((1, 16), (33, 272), (128, 128), (257, 1040))
 _GENERIC_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -77,56 +88,79 @@ def cases() -> Iterator[Case]:
 def candidates() -> list[Candidate]:
     """Every kernel with every schedule that it can run, by name.
 
-    A shape of many tiles and k tiles: there the cost model leaves none out.
+    Calls of many tiles and k tiles: there the cost model leaves none out.
     """
-    ranked = rank(_ALL_SCHEDULES, Options())
+    ranked = [candidate for problem in _ALL_SCHEDULES for candidate in rank(problem, Options())]
     return sorted(ranked, key=lambda c: (c.kernel, *c.schedule.values()))
 
 
 def _gemm_cases(candidate: Candidate, number: int) -> Iterator[Case]:
-    """A few launches: sizes, output type and kind of operands walk on from one to the next."""
+    """A few launches: sizes, output type and kind of operands walk on from one to the next.
+
+    Those of a grouped kernel are ragged, indexed and masked.
+    """
     for i in range(_CASES_A_CANDIDATE):
-        sizes = _GEMM_SIZES[(_CASES_A_CANDIDATE * number + i) % len(_GEMM_SIZES)]
+        which = _CASES_A_CANDIDATE * number + i
         dtype = (torch.bfloat16, torch.float32)[(number + i) % 2]
-        yield _gemm_case(candidate, sizes, dtype, _KINDS[(number + i) % len(_KINDS)])
+        kind = _KINDS[(number + i) % len(_KINDS)]
+        problem: Problem[Any] = Shape(*_GEMM_SIZES[which % len(_GEMM_SIZES)])
+        if candidate.config["grouped"]:
+            rows = _GROUPS[(number + i) % len(_GROUPS)]
+            n, k = _GROUPED_SIZES[(number // 3 + i) % len(_GROUPED_SIZES)]
+            problem = GroupedShape(rows, n, k, SOURCES[i % len(SOURCES)])
+        yield _gemm_case(candidate, problem, dtype, kind)
 
 
-def _gemm_case(
-    candidate: Candidate, sizes: tuple[int, int, int], dtype: torch.dtype, kind: str
-) -> Case:
-    m, n, k = sizes
-
+def _gemm_case(candidate: Candidate, problem: Problem[Any], dtype: torch.dtype, kind: str) -> Case:
     def run(place: Place) -> Outputs:
         torch_device, make_device = place
-        operands = [tensor.to(torch_device) for tensor in _operands(sizes, kind)]
-        out = torch.zeros(m, n, dtype=dtype, device=torch_device)
-        launch(make_device(), candidate, Options(), (*operands, out))
-        return (out.cpu(),)
+        operands = _moved(_operands(problem, kind), torch_device, dtype)
+        problem.launch(make_device(), candidate, Options(), operands)
+        return (operands.out.cpu(),)
 
     schedule = "x".join(map(str, candidate.schedule.values()))
-    return Case(f"{candidate.kernel}/{schedule}/{m}x{n}x{k}/{_name(dtype)}/{kind}", run)
+    return Case(f"{candidate.kernel}/{schedule}/{problem}/{_name(dtype)}/{kind}", run)
 
 
-def _operands(sizes: tuple[int, int, int], kind: str) -> tuple[Tensor, ...]:
-    """``mixed``: every FP8 pattern but NaN. ``special``: NaN and infinities too."""
-    (a, sfa), (b, sfb) = gemm_operands(*sizes)
+def _operands(problem: Problem[OperandsT], kind: str) -> OperandsT:
+    """``mixed``: every FP8 pattern but NaN. ``special``: NaN and infinities too.
+
+    Of rows given by their group some have none.
+    """
+    operands = problem.emulated_operands()
+    if isinstance(operands, GroupedOperands) and operands.groups.source == "m_indices":
+        operands.groups.values[::_ROWS_TO_A_HOLE] = -1
     if kind == "normal":
-        return a, sfa, b, sfb
-    generator = torch.Generator().manual_seed(sum(sizes))
+        return operands
+    generator = torch.Generator().manual_seed(sum(problem.sizes.values()))
 
     def patterns(tensor: Tensor) -> Tensor:
         bits = torch.randint(0, 256, tensor.shape, generator=generator, dtype=torch.uint8)
         bits[(bits & 0x7F) == 0x7F] = 0x01
         return bits.view(torch.float8_e4m3fn)
 
-    a, b = patterns(a), patterns(b)
+    operands = operands._replace(a=patterns(operands.a), b=patterns(operands.b))
     if kind == "special":
-        a.view(torch.uint8)[-1, 0] = 0x7F
-        b.view(torch.uint8)[0, -1] = 0xFF
+        sfa, sfb = flat(operands.sfa), flat(operands.sfb)
+        flat(operands.a).view(torch.uint8)[-1, 0] = 0x7F
+        flat(operands.b).view(torch.uint8)[0, -1] = 0xFF
         sfa[0, 0] = math.inf
         sfa[sfa.size(0) // 2, -1] = math.nan
         sfb[-1, 0] = -0.0
-    return a, sfa, b, sfb
+    return operands
+
+
+def _moved(operands: OperandsT, device: torch.device, dtype: torch.dtype) -> OperandsT:
+    """On another device, with an output of another type that is all zeros."""
+    moved: dict[str, Any] = {
+        name: value.to(device)
+        for name, value in operands._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    moved["out"] = torch.zeros(operands.out.shape, dtype=dtype, device=device)
+    if isinstance(operands, GroupedOperands):
+        moved["groups"] = Groups(operands.groups.source, operands.groups.values.to(device))
+    return operands._replace(**moved)
 
 
 def _quantize_case(

@@ -41,8 +41,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     else:
         _lines(axes, rows, measured=measured)
     source = "measured, cold L2" if measured else "model, not a measurement"
-    m = rows[0]["m"] if len(rows) == 1 else "m"
-    axes.set_title(f"fp8_gemm_nt {m} x {rows[0]['n']} x {rows[0]['k']}: {source}")
+    first = rows[0]
+    groups = f"{first['num_groups']} x " if "num_groups" in first else ""
+    m = first["m"] if len(rows) == 1 else "m"
+    axes.set_title(f"{first['op']} {groups}{m} x {first['n']} x {first['k']}: {source}")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

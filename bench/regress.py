@@ -1,4 +1,4 @@
-"""Machine code and emulator counts of every GEMM kernel against the committed figures.
+"""Machine code and emulator counts of every GEMM kernel, dense and grouped, as committed.
 
 ``python -m bench.regress`` prints what differs and returns 1 if anything does; ``--update`` writes
 ``results/static.json``. Worse figures are regressions; better ones beyond a tolerance make the
@@ -13,17 +13,23 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pykernels.config import Candidate
 from pykernels.native import kernel_metadata
 
 from . import bits, counts, static_answer
-from .candidates import Options, Shape
+from .gemm_bench import Shape
+from .grouped_bench import GroupedShape
+from .problem import Options, Problem
 
 FILE = Path(__file__).with_name("results") / "static.json"
 COMMAND = "python -m bench.regress --update"
 # Ragged in all sizes for every tile, ten k tiles: more than any ring has stages or k has splits.
-_SHAPE = Shape(200, 264, 1168)
+_PROBLEMS: dict[str, Problem[Any]] = {
+    "fp8_gemm_nt": Shape(200, 264, 1168),
+    "grouped_fp8_gemm_nt": GroupedShape((37, 0, 130, 1), 264, 1168),
+}
 _LISTING = ("registers", "local_accesses", "main_loop", "ffma", "issue_share")
 _COUNTS = (
     "wgmma",
@@ -57,11 +63,11 @@ class Static:
     @classmethod
     def measure(cls) -> Static:
         """Of the kernels as built."""
-        metadata = [k for k in kernel_metadata() if k["family"] == "fp8_gemm_nt"]
-        (ptxas,) = {str(kernel["ptxas"]) for kernel in metadata}
-        names = [str(kernel["name"]) for kernel in metadata]
+        families = {str(k["name"]): str(k["family"]) for k in kernel_metadata()}
+        (ptxas,) = {str(kernel["ptxas"]) for kernel in kernel_metadata()}
+        names = [name for name, family in families.items() if family in _PROBLEMS]
         widest = {candidate.kernel: candidate for candidate in bits.candidates()}
-        counted = [_counts(widest[name]) for name in names]
+        counted = [_counts(widest[name], _PROBLEMS[families[name]]) for name in names]
         return cls(ptxas, {name: _listing(name) for name in names}, dict(counted))
 
     def write(self, path: Path = FILE) -> None:
@@ -80,12 +86,12 @@ def _listing(kernel: str) -> dict[str, float]:
     return {name: row[name] for name in _LISTING}
 
 
-def _counts(candidate: Candidate) -> tuple[str, dict[str, float]]:
+def _counts(candidate: Candidate, problem: Problem[Any]) -> tuple[str, dict[str, float]]:
     """Of the kernel's widest schedule: the last in the order of cluster sizes and split."""
-    row = counts.count(_SHAPE, candidate, Options()).row()
+    row = counts.count(problem, candidate, Options()).row()
     schedule = "x".join(map(str, candidate.schedule.values()))
     found = {name: row["counts"][name] for name in _COUNTS}
-    return f"{candidate.kernel} {schedule} {_SHAPE}", found
+    return f"{candidate.kernel} {schedule} {problem}", found
 
 
 def differences(found: Static, recorded: Static) -> list[str]:

@@ -1,8 +1,7 @@
-"""What can be said of a shape without a GPU: machine code, emulator counts, model."""
+"""What can be said of a call without a GPU: machine code, emulator counts, model."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import tempfile
 import warnings
@@ -14,26 +13,26 @@ from pykernels.config import Candidate
 from pykernels.native import KERNELS_DIR, kernel_metadata
 
 from . import counts, listing, peers
-from .candidates import Options, Shape, named, rank, roofline
+from .candidates import named, rank, roofline
+from .problem import Options, Problem
 
 _NUM_MODELLED = 5  # candidates of the ranking that are shown
 
 
-def static_row(shape: Shape, options: Options) -> dict[str, Any]:
+def static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
     """The chosen kernel's listing, counts and modelled time, each under its own key."""
-    ranked = rank(shape, options)
+    ranked = rank(problem, options)
     chosen = ranked[0]
-    counted = counts.count(shape, chosen, options)
+    counted = counts.count(problem, chosen, options)
     peer = peers.bound(chosen.config)
     return {
-        "op": "fp8_gemm_nt",
-        **dataclasses.asdict(shape),
+        **problem.row(),
         "num_sms": options.num_sms,
         "batch_invariant": options.batch_invariant,
         **named(chosen),
-        **roofline(shape, options),
-        "minimum_bytes": shape.num_bytes,
-        "flops": shape.flops,
+        **roofline(problem, options),
+        "minimum_bytes": problem.num_bytes,
+        "flops": problem.flops,
         "listing": listing_row(chosen.kernel),
         "bounding_peer": None if peer is None else peer.name,
         "emulator": counted.row(),
@@ -85,16 +84,19 @@ def _matrix(loop: listing.MainLoop) -> str:
     return " + ".join(f"{number} MMA {tile}" for tile, number in tiles.most_common())
 
 
-def compiled_baselines() -> list[dict[str, Any]]:
+def compiled_baselines(*, grouped: bool = False) -> list[dict[str, Any]]:
     """Listings of the baselines at hand: CUTLASS where built, Triton where installed."""
     from .baselines import build, triton_launch
 
-    found = [build.find(variant, ".cubin") for variant in build.VARIANTS]
+    variants = [variant for variant in build.VARIANTS if variant.grouped == grouped]
+    found = [build.find(variant, ".cubin") for variant in variants]
     rows = [foreign_row(cubin) for cubin in found if cubin is not None]
     if importlib.util.find_spec("triton") is not None:
+        kernel = triton_launch.GROUPED_KERNEL if grouped else triton_launch.KERNEL
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows.append(foreign_row(triton_launch.write_cubin(Path(folder), triton_launch.LARGE)))
+            cubin = triton_launch.write_cubin(Path(folder), triton_launch.LARGE, kernel)
+            rows.append(foreign_row(cubin))
     return rows
 
 

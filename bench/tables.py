@@ -21,6 +21,7 @@ def print_static(row: dict[str, Any], compiled: list[dict[str, Any]], console: C
     console.print(_listing_table(row, compiled))
     console.print(_counts_table(row))
     console.print(_model_table(row))
+    _print_published(row, console)
 
 
 def print_measured(row: dict[str, Any], console: Console) -> None:
@@ -42,6 +43,7 @@ def print_measured(row: dict[str, Any], console: Console) -> None:
         cells = [_number(found[figure]) for figure in figures]
         table.add_row(name, *cells, *_rates(found["us"], flops, num_bytes), found.get("note", ""))
     console.print(table)
+    _print_published(row, console)
     if row.get("candidates"):
         console.print(_candidates_table(row))
 
@@ -72,6 +74,16 @@ def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def _print_published(row: dict[str, Any], console: Console) -> None:
+    if not row.get("published"):
+        return
+    table = _table("Published: other machines, measured otherwise", ("", "GPU", "us", "where"))
+    for figure in row["published"]:
+        cells = (figure["library"], figure["gpu"], _number(figure["us"]), figure["source"])
+        table.add_row(*cells)
+    console.print(table)
+
+
 def _candidates_table(row: dict[str, Any]) -> Table:
     table = _table(
         "Kernels by name, measured alone, and what the model gives them",
@@ -85,6 +97,9 @@ def _candidates_table(row: dict[str, Any]) -> Table:
 
 def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table:
     own = row["listing"]
+    operations = {peers.SAME_OPERATION}
+    if row["op"] != "fp8_gemm_nt":
+        operations.add(peers.GROUPED_OPERATION)
     table = _table(
         f"Machine code: ours assembled by {own['compiled_with']}; peers: {peers.source()}",
         (
@@ -101,7 +116,7 @@ def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table
     )
     _add_listing(table, own, "bold")
     for peer in peers.peers():
-        if peer.operation != peers.SAME_OPERATION:
+        if peer.operation not in operations:
             continue
         marked = " (bound)" if peer.name == row["bounding_peer"] else ""
         table.add_row(
@@ -149,7 +164,7 @@ _COUNTS = {
 
 def _counts_table(row: dict[str, Any]) -> Table:
     emulated = row["emulator"]
-    smaller = "" if emulated["shape"] == _sizes(row) else ", a smaller shape of the same kernel"
+    smaller = "" if emulated["shape"] == row["shape"] else ", a smaller shape of the same kernel"
     table = _table(
         f"Counted in the emulator on {emulated['shape']}{smaller}: no times",
         ("count", "value", "over the least possible"),
@@ -165,7 +180,7 @@ def _counts_table(row: dict[str, Any]) -> Table:
 def _model_table(row: dict[str, Any]) -> Table:
     """A column for each candidate."""
     candidates = row["model"]
-    heads = (f"{c['kernel'].removeprefix('fp8_gemm_nt_')} {_by(c['schedule'])}" for c in candidates)
+    heads = (f"{c['kernel'].partition('fp8_gemm_nt_')[2]} {_by(c['schedule'])}" for c in candidates)
     table = _table(
         f"Model of the {row['gpu']}, not a measurement; kernel, cluster along m and n, split of k",
         ("", *heads),
@@ -185,11 +200,7 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 def _title(row: dict[str, Any]) -> str:
     extra = ", batch-invariant" if row["batch_invariant"] else ""
     extra += f", {row['num_sms']} SMs" if row["num_sms"] else ""
-    return f"fp8_gemm_nt {_sizes(row)}{extra}"
-
-
-def _sizes(row: dict[str, Any]) -> str:
-    return f"{row['m']}x{row['n']}x{row['k']}"
+    return f"{row['op']} {row['shape']}{extra}"
 
 
 def _by(schedule: Iterable[int]) -> str:

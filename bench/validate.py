@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -16,9 +17,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .problem import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_FAILURE, EXIT_ENVIRONMENT, EXIT_NO_GPU = 1, 2, 3
@@ -158,26 +162,35 @@ def run_bits(out: Path, *, against_emulator: bool) -> int:
 
 
 def run_bench(out: Path, budget_s: float) -> int:
-    """Shapes in the order of interest until the budget is spent."""
-    from . import gemm_bench, harness
+    """Calls in the order of interest until the budget is spent."""
+    from . import contest, harness
 
     copy_gbps = harness.copy_bandwidth()
-    shapes = {str(shape): shape for shape in gemm_bench.shapes()}
+    problems = {str(problem): problem for problem in bench_problems()}
 
     def row(name: str) -> dict[str, Any]:
         try:
-            measured = gemm_bench.measure(shapes[name], copy_gbps, every_kernel=True)
+            measured = contest.measure(problems[name], copy_gbps, every_kernel=True)
         except AssertionError as error:  # a wrong result must not keep the others from being seen
             print(f"{name}: {error}", flush=True)
             return {"case": name, "error": str(error)}
         print(_bench_line(name, measured), flush=True)
         return {"case": name} | measured
 
-    rows = _resume_rows(out / "bench.jsonl", list(shapes), row, budget_s)
-    left = sorted(shapes.keys() - {result["case"] for result in rows})
+    rows = _resume_rows(out / "bench.jsonl", list(problems), row, budget_s)
+    left = sorted(problems.keys() - {result["case"] for result in rows})
     result = {"copy_gbps": copy_gbps, "rows": rows, "not_measured": left}
     _write(out, "bench", result | {"host_path": _host_path()})
     return EXIT_FAILURE if any("error" in result for result in rows) else 0
+
+
+def bench_problems() -> list[Problem[Any]]:
+    """Dense and grouped ones in turn, each in its order of interest."""
+    from . import gemm_bench, grouped_bench
+
+    kinds: list[Iterable[Problem[Any]]] = [gemm_bench.shapes(), grouped_bench.cases()]
+    turns = itertools.zip_longest(*kinds)
+    return [problem for turn in turns for problem in turn if problem is not None]
 
 
 def _bench_line(name: str, measured: dict[str, Any]) -> str:

@@ -46,6 +46,7 @@ _PRIOR_WEIGHT = 0.02  # of the pull: a factor of e counts as much as an error of
 _HUBER = 1.5  # standard deviations from which an error counts linearly
 _TOLD_LOSS = 0.02  # choices that lose less are not listed
 _BFLOAT16_BYTES = 2
+_FAMILY = "fp8_gemm_nt"  # whose times count: grouped ones depend on rows that a shape does not tell
 
 _Vector = NDArray[np.float64]
 
@@ -147,7 +148,7 @@ def _rows_of(found: Any) -> tuple[list[Any], str | None]:
 
 
 def _times_of(rows: Sequence[Any]) -> Times:
-    known = {kernel["name"] for kernel in kernel_metadata()}
+    known = {kernel["name"] for kernel in kernel_metadata() if kernel["family"] == _FAMILY}
     times: Times = {}
     for number, row in enumerate(rows, 1):
         place = f"row {number}"

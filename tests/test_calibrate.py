@@ -208,6 +208,8 @@ def test_rows_without_times_are_left_out(tmp_path: Path) -> None:
     model = {name: rows[0][name] for name in ("m", "n", "k", "kernel", "schedule")}
     others = [{"m": 1, "k": 128, "us": 1.0}, model, rows[0] | {"m": 2, "kernel": "other", "us": 1}]
     del others[2]["candidates"]
+    others.append(rows[0] | {"m": 3, "num_groups": 4, "kernel": "grouped_fp8_gemm_nt_m64n64c1"})
+    del others[3]["candidates"]
     times, _ = calibrate.read_results(write(tmp_path / "validation.json", rows + others))
     assert [len(ways) for ways in times.values()] == [count]
 

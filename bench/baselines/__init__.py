@@ -1,4 +1,4 @@
-"""What the FP8 GEMM is compared with: each library's kernel behind one interface.
+"""What the FP8 GEMMs are compared with: each library's kernel behind one interface.
 
 A baseline prepares everything that is not its kernel's own work (layouts of scales, descriptors,
 workspaces) before the clock starts; its result is compared with torch before it is timed.
@@ -8,10 +8,64 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # a, sfa, b, sfb, out
+from pykernels.group_checks import Groups, Segment
+
+
+class Operands(NamedTuple):
+    """Of ``fp8_gemm_nt``; a contender writes into the ``out`` that it is given."""
+
+    a: Tensor
+    sfa: Tensor
+    b: Tensor
+    sfb: Tensor
+    out: Tensor
+
+
+class GroupedOperands(NamedTuple):
+    """Of the grouped GEMMs.
+
+    Attributes:
+        a: ``[m, k]``, or ``[num_groups, max_m, k]``; so sfa and out.
+        sfa: One scale a row and 128 columns.
+        b: ``[num_groups, n, k]``.
+        sfb: One scale a 128x128 block.
+        out: Where a contender writes.
+        groups: On the device.
+        segments: What the groups say, for contenders that need it on the host: of each group that
+            has any its rows, counted in ``a`` flattened to a matrix.
+    """
+
+    a: Tensor
+    sfa: Tensor
+    b: Tensor
+    sfb: Tensor
+    out: Tensor
+    groups: Groups
+    segments: tuple[Segment, ...]
+
+    def piece(self, segment: Segment) -> Operands:
+        """One group's rows and weight as a product of their own."""
+        rows = slice(segment.begin, segment.end)
+        a, sfa, out = (flat(tensor)[rows] for tensor in (self.a, self.sfa, self.out))
+        return Operands(a, sfa, self.b[segment.group], self.sfb[segment.group], out)
+
+    def rows(self) -> Tensor:
+        """The rows of all segments."""
+        ranges = [torch.arange(segment.begin, segment.end) for segment in self.segments]
+        return torch.cat(ranges).to(self.a.device)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """All groups' rows as one matrix."""
+    return tensor.view(-1, tensor.size(-1))
+
+
+OperandsT = TypeVar("OperandsT", Operands, GroupedOperands)
 
 
 class Unavailable(Exception):  # noqa: N818 - not an error: the row says why
@@ -27,16 +81,19 @@ class Prepared:
         out: Where the result is after a call.
         sfa: The scales of a that it applies, one per row and 128 columns.
         sfb: The scales of b that it applies, one per 128x128 block.
+        rows: Of a grouped product: the row of ``out``, as a matrix, for each row of the segments;
+            None where they are rows of the operands' own ``out``.
     """
 
     call: Callable[[], object]
     out: Tensor
     sfa: Tensor
     sfb: Tensor
+    rows: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Baseline:
+class Baseline(Generic[OperandsT]):
     """One contender.
 
     Attributes:
@@ -47,11 +104,11 @@ class Baseline:
 
     name: str
     note: str
-    prepare: Callable[[Operands], Prepared]
+    prepare: Callable[[OperandsT], Prepared]
 
 
-def baselines() -> list[Baseline]:
-    """All of them, also those that are not installed."""
+def baselines() -> list[Baseline[Operands]]:
+    """All of the dense GEMM, also those that are not installed."""
     from . import cublaslt, cutlass_gemm, deepgemm, triton_launch
 
     return [
@@ -59,4 +116,16 @@ def baselines() -> list[Baseline]:
         *cutlass_gemm.baselines(),
         triton_launch.baseline(),
         deepgemm.baseline(),
+    ]
+
+
+def grouped_baselines() -> list[Baseline[GroupedOperands]]:
+    """All of the grouped GEMMs, also those that are not installed."""
+    from . import cublaslt, cutlass_gemm, deepgemm, triton_launch
+
+    return [
+        *cublaslt.grouped_baselines(),
+        *cutlass_gemm.grouped_baselines(),
+        triton_launch.grouped_baseline(),
+        deepgemm.grouped_baseline(),
     ]

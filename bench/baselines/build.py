@@ -33,14 +33,21 @@ _FLAGS = (
 )
 
 
+BLOCKWISE, GROUPWISE, GROUPED = range(3)  # as there
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One instantiation of ``cutlass_gemm.cu``."""
 
     name: str
-    variant: int  # BLOCKWISE, GROUPWISE, GROUPED there
+    variant: int
     block_m: int
     cluster_n: int
+
+    @property
+    def grouped(self) -> bool:
+        return self.variant == GROUPED
 
     @property
     def definitions(self) -> list[str]:
@@ -52,10 +59,11 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("cutlass_groupwise_m128", 1, 128, 2),
-    Variant("cutlass_groupwise_m64", 1, 64, 1),
-    Variant("cutlass_blockwise_m128", 0, 128, 2),
-    Variant("cutlass_grouped_m128", 2, 128, 2),
+    Variant("cutlass_groupwise_m128", GROUPWISE, 128, 2),
+    Variant("cutlass_groupwise_m64", GROUPWISE, 64, 1),
+    Variant("cutlass_blockwise_m128", BLOCKWISE, 128, 2),
+    Variant("cutlass_grouped_m128", GROUPED, 128, 2),
+    Variant("cutlass_grouped_m64", GROUPED, 64, 1),
 )
 
 

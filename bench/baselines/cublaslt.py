@@ -5,16 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import Baseline, Operands, Prepared, Unavailable
+from . import Baseline, GroupedOperands, Operands, Prepared, Unavailable
+from .per_group import per_group
 
 
-def baselines() -> list[Baseline]:
+def baselines() -> list[Baseline[Operands]]:
     """Block-wise scales are our work; the others are less, and run where torch lacks the first."""
     return [
         Baseline("cuBLASLt block-wise", "1x128 by 128x128 scales, as ours", _block_wise),
         Baseline("cuBLASLt row-wise", "one scale a row: less work", _row_wise),
         Baseline("cuBLASLt per tensor", "one scale a tensor: less work", _per_tensor),
     ]
+
+
+def grouped_baselines() -> list[Baseline[GroupedOperands]]:
+    """cuBLASLt has no grouped GEMM with these scales."""
+    block_wise, row_wise, _ = baselines()
+    return [per_group(block_wise), per_group(row_wise)]
 
 
 def _block_wise(operands: Operands) -> Prepared:
@@ -45,7 +52,6 @@ def _prepare(
 ) -> Prepared:
     """Calls once: torch says only then whether it offers these scales."""
     a, _, b, _, out = operands
-    result = torch.empty_like(out)
 
     def call() -> object:
         return torch._scaled_mm(
@@ -55,7 +61,7 @@ def _prepare(
             scale_b=scales[1],
             out_dtype=out.dtype,
             use_fast_accum=fast,
-            out=result,
+            out=out,
         )
 
     try:
@@ -63,4 +69,4 @@ def _prepare(
     except (RuntimeError, ValueError, NotImplementedError) as error:
         first_line = str(error).partition("\n")[0]
         raise Unavailable(f"torch {torch.__version__}: {first_line}") from error
-    return Prepared(call, result, *applied)
+    return Prepared(call, out, *applied)

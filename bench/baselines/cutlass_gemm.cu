@@ -1,7 +1,9 @@
 // CUTLASS's block-scaled FP8 GEMM for Hopper, as a shared library for the bench: three variants as
-// in its examples 67 (blockwise, groupwise) and 68 (grouped, here with one group), chosen by
-// VARIANT. build.py compiles it; nothing of the package uses it.
+// in its examples 67 (blockwise, groupwise) and 68 (grouped), chosen by VARIANT. build.py compiles
+// it; nothing of the package uses it.
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #include "cutlass/cutlass.h"
 #include "cutlass/detail/blockwise_scale_layout.hpp"
@@ -41,16 +43,17 @@ using PerGroup = cute::conditional_t<kGrouped, Type*, Type>;
 template <class Array, class Dense>
 using Choose = cute::conditional_t<kGrouped, Array, Dense>;
 
-using DenseSchedule =
-    cute::conditional_t<kCooperative,
-                        cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8Blockwise,
-                        cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8Blockwise>;
-using DenseEpilogue =
-    cute::conditional_t<kCooperative, cutlass::epilogue::TmaWarpSpecializedCooperative,
-                        cutlass::epilogue::TmaWarpSpecialized>;
-using Mainloop =
-    Choose<cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperativeFP8Blockwise, DenseSchedule>;
-using Store = Choose<cutlass::epilogue::PtrArrayTmaWarpSpecializedCooperative, DenseEpilogue>;
+using Mainloop = cute::conditional_t<
+    kCooperative,
+    Choose<cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperativeFP8Blockwise,
+           cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8Blockwise>,
+    Choose<cutlass::gemm::KernelPtrArrayTmaWarpSpecializedPingpongFP8Blockwise,
+           cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8Blockwise>>;
+using Store = cute::conditional_t<kCooperative,
+                                  Choose<cutlass::epilogue::PtrArrayTmaWarpSpecializedCooperative,
+                                         cutlass::epilogue::TmaWarpSpecializedCooperative>,
+                                  Choose<cutlass::epilogue::PtrArrayTmaWarpSpecializedPingpong,
+                                         cutlass::epilogue::TmaWarpSpecialized>>;
 
 using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
@@ -85,8 +88,14 @@ RowStride row_stride(int columns) {
 
 }  // namespace
 
-/// One product. Scales of A stand M-major with `sfa_rows` of them a column (a multiple of 4, for
-/// TMA); scales of B N-major, in the groupwise variant K-major.
+/// Rows of a and d that have a weight of their own.
+struct Group {
+  int32_t first_row, rows;
+};
+
+/// One product, or one for each group. Scales of A stand M-major: in a dense variant `sfa_rows` of
+/// them a column (a multiple of 4, for TMA); in the grouped one each group's by themselves, one
+/// behind the other and without gaps. Scales of B stand N-major, in the groupwise variant K-major.
 struct Problem {
   const Fp8* a;
   const float* sfa;
@@ -94,91 +103,140 @@ struct Problem {
   const float* sfb;
   Bf16* d;
   void* workspace;
-  int32_t m, n, k, sfa_rows;
+  const Group* groups;  // on the host; null in a dense variant
+  int32_t m, n, k, sfa_rows, num_groups;
 };
 
 namespace {
 
+/// Of every group what the kernel reads from arrays, on the host or as addresses in the workspace.
+template <template <class> class Array>
 struct GroupTables {
-  typename GroupShape::UnderlyingProblemShape shape;
-  const Fp8* a;
-  const Fp8* b;
-  const float* sfa;
-  const float* sfb;
-  Bf16* d;
-  RowStride stride_a, stride_b, stride_d;
-  LayoutSfa layout_sfa;
-  LayoutSfb layout_sfb;
+  Array<typename GroupShape::UnderlyingProblemShape> shape;
+  Array<const Fp8*> a, b;
+  Array<const float*> sfa, sfb;
+  Array<Bf16*> d;
+  Array<RowStride> stride_ab, stride_d;
+  Array<LayoutSfa> layout_sfa;
+  Array<LayoutSfb> layout_sfb;
 };
-constexpr size_t kTableBytes = (sizeof(GroupTables) + 255) / 256 * 256;
+template <class Type>
+using OnHost = std::vector<Type>;
+template <class Type>
+using OnDevice = Type*;
 
-GroupTables tables(const Problem& problem) {
-  const auto scaled = make_shape(problem.sfa_rows * kScaleRows, problem.n, problem.k, 1);
-  GroupTables tables;
-  tables.shape = make_shape(problem.m, problem.n, problem.k);
-  tables.a = problem.a;
-  tables.b = problem.b;
-  tables.sfa = problem.sfa;
-  tables.sfb = problem.sfb;
-  tables.d = problem.d;
-  tables.stride_a = row_stride(problem.k);
-  tables.stride_b = row_stride(problem.k);
-  tables.stride_d = row_stride(problem.n);
-  tables.layout_sfa = Scales::tile_atom_to_shape_SFA(scaled);
-  tables.layout_sfb = Scales::tile_atom_to_shape_SFB(scaled);
+GroupTables<OnHost> host_tables(const Problem& problem) {
+  GroupTables<OnHost> tables;
+  const int64_t n = problem.n, k = problem.k, k_blocks = ceil_div(problem.k, 128);
+  int64_t scale_rows = 0;  // of the groups before
+  for (int group = 0; group < problem.num_groups; ++group) {
+    const auto [first_row, rows] = problem.groups[group];
+    const auto scaled = make_shape(rows, problem.n, problem.k, 1);
+    tables.shape.push_back(make_shape(rows, problem.n, problem.k));
+    tables.a.push_back(problem.a + first_row * k);
+    tables.b.push_back(problem.b + group * n * k);
+    tables.sfa.push_back(problem.sfa + scale_rows * k_blocks);
+    tables.sfb.push_back(problem.sfb + group * ceil_div(n, 128) * k_blocks);
+    tables.d.push_back(problem.d + first_row * n);
+    tables.stride_ab.push_back(row_stride(problem.k));
+    tables.stride_d.push_back(row_stride(problem.n));
+    tables.layout_sfa.push_back(Scales::tile_atom_to_shape_SFA(scaled));
+    tables.layout_sfb.push_back(Scales::tile_atom_to_shape_SFB(scaled));
+    scale_rows += rows;
+  }
   return tables;
 }
 
-/// `host` must outlive the launch's preparation: the grouped kernel sizes its grid from it.
-typename Gemm::Arguments arguments(const Problem& problem, GroupTables& host) {
+/// Lays the arrays out in the workspace, each at a multiple of 16 bytes.
+class Workspace {
+ public:
+  explicit Workspace(void* begin) : begin_(static_cast<uint8_t*>(begin)) {}
+
+  template <class Type>
+  Type* place(const std::vector<Type>& values) {
+    const size_t offset = bytes_.size();
+    bytes_.resize(offset + (values.size() * sizeof(Type) + 15) / 16 * 16);
+    std::memcpy(bytes_.data() + offset, values.data(), values.size() * sizeof(Type));
+    return reinterpret_cast<Type*>(begin_ + offset);
+  }
+
+  const std::vector<uint8_t>& bytes() const { return bytes_; }
+
+  /// What follows the arrays: CUTLASS's own.
+  size_t num_bytes() const { return (bytes_.size() + 255) / 256 * 256; }
+  uint8_t* rest() const { return begin_ + num_bytes(); }
+
+ private:
+  uint8_t* begin_;
+  std::vector<uint8_t> bytes_;
+};
+
+/// A launch's arguments and what they point to, which must outlive the launch's preparation: the
+/// grouped kernel sizes its grid from the shapes on the host.
+struct Call {
+  GroupTables<OnHost> host;
+  Workspace workspace;
   typename Gemm::Arguments arguments;
+
+  explicit Call(const Problem& problem) : workspace(problem.workspace) {
 #if VARIANT == GROUPED
-  auto* device = static_cast<GroupTables*>(problem.workspace);
-  arguments.mode = cutlass::gemm::GemmUniversalMode::kGrouped;
-  arguments.problem_shape = {1, &device->shape, &host.shape};
-  arguments.mainloop = {&device->a,   &device->stride_a,   &device->b,   &device->stride_b,
-                        &device->sfa, &device->layout_sfa, &device->sfb, &device->layout_sfb};
-  arguments.epilogue.ptr_D = &device->d;
-  arguments.epilogue.dD = &device->stride_d;
+    host = host_tables(problem);
+    GroupTables<OnDevice> device{
+        workspace.place(host.shape),      workspace.place(host.a),
+        workspace.place(host.b),          workspace.place(host.sfa),
+        workspace.place(host.sfb),        workspace.place(host.d),
+        workspace.place(host.stride_ab),  workspace.place(host.stride_d),
+        workspace.place(host.layout_sfa), workspace.place(host.layout_sfb)};
+    arguments.mode = cutlass::gemm::GemmUniversalMode::kGrouped;
+    arguments.problem_shape = {problem.num_groups, device.shape, host.shape.data()};
+    arguments.mainloop = {device.a,   device.stride_ab,  device.b,   device.stride_ab,
+                          device.sfa, device.layout_sfa, device.sfb, device.layout_sfb};
+    arguments.epilogue.ptr_D = device.d;
+    arguments.epilogue.dD = device.stride_d;
 #else
-  arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
-  arguments.problem_shape = {problem.m, problem.n, problem.k, 1};
-  arguments.mainloop = {problem.a,   host.stride_a,   problem.b,   host.stride_b,
-                        problem.sfa, host.layout_sfa, problem.sfb, host.layout_sfb};
-  arguments.epilogue.ptr_D = problem.d;
-  arguments.epilogue.dD = host.stride_d;
+    const auto scaled = make_shape(problem.sfa_rows * kScaleRows, problem.n, problem.k, 1);
+    arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+    arguments.problem_shape = {problem.m, problem.n, problem.k, 1};
+    arguments.mainloop = {problem.a,   row_stride(problem.k),
+                          problem.b,   row_stride(problem.k),
+                          problem.sfa, Scales::tile_atom_to_shape_SFA(scaled),
+                          problem.sfb, Scales::tile_atom_to_shape_SFB(scaled)};
+    arguments.epilogue.ptr_D = problem.d;
+    arguments.epilogue.dD = row_stride(problem.n);
 #endif
-  arguments.epilogue.thread.alpha = 1.0f;
-  arguments.epilogue.thread.beta = 0.0f;
-  int device_index = 0;
-  cudaGetDevice(&device_index);
-  arguments.hw_info = cutlass::KernelHardwareInfo::make_kernel_hardware_info<Kernel>(device_index);
-  return arguments;
-}
+    arguments.epilogue.thread.alpha = 1.0f;
+    arguments.epilogue.thread.beta = 0.0f;
+    int device_index = 0;
+    cudaGetDevice(&device_index);
+    arguments.hw_info =
+        cutlass::KernelHardwareInfo::make_kernel_hardware_info<Kernel>(device_index);
+  }
+};
 
 }  // namespace
 
 /// Bytes of `Problem::workspace`.
 EXPORT int64_t baseline_workspace_bytes(const Problem* problem) {
-  GroupTables host = tables(*problem);
-  return static_cast<int64_t>(kTableBytes + Gemm::get_workspace_size(arguments(*problem, host)));
+  const Call call(*problem);
+  return static_cast<int64_t>(call.workspace.num_bytes() +
+                              Gemm::get_workspace_size(call.arguments));
 }
 
 /// Fills the workspace; not part of what is timed. Null, or what is wrong.
 EXPORT const char* baseline_prepare(const Problem* problem, cudaStream_t stream) {
-  GroupTables host = tables(*problem);
-  const auto status = Gemm::can_implement(arguments(*problem, host));
+  const Call call(*problem);
+  const auto status = Gemm::can_implement(call.arguments);
   if (status != cutlass::Status::kSuccess) return cutlass::cutlassGetStatusString(status);
-  cudaMemcpyAsync(problem->workspace, &host, sizeof(host), cudaMemcpyHostToDevice, stream);
+  const auto& tables = call.workspace.bytes();
+  cudaMemcpyAsync(problem->workspace, tables.data(), tables.size(), cudaMemcpyHostToDevice, stream);
   const cudaError_t error = cudaStreamSynchronize(stream);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 /// Launches on `stream`; may be captured into a graph. Null, or what is wrong.
 EXPORT const char* baseline_run(const Problem* problem, cudaStream_t stream) {
-  GroupTables host = tables(*problem);
+  const Call call(*problem);
   Gemm gemm;
-  auto* rest = static_cast<uint8_t*>(problem->workspace) + kTableBytes;
-  const auto status = gemm.run(arguments(*problem, host), rest, stream);
+  const auto status = gemm.run(call.arguments, call.workspace.rest(), stream);
   return status == cutlass::Status::kSuccess ? nullptr : cutlass::cutlassGetStatusString(status);
 }

@@ -1,25 +1,32 @@
-"""CUTLASS's block-scaled FP8 GEMM through the shared libraries that ``build.py`` makes."""
+"""CUTLASS's block-scaled FP8 GEMMs through the shared libraries that ``build.py`` makes."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import Baseline, Operands, Prepared, Unavailable
-from .build import VARIANTS, Variant, find
+from . import Baseline, GroupedOperands, Operands, Prepared, Unavailable, flat
+from .build import BLOCKWISE, GROUPWISE, VARIANTS, Variant, find
 
 _NOTES = {
     "cutlass_groupwise_m128": "example 67, 128x128 tiles, cluster 2",
     "cutlass_groupwise_m64": "example 67 with 64x128 tiles, ping-pong",
     "cutlass_blockwise_m128": "example 67, a scale for 128 rows of a: less work",
-    "cutlass_grouped_m128": "example 68 with one group",
+    "cutlass_grouped_m128": "example 68, 128x128 tiles, cluster 2",
+    "cutlass_grouped_m64": "example 68 with 64x128 tiles, ping-pong",
 }
-_BLOCKWISE, _GROUPWISE = 0, 1
 _TMA_SCALES = 4  # rows of scales start at multiples of 16 bytes
+
+
+class Group(ctypes.Structure):
+    """``Group`` of cutlass_gemm.cu."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("first_row", "rows"))
 
 
 class Problem(ctypes.Structure):
@@ -27,20 +34,38 @@ class Problem(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("a", "sfa", "b", "sfb", "d", "workspace")),
-        *((name, ctypes.c_int32) for name in ("m", "n", "k", "sfa_rows")),
+        ("groups", ctypes.POINTER(Group)),
+        *((name, ctypes.c_int32) for name in ("m", "n", "k", "sfa_rows", "num_groups")),
     )
 
 
-def baselines() -> list[Baseline]:
+def baselines() -> list[Baseline[Operands]]:
     """One for each variant; scales are brought into CUTLASS's layout before the clock starts."""
     return [
         Baseline(
-            f"CUTLASS {variant.name.removeprefix('cutlass_')}",
+            _name(variant),
             f"{_NOTES[variant.name]}; scales transposed outside the timed part",
-            functools.partial(_prepare, variant),
+            functools.partial(_prepare_one_group if variant.grouped else _prepare, variant),
         )
         for variant in VARIANTS
     ]
+
+
+def grouped_baselines() -> list[Baseline[GroupedOperands]]:
+    """The grouped variants; sizes of groups are on the host too, by which the grid is chosen."""
+    return [
+        Baseline(
+            _name(variant),
+            f"{_NOTES[variant.name]}; scales transposed, tables of groups outside the timed part",
+            functools.partial(_prepare_grouped, variant),
+        )
+        for variant in VARIANTS
+        if variant.grouped
+    ]
+
+
+def _name(variant: Variant) -> str:
+    return f"CUTLASS {variant.name.removeprefix('cutlass_')}"
 
 
 @functools.cache
@@ -56,6 +81,56 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def _prepare(variant: Variant, operands: Operands) -> Prepared:
+    a, sfa, b, sfb, out = operands
+    m, k = a.shape
+    if variant.variant == BLOCKWISE:
+        sfa = sfa[:: variant.block_m]  # of each block's first row
+    columns = m_major(sfa)
+    blocks = sfb.contiguous() if variant.variant == GROUPWISE else sfb.t().contiguous()
+    problem = _problem((a, columns, b, blocks, out))
+    problem.m, problem.n, problem.k = m, b.size(0), k
+    problem.sfa_rows = columns.size(1)
+    call = _call(variant, problem, (a, columns, b, blocks, out))
+    if variant.variant == BLOCKWISE:
+        sfa = sfa.repeat_interleave(variant.block_m, dim=0)[:m]
+    return Prepared(call, out, sfa, sfb)
+
+
+def _prepare_one_group(variant: Variant, operands: Operands) -> Prepared:
+    a, sfa, b, sfb, out = operands
+    return _prepare_groups(variant, Operands(a, sfa, b[None], sfb[None], out), [(0, 0, a.size(0))])
+
+
+def _prepare_grouped(variant: Variant, operands: GroupedOperands) -> Prepared:
+    a, sfa, b, sfb, out, _, segments = operands
+    matrices = Operands(flat(a), flat(sfa), b, sfb, flat(out))
+    prepared = _prepare_groups(variant, matrices, segments)
+    return Prepared(prepared.call, out, sfa, sfb)
+
+
+def _prepare_groups(
+    variant: Variant, operands: Operands, segments: Sequence[tuple[int, int, int]]
+) -> Prepared:
+    """b and sfb of all groups; segments are a group's number, its first row and the one behind."""
+    a, sfa, b, sfb, out = operands
+    num_groups, n, k = b.shape
+    groups = (Group * num_groups)()
+    for group, begin, end in segments:
+        groups[group] = Group(begin, end - begin)
+    columns = torch.cat([sfa[begin:end].t().flatten() for _, begin, end in segments])
+    blocks = sfb.transpose(1, 2).contiguous()
+    problem = _problem((a, columns, b, blocks, out))
+    problem.n, problem.k = n, k
+    problem.groups, problem.num_groups = groups, num_groups
+    return Prepared(_call(variant, problem, (a, columns, b, blocks, out)), out, sfa, sfb)
+
+
+def _problem(tensors: tuple[Tensor, ...]) -> Problem:
+    return Problem(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _call(variant: Variant, problem: Problem, kept: tuple[Tensor, ...]) -> functools.partial[None]:
+    """Fills a workspace; the call keeps the tensors."""
     path = find(variant)
     if path is None:
         raise Unavailable("not built: run `python -m bench.baselines.build`")
@@ -63,30 +138,23 @@ def _prepare(variant: Variant, operands: Operands) -> Prepared:
         library = load(path)
     except OSError as error:
         raise Unavailable(str(error)) from error
-    a, sfa, b, sfb, out = operands
-    m, k = a.shape
-    if variant.variant == _BLOCKWISE:
-        sfa = sfa[:: variant.block_m]  # of each block's first row
-    columns = m_major(sfa)
-    blocks = sfb.contiguous() if variant.variant == _GROUPWISE else sfb.t().contiguous()
-    result = torch.empty_like(out)
-    addresses = [tensor.data_ptr() for tensor in (a, columns, b, blocks, result)]
-    problem = Problem(*addresses, None, m, b.size(0), k, columns.size(1))
+    device = kept[0].device
     num_bytes = library.baseline_workspace_bytes(problem)
-    workspace = torch.empty(num_bytes, dtype=torch.uint8, device=a.device)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     problem.workspace = workspace.data_ptr()
-    kept = (a, columns, b, blocks, workspace)
+    all_kept = (*kept, workspace)
 
     def launch(function: str) -> None:
-        stream = torch.cuda.current_stream(kept[0].device).cuda_stream
-        error = getattr(library, function)(problem, stream)
+        error = getattr(library, function)(problem, _stream(all_kept[0]))
         if error is not None:
             raise Unavailable(f"{function}: {error.decode()}")
 
     launch("baseline_prepare")
-    if variant.variant == _BLOCKWISE:
-        sfa = sfa.repeat_interleave(variant.block_m, dim=0)[:m]
-    return Prepared(functools.partial(launch, "baseline_run"), result, sfa, sfb)
+    return functools.partial(launch, "baseline_run")
+
+
+def _stream(tensor: Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def m_major(sfa: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``python -m pykernels bench gemm`` without a GPU."""
+"""``python -m pykernels bench gemm`` and ``bench grouped`` without a GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from pykernels import cli
-from pykernels.bench import answer, counts, gemm_bench, harness, listing, plot
-from pykernels.bench.candidates import Shape
+from pykernels.bench import answer, contest, counts, harness, listing, plot
+from pykernels.bench.gemm_bench import Shape
+from pykernels.bench.grouped_bench import GroupedShape, routed_rows
+from pykernels.bench.problem import Problem
 
 SIZES = ["--n", "264", "--k", "400"]
 
@@ -26,6 +28,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> int:
     return cli.main(["bench", "gemm", *arguments])
+
+
+def run_grouped(*arguments: str) -> int:
+    return cli.main(["bench", "grouped", *arguments])
 
 
 def test_everything_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +76,83 @@ def test_sweep_over_m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "grouped_fp8_gemm_nt ragged 3x65 rows, 264x400"),
+        (["--indexed"], "grouped_fp8_gemm_nt indexed 3x65 rows, 264x400"),
+        (["--masked"], "grouped_fp8_gemm_nt_masked masked 3x65 rows, 264x400"),
+        (["--skew"], "grouped_fp8_gemm_nt ragged 3x65 rows up to "),
+    ],
+)
+def test_grouped(
+    options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, drawn = tmp_path / "row.json", tmp_path / "row.png"
+    outputs = ["--json", str(written), "--plot", str(drawn)]
+    assert run_grouped("--num-groups", "3", "--m", "65", *SIZES, *options, *outputs) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        named,
+        "no Hopper GPU here, nothing below is measured",
+        "DeepGEMM FP8 1d2d 128x128",
+        "CUTLASS example 68 grouped",
+        "triton_grouped_m128n128",
+        ": no times",
+        "Model of the H200, not a measurement",
+    ):
+        assert text in printed
+    (row,) = json.loads(written.read_text())["rows"]
+    assert row["listing"]["name"] == row["kernel"] == row["model"][0]["kernel"]
+    assert row["kernel"].startswith("grouped_fp8_gemm_nt_")
+    assert sum(row["rows"]) == 3 * row["m"] == 195
+    assert row["rows"] == list(routed_rows(195, 1, 3)) if options == ["--skew"] else [65] * 3
+    ratios = row["emulator"]["ratios"]
+    assert ratios["global_bytes_written"] == 1.0
+    assert 1.0 <= ratios["global_footprint_bytes_read"] <= 1.05
+    assert drawn.exists()
+
+
+def test_grouped_sweep_over_m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = tmp_path / "rows.json"
+    options = ["--num-sms", "100", "--device", "H20", "--json", str(written)]
+    assert run_grouped("--num-groups", "2", "--m", "1,16", *SIZES, *options) == 0
+    assert "Over m: model, not a measurement" in capsys.readouterr().out
+    rows = json.loads(written.read_text())["rows"]
+    assert [(row["m"], row["num_sms"], row["gpu"]) for row in rows] == [
+        (1, 100, "H20"),
+        (16, 100, "H20"),
+    ]
+
+
+def test_published_figures_are_shown_as_such(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(counts, "_MAX_MULTIPLY_ADDS", 2**28)
+    shape = ["--num-groups", "4", "--m", "256", "--n", "4096", "--k", "7168", "--masked"]
+    assert run_grouped(*shape) == 0
+    printed = capsys.readouterr().out
+    assert "Counted in the emulator on masked 4x256 rows, 2048x896" in printed
+    assert "Published: other machines, measured otherwise" in printed
+    assert "DeepGEMM's README: 932 TFLOPS" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-groups=0"], "--num-groups: num_groups must be at least 1, got 0"),
+        (["--num-groups=2", "--batch-invariant"], "unrecognized arguments: --batch-invariant"),
+        (["--num-groups=2", "--masked", "--indexed"], "not allowed with argument --masked"),
+        ([], "the following arguments are required: --num-groups"),
+    ],
+)
+def test_wrong_groups(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_grouped("--m", "64", *SIZES, *options)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--device", "GTX"], "known GPUs are"),
@@ -89,7 +172,7 @@ def test_what_is_refused_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def work(*arguments: Any) -> Any:
+    def work(*arguments: Any, **_: Any) -> Any:
         raise AssertionError("refused too late")
 
     for name in ("_compiled", "_static_row", "_measured_row", "_host_path"):
@@ -177,15 +260,26 @@ def test_missing_nvdisasm_names_the_extra(
 
 
 def test_large_shapes_are_counted_on_smaller_ones() -> None:
-    assert counts.emulated_shape(Shape(64, 7168, 2048)) == Shape(64, 7168, 2048)
-    for shape in (Shape(8192, 32768, 512), Shape(8192, 7168, 16384), Shape(1, 2**20, 2**17)):
-        smaller = counts.emulated_shape(shape)
+    assert counts.emulated_problem(Shape(64, 7168, 2048)) == Shape(64, 7168, 2048)
+    large = (Shape(8192, 32768, 512), Shape(8192, 7168, 16384), Shape(1, 2**20, 2**17))
+    grouped = [
+        GroupedShape((rows,) * groups, 4096, 7168) for rows, groups in ((8192, 4), (128, 256))
+    ]
+    problems: list[Problem[Any]] = [
+        *large,
+        *grouped,
+        GroupedShape((2**17,), 4096, 7168, "masked_m"),
+    ]
+    for problem in problems:
+        smaller = counts.emulated_problem(problem)
         assert smaller.flops / 2 <= 2**34
-        assert smaller.k % 128 == smaller.n % 128 == 0
+        assert smaller.sizes["k"] % 128 == smaller.sizes["n"] % 128 == 0
         assert smaller.flops / 2 > 2**31
+    assert counts.emulated_problem(grouped[1]).rows[:1] == (128,)  # groups stay as they are
 
 
 MEASURED = {
+    "op": "fp8_gemm_nt", "shape": "64x264x400",
     "m": 64, "n": 264, "k": 400, "num_sms": None, "batch_invariant": False,
     "kernel": "fp8_gemm_nt_m64n64c1", "schedule": [1, 1, 1],
     "us": 4.0, "us_p10": 3.9, "us_p90": 4.1, "warm_l2_us": 3.5, "tflops": 3.4, "gbps": 40.0,
@@ -207,11 +301,11 @@ MEASURED = {
 
 
 def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the rows come from gemm_bench, whose own tests make one."""
+    """As on a GPU: the rows come from contest, whose own tests make one."""
     monkeypatch.setattr(answer, "_has_hopper", lambda: True)
     monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
     monkeypatch.setattr(harness, "environment", dict)
-    monkeypatch.setattr(gemm_bench, "measure", lambda shape, *_, **__: MEASURED | {"m": shape.m})
+    monkeypatch.setattr(contest, "measure", lambda problem, *_, **__: MEASURED | problem.row())
 
 
 def test_measured_rows_are_shown(

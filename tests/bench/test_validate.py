@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pykernels.bench import bits, gemm_bench, harness, validate
-from pykernels.bench.candidates import Shape
+from pykernels.bench import bits, contest, harness, validate
+from pykernels.bench.problem import Problem
 from pykernels.bench.resume import read_outcomes
 from pykernels.native import KERNELS_DIR, kernel_metadata
 
@@ -162,19 +163,44 @@ def test_bits_cover_kernels_and_schedules() -> None:
     found: dict[str, set[tuple[int, ...]]] = {}
     for candidate in bits.candidates():
         found.setdefault(candidate.kernel, set()).add(tuple(candidate.schedule.values()))
-    gemms = [kernel for kernel in kernel_metadata() if kernel["family"] == "fp8_gemm_nt"]
+    gemms = [kernel for kernel in kernel_metadata() if "grouped" in kernel["config"]]
     assert found.keys() == {kernel["name"] for kernel in gemms}
     for kernel in gemms:
         schedules, config = found[kernel["name"]], kernel["config"]
         if config["swap_ab"]:
             assert (1, 1, 1) in schedules
-            assert any(split_k > 1 for _, _, split_k in schedules)
+            assert any(split_k > 1 for _, _, split_k in schedules) != config["grouped"]
             assert config["block_m"] < 16 or any(cluster_n > 1 for _, cluster_n, _ in schedules)
         else:
             assert schedules == ({(1, 1, 1)}, {(2, 1, 1), (1, 2, 1)})[config["cluster"] - 1]
     cases = [case.name for case in bits.cases()]
     assert len(set(cases)) == len(cases)
     assert len(cases) <= 4 * sum(map(len, found.values())) + 100
+    for name, schedules in found.items():
+        for schedule in schedules if name.startswith("grouped") else ():
+            prefix = f"{name}/{'x'.join(map(str, schedule))}/"
+            layouts = [case.removeprefix(prefix).split()[0] for case in cases if prefix in case]
+            assert layouts == ["ragged", "indexed", "masked"]
+
+
+def test_rows_of_no_group_stay_as_they_are() -> None:
+    """In the launches that are compared there are some, of each kind."""
+    for case in bits.cases():
+        if case.name.startswith("grouped_fp8_gemm_nt_m64n64c1/1x1x1/"):
+            (out,) = case.run(bits.emulator())
+            untouched = (out.reshape(-1, out.size(-1)) == 0).all(dim=1)
+            assert untouched.any() == ("ragged" not in case.name)
+
+
+def test_both_gemms_are_measured_in_turn() -> None:
+    names = [str(problem) for problem in validate.bench_problems()]
+    assert names[:4] == [
+        "64x2112x7168",
+        "ragged 4x8192 rows, 4096x7168",
+        "64x24576x1536",
+        "ragged 4x8192 rows, 7168x2048",
+    ]
+    assert len(set(names)) == len(names) == 66 + 26
 
 
 def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
@@ -195,16 +221,16 @@ def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
 def test_a_wrong_shape_does_not_end_the_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(shape: Shape, *_: object, **__: object) -> dict[str, float]:
-        if wrong and str(shape) == wrong[0]:
+    def measure(problem: Problem[Any], *_: object, **__: object) -> dict[str, Any]:
+        if wrong and str(problem) == wrong[0]:
             raise AssertionError("row 3 is off")
         return {"us": 1.0, "tflops": 2.0, "baselines": {"other": {"ratio": 1.25}}}
 
-    names = [str(shape) for shape in gemm_bench.shapes()][:3]
+    problems = validate.bench_problems()[:3]
+    names = [str(problem) for problem in problems]
     wrong = [names[1]]
-    shapes = list(gemm_bench.shapes())[:3]
-    monkeypatch.setattr(gemm_bench, "shapes", lambda: iter(shapes))
-    monkeypatch.setattr(gemm_bench, "measure", measure)
+    monkeypatch.setattr(validate, "bench_problems", lambda: problems)
+    monkeypatch.setattr(contest, "measure", measure)
     monkeypatch.setattr(harness, "copy_bandwidth", lambda: 4000.0)
     monkeypatch.setattr(validate, "_host_path", dict)
     assert validate.run_bench(tmp_path, 60.0) == validate.EXIT_FAILURE

@@ -1,0 +1,112 @@
+"""What a bench is about: an op and the sizes of one call, whatever the op.
+
+Each op has a class of its own (:mod:`.gemm_bench`, :mod:`.grouped_bench`); the parts of a bench
+that do not depend on the op take a :class:`Problem`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from pykernels.config import Candidate
+
+from .baselines import Baseline, OperandsT, Prepared
+
+ProblemT = TypeVar("ProblemT", bound="Problem[Any]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the op is called, and for which GPU it is modelled (None: the one at hand)."""
+
+    num_sms: int | None = None
+    batch_invariant: bool = False
+    device: str | None = None
+
+
+class Problem(ABC, Generic[OperandsT]):
+    """One call of an op. ``str()`` of it is its name in tables and files."""
+
+    @property
+    @abstractmethod
+    def op(self) -> Callable[..., Any]:
+        """The public function."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> Mapping[str, int]:
+        """As ``explain_config`` takes them."""
+
+    @property
+    @abstractmethod
+    def flops(self) -> float:
+        """Multiplications and additions that the result needs."""
+
+    @property
+    @abstractmethod
+    def bytes_read(self) -> int:
+        """Operands and scales that the result needs, each once."""
+
+    @property
+    @abstractmethod
+    def bytes_written(self) -> int:
+        """The BF16 output, once."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+    def row(self) -> dict[str, Any]:
+        """What a row of a result says of the call."""
+        return {"op": self.op.__name__, "shape": str(self), **self.sizes}
+
+    @abstractmethod
+    def smaller(self: ProblemT) -> ProblemT | None:
+        """About half of it, of the same kind; None where less would say nothing."""
+
+    @abstractmethod
+    def emulated_operands(self, seed: int = 0) -> OperandsT:
+        """Random operands on the CPU with scales of all magnitudes, and a BF16 output."""
+
+    @abstractmethod
+    def gpu_operands(self, seed: int) -> OperandsT:
+        """Random operands on the GPU: zeros would draw less power and so run faster."""
+
+    @abstractmethod
+    def launch(
+        self, device: Any, candidate: Candidate, options: Options, operands: OperandsT
+    ) -> None:
+        """Launches a candidate on a GPU or in the emulator, through the binding."""
+
+    @abstractmethod
+    def prepare_op(self, options: Options, operands: OperandsT) -> Prepared:
+        """A call of the public op."""
+
+    @abstractmethod
+    def check(self, operands: OperandsT, prepared: Prepared) -> None:
+        """Asserts one result against torch, row by row."""
+
+    @abstractmethod
+    def baselines(self) -> list[Baseline[OperandsT]]:
+        """What the op is compared with."""
+
+
+def random_fp8(generator: torch.Generator, *sizes: int) -> torch.Tensor:
+    """Normal values in e4m3 on the generator's device."""
+    values = torch.randn(*sizes, generator=generator, device=generator.device) * 40
+    return values.to(torch.float8_e4m3fn)
+
+
+def random_scales(generator: torch.Generator, *sizes: int) -> torch.Tensor:
+    """From 0.5 to 1.5."""
+    return torch.rand(*sizes, generator=generator, device=generator.device) + 0.5
+
+
+def halved(size: int, multiple: int) -> int:
+    """Half of a size, rounded up to a multiple."""
+    return -(-size // (2 * multiple)) * multiple
