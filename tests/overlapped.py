@@ -343,13 +343,13 @@ class OverlappedLaunch:
         max_m: int | None = None,
         scope: str = "gpu",
     ) -> OverlappedLaunch:
-        """Few SMs, so that each CTA has several tiles; more k tiles than stages."""
+        """One CTA or cluster, which has more tiles than slots twice over; more k tiles than stages."""
         problem = Problem((70, 0, 9, 130, 1, 60), 136, 9 * 128 + 16)
         order = list(range(problem.m))
         random.Random(0).shuffle(order)
         scheduled = Scheduled(kernel, schedule)
         num_counters = 3 if max_m is None else 12
-        num_sms = 3 + num_counters + 4
+        num_sms = _NUM_FILLERS + num_counters + scheduled.cluster
         options = {"waits": scheduled.cluster == 1, "timeout_ns": 2**62, "dtype": dtype}
         return cls(Overlapped(scheduled, problem, order, max_m, scope, num_sms=num_sms, **options))
 

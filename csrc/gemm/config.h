@@ -56,6 +56,10 @@ struct GemmConfig {
     return 1 + num_consumer_warps() + (swap_ab ? 1 : 0);
   }
 
+  /// Whether a launch can wait for rows that another kernel is writing: not in clusters, where a
+  /// CTA would wait for its peer's rows, too.
+  PK_HOST_DEVICE constexpr bool waits_for_rows() const { return grouped && cluster == 1; }
+
   /// The largest power of two, up to 128, that divides block_n: every tile starts at a multiple of
   /// it and so of its place in a block of B's scale factors.
   PK_HOST_DEVICE constexpr uint32_t column_unit() const {

@@ -19,9 +19,11 @@ namespace pykernels::gemm {
 
 /// TMA thread, ahead of a tile's first load: what the scheduler warp has acquired for the tile, TMA
 /// sees too.
-__device__ __forceinline__ void take_ready_rows(const GemmParams&) {}
-__device__ __forceinline__ void take_ready_rows(const GroupedGemmParams& params) {
-  if (params.ready != nullptr) ptx::fence_proxy_async_global();
+template <GemmConfig kConfig>
+__device__ __forceinline__ void take_ready_rows(const Params<kConfig>& params) {
+  if constexpr (kConfig.waits_for_rows()) {
+    if (params.ready != nullptr) ptx::fence_proxy_async_global();
+  }
 }
 
 /// The counters of the rows of a tile, or of a part of it.

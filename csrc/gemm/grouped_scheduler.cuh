@@ -111,7 +111,7 @@ class TileFinder {
   /// Waits for the rows of a tile, each lane for one of its counters; false after the time-out,
   /// which is recorded. What the rows' writers have released is then acquired by the whole warp.
   __device__ __forceinline__ bool wait_ready(const GroupedTile& tile) const {
-    if constexpr (kConfig.cluster > 1) return true;  // a CTA would wait for its peer's rows, too
+    if constexpr (!kConfig.waits_for_rows()) return true;
     if (params_.ready == nullptr || tile.group == kNoTile) return true;
     const uint32_t tile_end = min(tile.m_start + kConfig.block_m, tile.m_end);
     const CounterRange counters(params_, tile, tile.m_start, tile_end);

@@ -65,7 +65,7 @@ __device__ __forceinline__ void produce(const Params<kConfig>& params, SharedSto
   GemmPipeline<kConfig> pipeline(smem.barriers);
   for (; scheduler.has_tile(); scheduler.advance()) {
     if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
-    take_ready_rows(params);
+    take_ready_rows<kConfig>(params);
     load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
   }
   if constexpr (kConfig.cluster > 1) pipeline.drain();

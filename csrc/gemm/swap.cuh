@@ -46,7 +46,7 @@ __device__ __forceinline__ void load_operands(const Params<kConfig>& params,
   for (; scheduler.has_tile(); scheduler.advance()) {
     if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
     const auto tile = scheduler.tile();
-    take_ready_rows(params);
+    take_ready_rows<kConfig>(params);
     for (uint32_t k_tile = place.first_k_tile; k_tile < place.end_k_tile; ++k_tile) {
       const uint32_t stage = pipeline.stage();
       const uint32_t full = pipeline.full_barrier();
