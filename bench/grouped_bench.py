@@ -119,16 +119,16 @@ class GroupedShape(Problem[GroupedOperands]):
         }
 
     def smaller(self) -> GroupedShape | None:
-        """k is halved first, then columns, then the number of groups, then each group's rows."""
+        """k is halved first, then columns, then the groups down to two, then each group's rows."""
         if self.k >= 2 * MIN_K:
             return dataclasses.replace(self, k=halved(self.k, 128))
         if self.n >= 2 * MIN_COLUMNS:
             return dataclasses.replace(self, n=halved(self.n, 128))
         if sum(self.rows) < 2 * MIN_ROWS:
             return None
-        if self.num_groups > 1:
+        if self.num_groups > 2:
             return dataclasses.replace(self, rows=self.rows[: -(-self.num_groups // 2)])
-        return dataclasses.replace(self, rows=(halved(self.rows[0], 128),))
+        return dataclasses.replace(self, rows=tuple(-(-rows // 2) for rows in self.rows))
 
     def emulated_operands(self, seed: int = 0) -> GroupedOperands:
         """Each group's as of a product of its own; what no group has is not set."""
