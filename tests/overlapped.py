@@ -343,7 +343,7 @@ class OverlappedLaunch:
         max_m: int | None = None,
         scope: str = "gpu",
     ) -> OverlappedLaunch:
-        """One CTA or cluster, which has more tiles than slots twice over; more k tiles than stages."""
+        """One CTA or cluster, with more tiles than slots twice over; more k tiles than stages."""
         problem = Problem((70, 0, 9, 130, 1, 60), 136, 9 * 128 + 16)
         order = list(range(problem.m))
         random.Random(0).shuffle(order)

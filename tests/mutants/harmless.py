@@ -45,8 +45,8 @@ SILU_MUL = "silu_mul_quantize_1x128"
 
 HARMLESS: tuple[Harmless, ...] = (
     Harmless(
-        (ONE,), "kernel.cuh:38", "fence.mbarrier_init", "removed",
-        "without a cluster, bar.sync (kernel.cuh:44) orders the initialisation before all uses",
+        (ONE,), "kernel.cuh:41", "fence.mbarrier_init", "removed",
+        "without a cluster, bar.sync (kernel.cuh:47) orders the initialisation before all uses",
     ),
     Harmless(
         (ONE, TWO, WIDE, SWAPPED), "pipeline.cuh:99", "mbarrier.arrive.expect_tx",
@@ -85,21 +85,21 @@ HARMLESS: tuple[Harmless, ...] = (
         copies=(1,),
     ),
     Harmless(
-        (ONE, TWO), "mainloop.cuh:172", "wgmma.fence", "removed",
+        (ONE, TWO), "mainloop.cuh:176", "wgmma.fence", "removed",
         "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
         "thread has accessed yet; where ptxas takes some again, it inserts the fence",
         copies=(1, 2, 3, 4),
     ),
     Harmless(
-        (SWAPPED,), "mainloop.cuh:172", "wgmma.fence", "removed",
+        (SWAPPED,), "mainloop.cuh:176", "wgmma.fence", "removed",
         "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
         "thread has accessed yet; where ptxas takes some again, it inserts the fence",
         copies=(1, 2),
     ),
     Harmless(
-        (SWAPPED,), "swap_epilogue.cuh:98", "bar.warp.sync", "removed",
+        (SWAPPED,), "swap_epilogue.cuh:110", "bar.warp.sync", "removed",
         "the staging is filled again in the next tile only, and each k tile between has a "
-        "bar.warp.sync (swap.cuh:182) behind these reads",
+        "bar.warp.sync (swap.cuh:183) behind these reads",
     ),
     Harmless(
         (SILU_MUL,), "row_list.cuh:63", "st.relaxed.sys", "sys narrowed to gpu",
