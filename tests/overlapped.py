@@ -372,17 +372,18 @@ class GroupedLaunch:
 
     scheduled: Scheduled
     tensors: list[Tensor]
-    num_sms: int = 4
+    num_sms: int
 
     @classmethod
-    def make(cls, kernel: str, schedule: Schedule, dtype: torch.dtype) -> GroupedLaunch:
-        problem = Problem((200, 0, 9, 130, 1), 264, 1136)
+    def make(
+        cls, kernel: str, schedule: Schedule, dtype: torch.dtype, problem: Problem, num_sms: int
+    ) -> GroupedLaunch:
         out = torch.empty(problem.m, problem.n, dtype=dtype)
         indices = torch.full((problem.m,), -1, dtype=torch.int32)
         for group, rows in enumerate(problem.segments):
             indices[rows] = group
         tensors = [*problem.rows(), *problem.weights(), out, indices]
-        return cls(Scheduled(kernel, schedule), tensors)
+        return cls(Scheduled(kernel, schedule), tensors, num_sms)
 
     @property
     def results(self) -> tuple[Tensor, ...]:

@@ -76,7 +76,8 @@ class DoneSignal {
  public:
   __device__ __forceinline__ DoneSignal(const Params<kConfig>&, SharedStorage<kConfig>&) {}
   __device__ __forceinline__ void note(const Tile&, uint32_t) const {}
-  __device__ __forceinline__ void signal_last() const {}
+  __device__ __forceinline__ void wait_and_signal() const {}
+  __device__ __forceinline__ void signal() const {}
 };
 
 template <GemmConfig kConfig>
@@ -98,11 +99,17 @@ class DoneSignal<kConfig> {
   }
 
   /// Waits for the stores that have been noted and signals them.
-  __device__ __forceinline__ void signal_last() const {
+  __device__ __forceinline__ void wait_and_signal() const {
+    if (params_.done == nullptr) return;
+    ptx::cp_async_bulk_wait_group<0>();  // written, so that the release covers it
+    signal();
+  }
+
+  /// Signals what has been noted, of which the thread knows that it is stored.
+  __device__ __forceinline__ void signal() const {
     if (params_.done == nullptr) return;
     uint32_t words[4];
     ptx::ld_shared_v4_b32(stored_, words);
-    ptx::cp_async_bulk_wait_group<0>();  // written, so that the release covers it
     const GroupedTile tile{{words[0], words[1]}, words[2], words[3]};
     signal_done<kConfig>(params_, tile, tile.m_start, kWarpgroupRows, tile.n_start,
                          kConfig.block_n);

@@ -34,7 +34,7 @@ class Epilogue {
 
   template <typename Tile>
   __device__ __forceinline__ void store_tile(const Tile& tile, const Accumulator<kConfig>& total) {
-    if (is_storer()) done_.signal_last();
+    if (is_storer()) done_.wait_and_signal();
     if (params_.d_is_fp32) {
       begin_chunk();
       stage_fp32<0>(total);
@@ -54,7 +54,7 @@ class Epilogue {
   __device__ __forceinline__ void drain() {
     if (!is_storer()) return;
     ptx::cp_async_bulk_wait_group<0>();
-    done_.signal_last();
+    done_.signal();
   }
 
  private:

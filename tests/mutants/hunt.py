@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pykernels.emulator import EmulationError, Module, Report
 from tests.cases import bits
+from tests.grouped_kernels import Problem
 from tests.kernel_launch import GemmLaunch, QuantizeLaunch, SiluMulLaunch
 from tests.mutants.mutate import Mutant, mutants
 from tests.overlapped import GroupedLaunch, OverlappedLaunch
 
-# Completion and seed. What happens-before finds does not depend on them, so nearly all end in the
-# first run; the others are for wrong results.
-SCHEDULES = (("late", 0), ("random", 1), ("early", 2), ("random", 3))
+# Completion, seed and schedule. What happens-before finds does not depend on them, so nearly all
+# end in the first run; the others are for wrong results, those by priority for a late role.
+SCHEDULES = (
+    ("late", 0, "random"),
+    ("random", 1, "random"),
+    ("early", 2, "random"),
+    ("random", 3, "random"),
+    ("random", 14, "priority"),
+    ("random", 18, "priority"),
+    ("random", 4, "priority"),
+)
 MAX_WARP_INSTRUCTIONS = 20_000_000  # some fifty times what the kernels need
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -56,10 +66,13 @@ def _silu_mul_launches() -> list[SiluMulLaunch]:
 def _grouped_launches(kernel: str) -> list[Mutable]:
     """By each source; beside kernels that fill and take its rows, on one GPU and on two."""
     schedule, (bf16, fp32) = _GROUPED[kernel], DTYPES
+    ragged = Problem((200, 0, 9, 130, 1), 264, 144)
     return [
         OverlappedLaunch.make(kernel, schedule, bf16),
         OverlappedLaunch.make(kernel, schedule, fp32, max_m=133, scope="system"),
-        GroupedLaunch.make(kernel, schedule, fp32),
+        *(GroupedLaunch.make(kernel, schedule, dtype, ragged, 4) for dtype in DTYPES),
+        # One tile, and CTAs that have none.
+        GroupedLaunch.make(kernel, schedule, bf16, Problem((5,), 8, 144, behind=40), 16),
     ]
 
 
@@ -108,10 +121,11 @@ class Hunter:
         """Run one mutant until something notices."""
         module = Module.from_ptx(mutant.ptx)
         runs = 0
-        for mode, seed in SCHEDULES:
+        for mode, seed, schedule in SCHEDULES:
+            options: dict[str, Any] = {"async_completion": mode, "seed": seed, "schedule": schedule}
             for launch, right in zip(self._launches, self._expected, strict=True):
                 runs += 1
-                caught = _run(module, launch, right, mode, seed)
+                caught = _run(module, launch, right, options)
                 if caught is not None:
                     return Outcome(mutant, f"{caught} ({mode} completion, seed {seed})", runs)
         return Outcome(mutant, None, runs)
@@ -121,10 +135,8 @@ def _run(
     module: Module,
     launch: Mutable,
     right: list[torch.Tensor],
-    mode: str,
-    seed: int,
+    options: dict[str, Any],
 ) -> str | None:
-    options = {"async_completion": mode, "seed": seed}
     try:
         report = launch.run(module, **options, max_warp_instructions=MAX_WARP_INSTRUCTIONS)
     except EmulationError as error:
