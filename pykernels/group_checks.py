@@ -361,10 +361,11 @@ def group_segments(groups: Groups, num_groups: int, num_rows: int) -> list[Segme
 
 
 def _segments_by_offsets(offsets: list[int], num_groups: int, num_rows: int) -> list[Segment]:
-    if offsets[0] < 0:
-        raise ValueError(f"group_offsets must start at 0 at least, got {offsets[0]}")
     for group in range(num_groups):
         begin, end = offsets[group], offsets[group + 1]
+        negative = begin if begin != 0 else end
+        if negative < 0 and begin <= 0:
+            raise ValueError(f"group_offsets of group {group} must be at least 0, got {negative}")
         if end > num_rows:
             raise ValueError(
                 f"group_offsets of group {group} end at {end}, must be at most {num_rows}: offsets "

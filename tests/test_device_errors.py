@@ -41,6 +41,10 @@ MESSAGES = {
         "group_offsets of group 0 end at 4097, must be at most 4096: offsets may not pass the last "
         "row; the rows of this group were left untouched"
     ),
+    (GROUP_OFFSET, 0, -1, 0): (
+        "group_offsets of group 0 must be at least 0, got -1; the rows of this group were left "
+        "untouched"
+    ),
     (MASKED_M, 5, 300, 128): (
         "masked_m of group 5 must be from 0 to 128, got 300; the rows of this group were left "
         "untouched"

@@ -11,17 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pykernels
 from pykernels import reference
 from pykernels.testing import FP32_FLOOR, assert_rows_close, gemm_operands
 from tests.cases import assert_same_bits
+from tests.op_checks import CHECKS, Recorder, one_thread
 
 FP8 = torch.float8_e4m3fn
-# test_schema compares inputs before and after by torch.allclose, which torch lacks for FP8 on CPUs,
-# so it is left out where an argument is FP8, and nowhere else.
-CHECKS = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 ALL_CHECKS = ("test_schema", *CHECKS)
 
 
@@ -83,28 +80,6 @@ def test_the_public_function_passes_every_option() -> None:
             if output is not None:
                 del expected["out_dtype"]
             assert call == expected
-
-
-class Recorder(TorchDispatchMode):
-    """The arguments of the ops of this package, with the schema's defaults."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[dict[str, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "pykernels":
-            given = dict(zip((each.name for each in func._schema.arguments), args, strict=False))
-            defaults = {
-                each.name: each.default_value
-                for each in func._schema.arguments
-                if each.has_default_value()
-            }
-            call = defaults | given | (kwargs or {})
-            if call.get("out_dtype") == 15:  # as the schema has it
-                call["out_dtype"] = torch.bfloat16
-            self.calls.append({k: v for k, v in call.items() if k not in ("a", "sfa", "b", "sfb")})
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
@@ -179,10 +154,8 @@ def test_compile_with_out() -> None:
     assert_same_bits(result, expected * 2)
 
 
-def test_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config
-
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of workers
+@one_thread
+def test_inductor() -> None:
     weight = pykernels.quantize_128x128(torch.randn(16, 144))
     x = torch.randn(3, 144)
     result = torch.compile(layer, fullgraph=True, backend="inductor")(x, *weight)

@@ -7,11 +7,16 @@ namespace pykernels {
 namespace {
 
 std::string describe_group_offset(const DeviceError& error) {
+  constexpr const char* kConsequence = "; the rows of this group were left untouched";
+  if (error.value < 0 && error.limit == 0) {
+    return concat("group_offsets of group ", error.index, " must be at least 0, got ", error.value,
+                  kConsequence);
+  }
   const bool decreases = error.value < error.limit;
   return concat("group_offsets of group ", error.index, " end at ", error.value, ", must be at ",
                 decreases ? "least " : "most ", error.limit,
                 decreases ? ": offsets may not decrease" : ": offsets may not pass the last row",
-                "; the rows of this group were left untouched");
+                kConsequence);
 }
 
 }  // namespace
