@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,57 +23,11 @@ from pykernels import _C
 from pykernels.native import native, tensor_view
 from pykernels.testing import Pair, gemm_operands
 from tests.cases import assert_same_bits
+from tests.recording import Cuda
 
 INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
 SIZES = (130, 136, 272)  # several tiles, tails in m, n and k
-
-
-class Cuda:
-    """The recording driver, and the device and stream that calls are made on."""
-
-    def __init__(self, **options: Any) -> None:
-        self.emulator = native().EmulatedDevice()
-        self.driver = _C.RecordingDriver(self.emulator, **options)
-        self.place = threading.local()
-
-    def stream_of(self, tensor: Tensor) -> tuple[int, int]:
-        """Stands in for pykernels.device.cuda_stream."""
-        current: tuple[int, int] = getattr(self.place, "current", (0, 0))
-        return current
-
-    @contextmanager
-    def on(self, device_index: int, stream: int = 0) -> Iterator[None]:
-        """Tensors of calls in the block lie on this device; this is its current stream."""
-        self.place.current = (device_index, stream)
-        try:
-            yield
-        finally:
-            del self.place.current
-
-    @property
-    def last(self) -> _C.RecordedLaunch:
-        return self.driver.launches[-1]
-
-
-@pytest.fixture
-def make_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cuda]]:
-    installed: list[Cuda] = []
-
-    def make(**options: Any) -> Cuda:
-        cuda = Cuda(**options)
-        installed.append(cuda)
-        monkeypatch.setattr("pykernels.device.cuda_stream", cuda.stream_of)
-        return cuda
-
-    yield make
-    for cuda in installed:
-        cuda.driver.close()
-
-
-@pytest.fixture
-def cuda(make_cuda: Callable[..., Cuda]) -> Cuda:
-    return make_cuda(num_devices=2)
 
 
 @pytest.fixture(scope="module")
