@@ -96,7 +96,7 @@ GemmConfig config_of(const KernelInfo& kernel) {
           .block_n = config_field(kernel, "block_n"),
           .cluster = config_field(kernel, "cluster"),
           .swap_ab = config_field(kernel, "swap_ab") != 0,
-          .grouped = config_field(kernel, "grouped") != 0};
+          .grouped = kernel.config.count("grouped") != 0 && config_field(kernel, "grouped") != 0};
 }
 
 std::vector<GemmSchedule> schedules_of(const GemmConfig& config) {
