@@ -42,6 +42,16 @@ __device__ __forceinline__ uint32_t ld_acquire_sys_u32(const uint32_t* address) 
   return d;
 }
 
+/// ld.relaxed.sys.global.u32 d, [a];      PTX 6.0, sm_70
+///
+/// A value that other threads, GPUs and the host may be writing; orders nothing. Any thread.
+/// `address`: global memory, aligned to 4 bytes.
+__device__ __forceinline__ uint32_t ld_relaxed_sys_u32(const uint32_t* address) {
+  uint32_t d;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(d) : "l"(address) : "memory");
+  return d;
+}
+
 /// st.shared::cta.v2.f32 [a], {b0, b1};      PTX 7.8, sm_30
 ///
 /// A weak store, generic proxy. Any thread. `address`: shared window, aligned to 8 bytes.

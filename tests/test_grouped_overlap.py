@@ -96,6 +96,22 @@ def test_one_after_the_other(scheduled: Scheduled) -> None:
     assert pair.device.take_error() is None
 
 
+def test_wrong_offsets_are_told_before_a_time_out() -> None:
+    """They take no rows from the groups that are right, whose tiles wait for their own rows."""
+    problem = Problem((300,), 40, 144)
+    pair = Overlapped(SOME[0], problem, list(range(300)), timeout_ns=1_000_000)
+    b, sfb = problem.weights()
+    pair.tensors["b"] = b.expand(3, -1, -1)
+    pair.tensors["sfb"] = sfb.expand(3, -1, -1)
+    pair.tensors["groups"] = torch.tensor([0, 300, 200, 100], dtype=torch.int32)
+    fill, multiply, _ = pair.launches()
+    pair.emulator().launch_concurrent([fill, multiply]).raise_if_findings()
+    assert_same_bits(pair.tensors["out"], pair.expected())
+    message = pair.device.take_error()
+    assert message is not None
+    assert message.startswith("group_offsets of group 1 end at 200, must be at least 300")
+
+
 def test_without_the_filler_the_emulator_says_who_waits() -> None:
     """With a time-out beyond all patience the launch is a hung one."""
     pair = Overlapped(SOME[0], PROBLEM, [], timeout_ns=2**62)

@@ -26,6 +26,13 @@ double overlapped(double a, double b, double c) {
   return std::sqrt(std::sqrt(squares));
 }
 
+/// Tiles of so many rows along m of each group, as whole ones of one product. Groups have m rows on
+/// average only, so that the last of a group's tiles is half full.
+double tiles_along_m(const GemmProblem& problem, double rows) {
+  const double tiles = static_cast<double>(problem.m) / rows;
+  return problem.num_groups > 1 ? std::max(1.0, tiles + 0.5) : std::ceil(tiles);
+}
+
 /// What does not depend on the candidate.
 struct Terms {
   const GemmProblem& problem;
@@ -126,8 +133,8 @@ struct KernelTerms {
 
   /// No schedule takes less: all SMs busy all the time.
   double least_us(const Terms& terms) const {
-    return terms.groups * static_cast<double>(tiles_m * tiles_n) * terms.k_tiles * k_tile_us *
-           terms.per_sm;
+    return terms.groups * tiles_along_m(terms.problem, kernel.config.block_m) *
+           static_cast<double>(tiles_n) * terms.k_tiles * k_tile_us * terms.per_sm;
   }
 };
 
@@ -138,7 +145,9 @@ class CandidateTerms {
       : terms_(terms), on_(kernel_terms), schedule_(schedule) {
     num_m_ = ceil_shift(on_.tiles_m, schedule.cluster_m);
     num_n_ = ceil_shift(on_.tiles_n, schedule.cluster_n);
-    num_tiles_ = num_m_ * num_n_ * std::max<int64_t>(terms.problem.num_groups, 1);
+    const double rows = on_.kernel.config.block_m * schedule.cluster_m;
+    num_tiles_ = std::llround(terms.groups * tiles_along_m(terms.problem, rows) *
+                              static_cast<double>(num_n_));
     num_clusters_ = terms.num_clusters[schedule.cluster()];
     k_tiles_ = terms.k_tiles_of[schedule.split_k];
     count_bytes();

@@ -23,7 +23,7 @@ __device__ __forceinline__ void run_producers(const GroupedGemmParams& params,
     }
   } else if (warp_idx == 1) {
     TileFinder<kConfig>(params, smem).run();
-  } else if (kConfig.swap_ab && warp_idx == 2) {
+  } else if (warp_idx == 2) {
     if constexpr (kConfig.swap_ab) {
       ScaleWarp<kConfig>(params, smem, place).run(TileReader<kConfig, Reader::kWarp>(smem));
     }

@@ -18,6 +18,10 @@ namespace {
 /// Beyond the last row that a kernel counts to, in 32 bits with a sign: one tile more.
 constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max() - 1024;
 
+/// A done counter counts to kCounterRows n / kCounterColumns, as an int32.
+constexpr int64_t kMaxCountedColumns =
+    (int64_t{1} << 31) / (int64_t{kCounterRows} / int64_t{kCounterColumns});
+
 struct Sizes {
   int64_t m;  // rows of all groups, with kMasked of one
   int64_t n;
@@ -62,6 +66,8 @@ void check_arguments(const GroupedGemmArguments& arguments) {
   check_shape("groups", groups, {num_values});
   PK_CHECK(groups.dtype == DataType::kInt32 && (num_values == 1 || groups.strides[0] == 1),
            "groups must be contiguous int32, got ", groups.describe());
+  PK_CHECK(!counters.done || n < kMaxCountedColumns, "n must be less than ", kMaxCountedColumns,
+           " with done counters, got ", n);
   for (const auto& [name, values] :
        {std::pair{"ready", &counters.ready}, std::pair{"done", &counters.done}}) {
     if (!*values) continue;
@@ -174,7 +180,7 @@ int64_t most_tiles_m(const GroupedGemmArguments& arguments, int64_t tile_m) {
 }
 
 Launch make_launch(Device& device, const GroupedGemmArguments& arguments, const KernelInfo& kernel,
-                   const GemmConfig& config, const GemmSchedule& schedule, int64_t expected_m) {
+                   const GemmConfig& config, const GemmSchedule& schedule) {
   PK_CHECK(schedule.cluster() == 1 || !arguments.counters.ready,
            "ready counters need a schedule without clusters, got kernel ", kernel.name,
            " in clusters of ", schedule.cluster(), " CTAs");
@@ -189,8 +195,9 @@ Launch make_launch(Device& device, const GroupedGemmArguments& arguments, const 
   GroupedGemmParams params = make_params(device, arguments, config, schedule);
   params.num_clusters = static_cast<uint32_t>(num_clusters);
   params.num_tiles_n = static_cast<uint32_t>(num_n);
+  // A group may have all rows; the kernel takes no more than a group has.
   const int64_t band_rows =
-      raster_band(config, schedule, num_clusters, ceil_div(expected_m, tile_m));
+      raster_band(config, schedule, num_clusters, ceil_div(Sizes(arguments).m, tile_m));
   params.band_tiles = FastDivisor(static_cast<uint32_t>(band_rows * num_n));
   params.band_rows = FastDivisor(static_cast<uint32_t>(band_rows));
 
@@ -234,7 +241,7 @@ Launch make_grouped_launch(Device& device, const GroupedGemmArguments& arguments
     problem.num_sms = static_cast<int>(std::min<int64_t>(*arguments.num_sms, INT32_MAX));
   }
   const GemmCandidate choice = choose_kernel(device, problem);
-  return make_launch(device, arguments, *choice.kernel, choice.config, choice.schedule, problem.m);
+  return make_launch(device, arguments, *choice.kernel, choice.config, choice.schedule);
 }
 
 Launch make_grouped_launch(Device& device, const GroupedGemmArguments& arguments,
@@ -243,7 +250,7 @@ Launch make_grouped_launch(Device& device, const GroupedGemmArguments& arguments
   const GemmConfig config = config_of(kernel);
   PK_CHECK(config.grouped, "kernel ", kernel.name, " is none of family ", kGroupedFamily);
   check_schedule(kernel, config, schedule);
-  return make_launch(device, arguments, kernel, config, schedule, expected_rows(arguments));
+  return make_launch(device, arguments, kernel, config, schedule);
 }
 
 }  // namespace pykernels::gemm

@@ -15,8 +15,7 @@
 
 namespace pykernels::gemm {
 
-inline constexpr uint32_t kLastTile = 0x80000000;  // beside the group, of a CTA's last tile
-inline constexpr uint32_t kNoTile = 0xffffffff;    // in place of the group: there are no more
+inline constexpr uint32_t kNoTile = 0xffffffff;  // in place of a group: there are no more tiles
 
 /// Scheduler warp: deals cluster tiles to the resident clusters, round robin, group by group;
 /// within a group in the order of TileScheduler. Groups without rows have no tiles: what finds a
@@ -29,20 +28,16 @@ class TileFinder {
       : params_(params),
         ring_(smem.tiles.barriers),
         slots_(ptx::cvta_to_shared(smem.tiles.tiles)),
-        windows_(params),
+        windows_(params, params.band_rows.divisor * rows_of_tile(params)),
         tile_idx_(cluster_idx<kConfig>(params)) {}
 
-  /// A tile is handed over once it is known whether there is another one.
+  /// Hands over all of the CTA's tiles and, at the end, that there are no more.
   __device__ __forceinline__ void run() {
-    GroupedTile tile{{0, 0}, 0, kNoTile};
-    bool has_more = true;
+    GroupedTile tile{};
     do {
-      GroupedTile next{};
-      has_more = find(next);
-      const bool is_first = tile.group == kNoTile;
-      if ((!is_first || !has_more) && !publish(tile, has_more ? 0 : kLastTile)) return;
-      tile = next;
-    } while (has_more);
+      if (!find(tile) || !wait_ready(tile)) tile.group = kNoTile;
+      publish(tile);
+    } while (tile.group != kNoTile);
   }
 
  private:
@@ -50,6 +45,7 @@ class TileFinder {
   __device__ __forceinline__ bool find(GroupedTile& tile) {
     while (tile_idx_ >= window_end_) {
       if (!windows_.next(segment_)) return false;
+      if (!__any_sync(kWholeWarp, segment_.num_rows > 0)) continue;
       const uint32_t tiles = tiles_along_m(segment_.num_rows) * params_.num_tiles_n;
       segment_end_ = window_end_ + inclusive_sum(tiles);
       window_end_ = __shfl_sync(kWholeWarp, segment_end_, 31);
@@ -59,11 +55,15 @@ class TileFinder {
     return true;
   }
 
+  /// Of a cluster tile.
+  __device__ __forceinline__ static uint32_t rows_of_tile(const GroupedGemmParams& params) {
+    return kConfig.block_m * (kConfig.cluster > 1 ? params.schedule.cluster_m : 1);
+  }
+
   /// Cluster tiles of so many rows.
   __device__ __forceinline__ uint32_t tiles_along_m(uint32_t num_rows) const {
-    const uint32_t rows_of_tile =
-        kConfig.block_m * (kConfig.cluster > 1 ? params_.schedule.cluster_m : 1);
-    return (num_rows + rows_of_tile - 1) / rows_of_tile;
+    const uint32_t rows = rows_of_tile(params_);
+    return (num_rows + rows - 1) / rows;
   }
 
   __device__ __forceinline__ static uint32_t inclusive_sum(uint32_t value) {
@@ -94,25 +94,21 @@ class TileFinder {
     return {{first_row + in_group.m_start, in_group.n_start}, first_row + num_rows, group};
   }
 
-  /// Hands a tile over once its rows have arrived; false, and no tile, if they never do.
-  __device__ __forceinline__ bool publish(const GroupedTile& tile, uint32_t flags) {
-    const bool is_ready = wait_ready(tile);
+  __device__ __forceinline__ void publish(const GroupedTile& tile) {
     ring_.wait_empty();  // all roles have read the slot's last tile
     if (threadIdx.x % 32 == 0) {
-      const uint32_t group = is_ready ? tile.group | flags : kNoTile;
       ptx::st_shared_v4_b32(slots_ + ring_.stage() * 16,
-                            {tile.m_start, tile.n_start, tile.m_end, group});
+                            {tile.m_start, tile.n_start, tile.m_end, tile.group});
       ring_.arrive_full();
     }
     ring_.advance();
-    return is_ready;
   }
 
   /// Waits for the rows of a tile, each lane for one of its counters; false after the time-out,
   /// which is recorded. What the rows' writers have released is then acquired by the whole warp.
   __device__ __forceinline__ bool wait_ready(const GroupedTile& tile) const {
     if constexpr (!kConfig.waits_for_rows()) return true;
-    if (params_.ready == nullptr || tile.group == kNoTile) return true;
+    if (params_.ready == nullptr) return true;
     const uint32_t tile_end = min(tile.m_start + kConfig.block_m, tile.m_end);
     const CounterRange counters(params_, tile, tile.m_start, tile_end);
     const uint32_t counter = counters.first + threadIdx.x % 32;
@@ -125,34 +121,43 @@ class TileFinder {
     return __all_sync(kWholeWarp, is_ready);
   }
 
-  /// Rows that belong to groups among those of a counter that begins with row `begin`.
+  /// Rows that belong to groups among those of a counter that begins with row `begin`. Offsets
+  /// that are wrong elsewhere do not take the tile's own rows away.
   __device__ __forceinline__ uint32_t rows_of_counter(const GroupedTile& tile,
                                                       uint32_t begin) const {
-    uint32_t first = begin;
-    uint32_t end = tile.m_end;
+    int32_t first = static_cast<int32_t>(begin);
+    int32_t end = static_cast<int32_t>(tile.m_end);
     if (params_.source == GroupSource::kOffsets) {
-      first = max(begin, static_cast<uint32_t>(ptx::ld_global_s32(params_.groups)));
-      end = static_cast<uint32_t>(ptx::ld_global_s32(params_.groups + params_.num_groups));
+      const int32_t groups_begin = ptx::ld_global_s32(params_.groups);
+      const int32_t groups_end = ptx::ld_global_s32(params_.groups + params_.num_groups);
+      first = max(first, min(groups_begin, static_cast<int32_t>(tile.m_start)));
+      end = min(max(end, groups_end), static_cast<int32_t>(params_.m));
     }
-    return min(begin + kCounterRows, end) - first;
+    return min(static_cast<int32_t>(begin + kCounterRows), end) - first;
   }
 
+  /// Polls relaxed, since each acquire empties the L1 cache with the scale factors of the tiles
+  /// that are being multiplied.
   __device__ __forceinline__ bool wait_counter(uint32_t index, uint32_t expected) const {
+    const uint32_t* counter = params_.ready + index;
     const uint64_t start = ptx::globaltimer();
     while (true) {
-      const uint32_t seen = load_counter(index);
-      if (seen >= expected) return true;
+      const uint32_t seen = ptx::ld_relaxed_sys_u32(counter);
+      if (seen >= expected) break;
       if (ptx::globaltimer() - start <= params_.ready_timeout_ns) continue;
-      write_error(params_.errors, {DeviceErrorKind::kReadyTimeout, index,
-                                   static_cast<int32_t>(seen), static_cast<int32_t>(expected)});
+      // A wrong offset that the launch has found says more.
+      if (ptx::ld_relaxed_sys_u32(reinterpret_cast<uint32_t*>(params_.errors)) == 0) {
+        write_error(params_.errors, {DeviceErrorKind::kReadyTimeout, index,
+                                     static_cast<int32_t>(seen), static_cast<int32_t>(expected)});
+      }
       return false;
     }
-  }
-
-  __device__ __forceinline__ uint32_t load_counter(uint32_t index) const {
-    const uint32_t* counter = params_.ready + index;
-    return params_.system_scope != 0 ? ptx::ld_acquire_sys_u32(counter)
-                                     : ptx::ld_acquire_gpu_u32(counter);
+    if (params_.system_scope != 0) {
+      ptx::ld_acquire_sys_u32(counter);
+    } else {
+      ptx::ld_acquire_gpu_u32(counter);
+    }
+    return true;
   }
 
   const GroupedGemmParams& params_;
@@ -180,33 +185,24 @@ class TileReader {
   }
 
   __device__ __forceinline__ bool has_tile() const { return has_tile_; }
-  __device__ __forceinline__ bool is_last() const { return (read().group & kLastTile) != 0; }
   __device__ __forceinline__ GroupedTile tile() const {
-    GroupedTile tile = read();
-    tile.group &= ~kLastTile;
-    return tile;
+    uint32_t words[4];
+    ptx::ld_shared_v4_b32(slots_ + ring_.stage() * 16, words);
+    return {{words[0], words[1]}, words[2], words[3]};
   }
 
   /// Gives the tile's slot back and turns to the next one.
   __device__ __forceinline__ void advance() {
-    const bool was_last = is_last();
     if constexpr (kReader == Reader::kWarp) ptx::bar_warp_sync();  // all lanes have read
     ring_.release(ring_.stage());
     ring_.advance();
-    has_tile_ = !was_last;
-    if (has_tile_) take();
+    take();
   }
 
  private:
   __device__ __forceinline__ void take() {
     ring_.wait_full();  // the scheduler has written the slot
-    has_tile_ = read().group != kNoTile;
-  }
-
-  __device__ __forceinline__ GroupedTile read() const {
-    uint32_t words[4];
-    ptx::ld_shared_v4_b32(slots_ + ring_.stage() * 16, words);
-    return {{words[0], words[1]}, words[2], words[3]};
+    has_tile_ = tile().group != kNoTile;
   }
 
   TilePipeline ring_;

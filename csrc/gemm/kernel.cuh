@@ -64,10 +64,13 @@ __device__ __forceinline__ void produce(const Params<kConfig>& params, SharedSto
                                         Scheduler scheduler) {
   GemmPipeline<kConfig> pipeline(smem.barriers);
   for (; scheduler.has_tile(); scheduler.advance()) {
-    if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+    if constexpr (!kConfig.grouped) {
+      if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+    }
     take_ready_rows<kConfig>(params);
     load_tile<kConfig>(params, smem, pipeline, scheduler.tile());
   }
+  if constexpr (kConfig.grouped) ptx::griddepcontrol_launch_dependents();  // the last is loading
   if constexpr (kConfig.cluster > 1) pipeline.drain();
 }
 

@@ -19,7 +19,7 @@ struct GroupedTile : Tile {
   uint32_t group;
 };
 
-/// Behind the last row of D that a tile may write.
+/// Behind the last row, as the tile counts them, that it may write.
 __device__ __forceinline__ uint32_t row_end(const GemmParams& params, const Tile&) {
   return params.m;
 }

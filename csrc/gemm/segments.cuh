@@ -25,25 +25,22 @@ __device__ __forceinline__ void write_error(DeviceError* errors, const DeviceErr
                            static_cast<uint32_t>(error.value) | limit << 32);
 }
 
-/// The segments, 32 a window, one a lane. The values of the windows to come are on their way while
-/// one is used.
+/// The segments, 32 a window, one a lane.
 ///
-/// By offsets and by counts a window is 32 groups. By indices it is 32 rows, and a segment belongs
-/// to the window in which the row behind its last one stands.
+/// By offsets and by counts a window is 32 groups. By indices it is 32 rows; a segment belongs to
+/// the window in which the row behind its last one stands, and ends after `most_rows` at the
+/// latest, so that the first tiles of a long one are known soon.
 class SegmentWindows {
  public:
-  __device__ __forceinline__ explicit SegmentWindows(const GroupedGemmParams& params)
-      : params_(params) {
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; ++i) ahead_[i] = load(first_ + i * 32 + threadIdx.x % 32);
-  }
+  __device__ __forceinline__ SegmentWindows(const GroupedGemmParams& params, uint32_t most_rows)
+      : params_(params), most_rows_(most_rows) {}
 
   /// Turns to the next window; false behind the last one. A converged warp.
   __device__ __forceinline__ bool next(Segment& segment) {
     const bool by_rows = params_.source == GroupSource::kIndices;
+    if (by_rows) skip_inside();
     if (by_rows ? first_ > params_.m : first_ >= params_.num_groups) return false;
-    const uint32_t place = first_ + threadIdx.x % 32;
-    DeviceError error{DeviceErrorKind::kNone, place, ahead_[0], 0};
+    DeviceError error{DeviceErrorKind::kNone, first_ + threadIdx.x % 32, 0, 0};
     if (by_rows) {
       segment = segment_by_indices(error);
     } else if (params_.source == GroupSource::kOffsets) {
@@ -53,37 +50,26 @@ class SegmentWindows {
     }
     report(error);
     first_ += 32;
-#pragma unroll
-    for (uint32_t i = 0; i + 1 < kAhead; ++i) ahead_[i] = ahead_[i + 1];
-    ahead_[kAhead - 1] = load(place + kAhead * 32);
     return true;
   }
 
  private:
-  static constexpr uint32_t kAhead = 2;  // windows
-
-  /// The lane's value of a window to come; one that means no rows where there is none.
-  __device__ __forceinline__ int32_t load(uint32_t place) const {
-    if (params_.source == GroupSource::kIndices) {
-      return place < params_.m ? ptx::ld_global_s32(params_.groups + place) : -1;
-    }
-    const uint32_t is_end = params_.source == GroupSource::kOffsets ? 1 : 0;
-    return place < params_.num_groups ? ptx::ld_global_s32(params_.groups + place + is_end) : 0;
-  }
-
-  /// Group g has the rows from offsets[g] to offsets[g + 1] - 1. The lane holds its group's end,
-  /// the lane below the begin.
+  /// Group g has the rows from offsets[g] to offsets[g + 1] - 1, unless they decrease, pass the end
+  /// or begin before an earlier group ends, whose rows they would write again.
   __device__ __forceinline__ Segment segment_by_offsets(DeviceError& error) {
     const uint32_t group = error.index;
-    const int32_t end = ahead_[0];
-    int32_t begin = __shfl_up_sync(kWholeWarp, end, 1);
-    if (threadIdx.x % 32 == 0) {
-      begin = first_ == 0 ? ptx::ld_global_s32(params_.groups) : last_;
-    }
-    last_ = __shfl_sync(kWholeWarp, end, 31);
-    if (group >= params_.num_groups) return {};
+    const bool exists = group < params_.num_groups;
     const int32_t num_rows = static_cast<int32_t>(params_.m);
-    if (begin >= 0 && begin <= end && end <= num_rows) {
+    const int32_t begin = exists ? ptx::ld_global_s32(params_.groups + group) : 0;
+    const int32_t end = exists ? ptx::ld_global_s32(params_.groups + group + 1) : 0;
+    int32_t most = max(last_, begin <= num_rows ? begin : 0);  // of the offsets up to this one
+#pragma unroll
+    for (uint32_t distance = 1; distance < 32; distance *= 2) {
+      most = max(most, __shfl_up_sync(kWholeWarp, most, distance));
+    }
+    last_ = __shfl_sync(kWholeWarp, most, 31);
+    if (!exists) return {};
+    if (begin >= 0 && begin == most && begin <= end && end <= num_rows) {
       return {static_cast<uint32_t>(begin), static_cast<uint32_t>(end - begin), group};
     }
     error.kind = DeviceErrorKind::kGroupOffset;
@@ -95,35 +81,63 @@ class SegmentWindows {
   /// Groups of max_rows rows each, of which a number is the group's own.
   __device__ __forceinline__ Segment segment_by_counts(DeviceError& error) const {
     const uint32_t group = error.index;
-    const int32_t num_rows = ahead_[0];
+    if (group >= params_.num_groups) return {};
+    const int32_t num_rows = ptx::ld_global_s32(params_.groups + group);
     const int32_t max_rows = static_cast<int32_t>(params_.max_rows);
     if (num_rows >= 0 && num_rows <= max_rows) {
       return {group * params_.a_group_rows, static_cast<uint32_t>(num_rows), group};
     }
-    error.kind = DeviceErrorKind::kMaskedM;
-    error.limit = max_rows;
+    error = {DeviceErrorKind::kMaskedM, group, num_rows, max_rows};
     return {};
+  }
+
+  /// The index of a row's group; -1 behind the last row.
+  __device__ __forceinline__ int32_t load_index(uint32_t row) const {
+    return row < params_.m ? ptx::ld_global_s32(params_.groups + row) : -1;
+  }
+
+  /// Leaves out windows in which no segment starts or ends, four at a time: rows of one group, or
+  /// of none.
+  __device__ __forceinline__ void skip_inside() {
+    constexpr uint32_t kWindows = 4;
+    const bool in_segment = last_ >= 0;
+    while (first_ + kWindows * 32 <= params_.m) {
+      bool is_same = true;
+#pragma unroll
+      for (uint32_t i = 0; i < kWindows; ++i) {
+        is_same = is_same && load_index(first_ + i * 32 + threadIdx.x % 32) == last_;
+      }
+      if (!__all_sync(kWholeWarp, is_same)) return;
+      if (in_segment && first_ + kWindows * 32 > open_start_ + most_rows_) return;
+      first_ += kWindows * 32;
+    }
   }
 
   /// Each row has its group's index, -1 for none.
   __device__ __forceinline__ Segment segment_by_indices(DeviceError& error) {
     const uint32_t lane_idx = threadIdx.x % 32;
+    const uint32_t row = error.index;
     const int32_t num_groups = static_cast<int32_t>(params_.num_groups);
-    int32_t group = ahead_[0];
+    int32_t group = load_index(row);
     if (group < -1 || group >= num_groups) {
-      error.kind = DeviceErrorKind::kGroupIndex;
-      error.limit = num_groups;
+      error = {DeviceErrorKind::kGroupIndex, row, group, num_groups};
       group = -1;
     }
     int32_t above = __shfl_up_sync(kWholeWarp, group, 1);
     if (lane_idx == 0) above = last_;
     last_ = __shfl_sync(kWholeWarp, group, 31);
-    const uint32_t starts = __ballot_sync(kWholeWarp, group >= 0 && group != above);
+    // A group's first row of the window, or that of the segment that is open above it.
+    const uint32_t changes = __ballot_sync(kWholeWarp, group >= 0 && group != above);
+    const uint32_t changes_above = changes & ((1u << lane_idx) - 1);
+    uint32_t start = changes_above != 0 ? first_ + 31 - __clz(changes_above) : open_start_;
+    const bool is_cut = group >= 0 && group == above && (row - start) % most_rows_ == 0;
+    const uint32_t cuts = __ballot_sync(kWholeWarp, is_cut);
+    const uint32_t starts = changes | cuts;
     const uint32_t starts_above = starts & ((1u << lane_idx) - 1);
-    const uint32_t start = starts_above != 0 ? first_ + 31 - __clz(starts_above) : open_start_;
+    if (starts_above != 0) start = first_ + 31 - __clz(starts_above);
     if (starts != 0) open_start_ = first_ + 31 - __clz(starts);
-    if (above < 0 || group == above) return {};
-    return {start, error.index - start, static_cast<uint32_t>(above)};
+    if (above < 0 || (group == above && !is_cut)) return {};
+    return {start, row - start, static_cast<uint32_t>(above)};
   }
 
   /// Of the launch's errors the first one is written, by CTA 0: every CTA reads all segments.
@@ -135,10 +149,10 @@ class SegmentWindows {
   }
 
   const GroupedGemmParams& params_;
+  uint32_t most_rows_;
   uint32_t first_ = 0;       // group or row of lane 0
-  int32_t last_ = -1;        // value of the lane above lane 0
-  uint32_t open_start_ = 0;  // by indices: of the segment that the row above belongs to
-  int32_t ahead_[kAhead];
+  int32_t last_ = -1;        // by indices: that above lane 0; by offsets: the greatest up to there
+  uint32_t open_start_ = 0;  // by indices: where the segment of the row above lane 0 began
   bool has_reported_ = false;
 };
 

@@ -206,7 +206,6 @@ class SplitReduction<kConfig> {
   __device__ __forceinline__ SplitReduction(SharedStorage<kConfig>&, const ClusterPlace&) {}
   __device__ __forceinline__ static void initialise(SharedStorage<kConfig>&, uint32_t) {}
   __device__ __forceinline__ bool owns(uint32_t) const { return true; }
-  __device__ __forceinline__ void reduce(Accumulator<kConfig>&, bool) {}
 };
 
 }  // namespace pykernels::gemm

@@ -44,7 +44,9 @@ __device__ __forceinline__ void load_operands(const Params<kConfig>& params,
   const uint32_t mask =
       place.num_sharing > 1 ? ((1 << place.num_sharing) - 1) << place.peers().first : 0;
   for (; scheduler.has_tile(); scheduler.advance()) {
-    if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+    if constexpr (!kConfig.grouped) {
+      if (scheduler.is_last()) ptx::griddepcontrol_launch_dependents();
+    }
     const auto tile = scheduler.tile();
     take_ready_rows<kConfig>(params);
     for (uint32_t k_tile = place.first_k_tile; k_tile < place.end_k_tile; ++k_tile) {
@@ -59,6 +61,7 @@ __device__ __forceinline__ void load_operands(const Params<kConfig>& params,
       pipeline.advance();
     }
   }
+  if constexpr (kConfig.grouped) ptx::griddepcontrol_launch_dependents();  // the last is loading
   pipeline.drain();  // no peer signals this CTA any more
 }
 
@@ -203,7 +206,7 @@ __device__ __forceinline__ void consume_swapped(const Params<kConfig>& params,
   for (; scheduler.has_tile(); scheduler.advance()) {
     Accumulator<kConfig> total;
     multiply_swapped<kConfig>(num_k_tiles, smem, pipeline, total);
-    reduction.reduce(total, scheduler.is_last());
+    if constexpr (kConfig.has_split()) reduction.reduce(total, scheduler.is_last());
     epilogue.store_tile(scheduler.tile(), total, [&](uint32_t j) { return reduction.owns(j); });
   }
 }
