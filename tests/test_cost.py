@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from pykernels.emulator import EmulationReport
-from pykernels.native import kernel_metadata, native, tensor_view
-from pykernels.testing import gemm_operands
-from tests.gemm_family import BFLOAT16_BYTES, WEIGHTS, config, cost, explain, gpu
+from pykernels.native import kernel_metadata, native, strided_view, tensor_view
+from pykernels.testing import gemm_operands, grouped_gemm_operands
+from tests.gemm_family import (
+    BFLOAT16_BYTES,
+    WEIGHTS,
+    config,
+    cost,
+    explain,
+    explain_groups,
+    gpu,
+)
 
 REGISTERED = {
     kernel["name"]: kernel["config"]
@@ -38,10 +46,10 @@ def counted(shape: tuple[int, int, int], candidate: Any) -> Any:
     return EmulationReport(device).counters
 
 
-def two_candidates(shape: tuple[int, int, int], index: int) -> list[Any]:
+def two_candidates(ranked: list[Any], index: int) -> list[Any]:
     """The choice, and one of the others that share operands and k in another way."""
     kinds: dict[tuple[bool, ...], Any] = {}
-    for candidate in explain(shape, gpu(), configs=REGISTERED):
+    for candidate in ranked:
         kind = (bool(candidate.config["swap_ab"]), *(extent > 1 for extent in candidate.schedule))
         kinds.setdefault(kind, candidate)
     chosen, *others = kinds.values()
@@ -58,12 +66,95 @@ def test_bytes_are_those_that_the_emulator_counts(
 ) -> None:
     """HBM: distinct sectors read and written. L2: all reads, a multicast once, and writes."""
     shape = (m, *weight)
-    for candidate in two_candidates(shape, index):
-        counters = counted(shape, candidate)
-        footprint = counters.global_footprint_bytes_read + counters.global_footprint_bytes_written
-        moved = counters.global_bytes_read + counters.global_bytes_written
-        assert candidate.cost["hbm_bytes"] == pytest.approx(footprint, rel=0.02)
-        assert candidate.cost["l2_bytes"] == pytest.approx(moved, rel=0.02)
+    for candidate in two_candidates(explain(shape, gpu(), configs=REGISTERED), index):
+        assert_counts(candidate.cost, counted(shape, candidate))
+
+
+def assert_counts(cost: dict[str, float], counters: Any) -> None:
+    footprint = counters.global_footprint_bytes_read + counters.global_footprint_bytes_written
+    moved = counters.global_bytes_read + counters.global_bytes_written
+    assert cost["hbm_bytes"] == pytest.approx(footprint, rel=0.02)
+    assert cost["l2_bytes"] == pytest.approx(moved, rel=0.02)
+
+
+def counted_groups(num_groups: int, shape: tuple[int, int, int], candidate: Any, form: str) -> Any:
+    """What the emulator counts for so many groups of one size."""
+    m, n, k = shape
+    (a, sfa), (b, sfb) = grouped_gemm_operands(num_groups, num_groups * m, n, k)
+    out = torch.empty(num_groups * m, n, dtype=torch.bfloat16)
+    values = torch.arange(num_groups + 1, dtype=torch.int32) * m
+    if form == "masked_m":
+        values = torch.full((num_groups,), m, dtype=torch.int32)
+        a, sfa, out = (tensor.view(num_groups, m, -1) for tensor in (a, sfa, out))
+    device = native().EmulatedDevice(checks=())
+    tensors = a, sfa, b, sfb, out, values
+    views = [strided_view(tensor) for tensor in tensors]
+    options = {"kernel": candidate.kernel, "schedule": tuple(candidate.schedule)}
+    native().grouped_fp8_gemm_nt(device, *views, form, **options)
+    return EmulationReport(device).counters
+
+
+@pytest.mark.parametrize(
+    ("index", "num_groups", "m", "weight", "form"),
+    [
+        (0, 4, 1, (2112, 1536), "group_offsets"),
+        (1, 8, 4, (2112, 2048), "masked_m"),
+        (2, 3, 100, (2112, 2048), "group_offsets"),
+        (3, 32, 8, (512, 512), "masked_m"),
+        (3, 2, 300, (1024, 1024), "group_offsets"),
+    ],
+    ids=str,
+)
+def test_bytes_of_groups_are_those_that_the_emulator_counts(
+    index: int, num_groups: int, m: int, weight: tuple[int, int], form: str
+) -> None:
+    shape = (m, *weight)
+    for candidate in two_candidates(explain_groups(num_groups, shape, gpu()), index):
+        assert_counts(candidate.cost, counted_groups(num_groups, shape, candidate, form))
+
+
+@pytest.mark.parametrize("name", ["H20", "H200"])
+@pytest.mark.parametrize("m", [1, 64, 1000])
+def test_more_groups_cost_more(name: str, m: int) -> None:
+    """Each candidate and so the best of them; what moves grows with the groups."""
+    ranked = [
+        {(c.kernel, tuple(c.schedule)): c.cost for c in explain_groups(groups, shape, gpu(name))}
+        for groups, shape in ((1, (m, 512, 1024)), (2, (m, 512, 1024)), (64, (m, 512, 1024)))
+    ]
+    for key, one in ranked[0].items():
+        two, many = ranked[1][key], ranked[2][key]
+        assert one["total_us"] < two["total_us"] < many["total_us"]
+        for figure in ("num_tiles", "hbm_bytes", "l2_bytes"):
+            assert (two[figure], many[figure]) == pytest.approx((2 * one[figure], 64 * one[figure]))
+
+
+@pytest.mark.parametrize("num_groups", [1, 8, 256])
+def test_more_rows_of_groups_cost_more(num_groups: int) -> None:
+    costs = [
+        explain_groups(num_groups, (m, 4096, 2048), gpu("H20"))[0].cost["total_us"]
+        for m in (1, 8, 64, 128, 256, 1024, 8192)
+    ]
+    assert costs == sorted(costs)
+    assert len(set(costs)) == len(costs)
+
+
+def test_a_group_reads_again_what_l2_has_lost() -> None:
+    """Operands of a group beyond L2; those of all groups together do not count."""
+    shape = (8192, 7168, 16384)
+    kernel = "grouped_fp8_gemm_nt_m128n128c1"
+
+    def hbm_bytes(num_groups: int, shape: tuple[int, int, int], on: Any) -> float:
+        ranked = explain_groups(num_groups, shape, on)
+        figures: dict[str, float] = next(c.cost for c in ranked if c.kernel == kernel)
+        return figures["hbm_bytes"]
+
+    once = hbm_bytes(4, shape, gpu(l2_mbytes=1e4))
+    assert hbm_bytes(4, shape, gpu(l2_mbytes=25)) > 1.2 * once
+    assert hbm_bytes(4, shape, gpu()) == pytest.approx(4 * hbm_bytes(1, shape, gpu()))
+    small = (300, 2048, 1024)
+    assert hbm_bytes(64, small, gpu(l2_mbytes=25)) == pytest.approx(
+        hbm_bytes(64, small, gpu(l2_mbytes=1e4))
+    )
 
 
 def test_parts_of_a_plain_candidate() -> None:
