@@ -76,7 +76,8 @@ def grouped_fp8_gemm_nt(
     shares no memory with the inputs.
 
     Returns:
-        ``[m, n]``, row-major: ``out`` where given. k = 0: zeros in the rows of groups.
+        ``[m, n]``, row-major: ``out`` where given. k = 0: zeros in the rows of groups. Where m, n
+        or num_groups is 0, nothing runs and no offset or index is read.
 
     Raises:
         ValueError: a shape, dtype, stride, alignment or device is not as above, or a tensor
