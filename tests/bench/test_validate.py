@@ -151,7 +151,9 @@ def test_bits_of_the_emulator_against_itself() -> None:
     families: dict[str, bits.Case] = {}
     for case in bits.cases():
         families.setdefault(case.name.split("/")[0], case)
-    assert len(families) == len(list(KERNELS_DIR.glob("*.json")))
+    kernels = {path.stem for path in KERNELS_DIR.glob("*.json")}
+    # Its ex2.approx and rcp.approx are bounded, not given bit by bit.
+    assert families.keys() | {"silu_mul_quantize_1x128"} == kernels
     for case in families.values():
         row = bits.compare(case, bits.emulator(), bits.emulator())
         assert row["differences"] == {}
