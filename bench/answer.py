@@ -1,4 +1,4 @@
-"""``python -m pykernels bench gemm`` and ``bench grouped``: is it faster for my shape?
+"""``python -m pykernels bench gemm``, ``grouped`` and ``cast``: is it faster for my shape?
 
 With a Hopper GPU the op is measured among the baselines; without one the same command gives the
 listing, the emulator's counts and the model, each named as what it is.
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not measured and options.device is None:
         options = dataclasses.replace(options, device=_DEFAULT_DEVICE)
     gpu_model(options.device)  # refused before any work
-    compiled = [] if measured else _compiled(grouped=arguments.op == "grouped")
+    compiled = [] if measured else _compiled(getattr(arguments, "cast", arguments.op))
     copy_gbps = harness.copy_bandwidth() if measured else 0.0
     rows = []
     for problem in problems:
@@ -92,6 +92,8 @@ def _has_hopper() -> bool:
 
 def _problems(arguments: argparse.Namespace) -> list[Problem[Any]]:
     """One for each m."""
+    if arguments.op == "cast":
+        return _casts(arguments)
     from .gemm_bench import Shape
     from .grouped_bench import GroupedShape, routed_rows
 
@@ -110,6 +112,20 @@ def _problems(arguments: argparse.Namespace) -> list[Problem[Any]]:
     ]
 
 
+def _casts(arguments: argparse.Namespace) -> list[Problem[Any]]:
+    from .cast_bench import QuantizeShape, SiluMulShape
+
+    columns, capacity, num_groups = arguments.columns, arguments.capacity, arguments.num_groups
+    if arguments.cast == "silu_mul_quantize_1x128":
+        if num_groups is not None and capacity is None:
+            raise ValueError("--num-groups needs --capacity, the room for each group's rows")
+        return [SiluMulShape(m, columns, capacity, num_groups) for m in arguments.m]
+    if capacity is not None or num_groups is not None:
+        raise ValueError(f"--capacity and --num-groups: {arguments.cast} has no groups")
+    block_rows = 1 if arguments.cast == "quantize_1x128" else 128
+    return [QuantizeShape(m, columns, block_rows) for m in arguments.m]
+
+
 def _measured_row(problem: Problem[Any], options: Options, copy_gbps: float) -> dict[str, Any]:
     from . import contest
 
@@ -122,10 +138,10 @@ def _static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
     return static_answer.static_row(problem, options)
 
 
-def _compiled(*, grouped: bool) -> list[dict[str, Any]]:
+def _compiled(kind: str) -> list[dict[str, Any]]:
     from . import static_answer
 
-    return static_answer.compiled_baselines(grouped=grouped)
+    return static_answer.compiled_baselines(kind)
 
 
 def _host_path(console: Console) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
 
+_CASTS = ("silu_mul_quantize_1x128", "quantize_1x128", "quantize_128x128")
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds a command for each op."""
@@ -45,15 +47,39 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     grouped.set_defaults(source="group_offsets", batch_invariant=False)
     _add_common(grouped)
+    _add_cast(ops)
+
+
+def _add_cast(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    cast = ops.add_parser(
+        "cast", help="the casts to FP8", description="The casts to FP8 from BF16."
+    )
+    cast.add_argument("cast", choices=_CASTS, help="the op")
+    cast.add_argument("--m", type=_rows, required=True, help="rows, or a list: 128,1024,4096")
+    cast.add_argument("--columns", type=_columns, required=True, help="of the result")
+    cast.add_argument(
+        "--capacity",
+        type=_capacity,
+        help="of SwiGLU: room for rows, of which offsets name the first m",
+    )
+    cast.add_argument(
+        "--num-groups", type=_num_groups, help="of SwiGLU: masked groups of m rows, each with room"
+    )
+    cast.set_defaults(num_sms=None, batch_invariant=False, plot=None)
+    _add_outputs(cast)
 
 
 def _add_common(op: argparse.ArgumentParser) -> None:
     op.add_argument("--n", type=_n, required=True, help="rows of b, a multiple of 8")
     op.add_argument("--k", type=_k, required=True, help="columns, a multiple of 16")
     op.add_argument("--num-sms", type=_num_sms, help="how many SMs the kernel may take")
+    op.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times (over m)")
+    _add_outputs(op)
+
+
+def _add_outputs(op: argparse.ArgumentParser) -> None:
     op.add_argument("--device", help="whose constants the model takes: H100, H200, H20, ...")
     op.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
-    op.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times (over m)")
 
 
 def _rows(text: str) -> list[int]:
@@ -69,6 +95,14 @@ def _n(text: str) -> int:
 
 def _k(text: str) -> int:
     return _checked("k", text, also=lambda k: check_gemm_sizes(m=1, n=0, k=k))
+
+
+def _columns(text: str) -> int:
+    return _checked("columns", text)
+
+
+def _capacity(text: str) -> int:
+    return _checked("capacity", text)
 
 
 def _num_groups(text: str) -> int:

@@ -21,7 +21,7 @@ from pykernels.config import Candidate
 from pykernels.group_checks import Groups
 from pykernels.native import native, tensor_view
 
-from .baselines import GroupedOperands, OperandsT, flat
+from .baselines import GroupedOperands, ProductT, flat
 from .candidates import rank
 from .gemm_bench import Shape
 from .grouped_bench import SOURCES, GroupedShape
@@ -122,7 +122,7 @@ def _gemm_case(candidate: Candidate, problem: Problem[Any], dtype: torch.dtype, 
     return Case(f"{candidate.kernel}/{schedule}/{problem}/{_name(dtype)}/{kind}", run)
 
 
-def _operands(problem: Problem[OperandsT], kind: str) -> OperandsT:
+def _operands(problem: Problem[ProductT], kind: str) -> ProductT:
     """``mixed``: every FP8 pattern but NaN. ``special``: NaN and infinities too.
 
     Of rows given by their group some have none.
@@ -150,7 +150,7 @@ def _operands(problem: Problem[OperandsT], kind: str) -> OperandsT:
     return operands
 
 
-def _moved(operands: OperandsT, device: torch.device, dtype: torch.dtype) -> OperandsT:
+def _moved(operands: ProductT, device: torch.device, dtype: torch.dtype) -> ProductT:
     """On another device, with an output of another type that is all zeros."""
     moved: dict[str, Any] = {
         name: value.to(device)

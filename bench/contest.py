@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,7 @@ def measure(
         for baseline in against
         if baseline.name in contenders
     }
-    if every_kernel:
+    if every_kernel and len(ranked) > 1:
         row["candidates"] = [_candidate_row(problem, c, options, sets) for c in _selected(ranked)]
     row["nvidia_smi"] = harness.nvidia_smi()
     return row
@@ -65,7 +66,7 @@ def prepare_candidate(
     def call() -> None:
         problem.launch(current_device(operands.out), candidate, options, operands)
 
-    return Prepared(call, operands.out, operands.sfa, operands.sfb)
+    return dataclasses.replace(problem.prepare_op(options, operands), call=call)
 
 
 def current_device(tensor: torch.Tensor) -> Any:
@@ -100,16 +101,12 @@ def _calls(
     problem: Problem[OperandsT], sets: list[OperandsT], baseline: Baseline[OperandsT]
 ) -> list[harness.Call]:
     """One for each set of operands, the first of them checked."""
-    first = _own_output(sets[0])
+    first = problem.own_output(sets[0])
     prepared = baseline.prepare(first)
-    problem.check(first, prepared)
-    rest: list[Prepared] = [baseline.prepare(_own_output(operands)) for operands in sets[1:]]
+    if baseline.computes:
+        problem.check(first, prepared)
+    rest: list[Prepared] = [baseline.prepare(problem.own_output(operands)) for operands in sets[1:]]
     return [prepared.call, *(other.call for other in rest)]
-
-
-def _own_output(operands: OperandsT) -> OperandsT:
-    """The same operands with another output, so that each contender's rotates as ours does."""
-    return operands._replace(out=torch.empty_like(operands.out))
 
 
 def _baseline_row(own: harness.Turns, ours: harness.Turns) -> dict[str, float]:

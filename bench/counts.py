@@ -11,7 +11,7 @@ from pykernels.native import native
 
 from .problem import Options, Problem, ProblemT
 
-# Above this many multiply-adds a launch takes many seconds here, so a smaller one is counted.
+# Above this a launch takes many seconds here, so a smaller one is counted.
 _MAX_MULTIPLY_ADDS = 2**34
 
 
@@ -24,15 +24,17 @@ class Counts:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Counted over least possible: bytes read and written, multiply-adds."""
+        """Counted over least possible: bytes read and written, multiply-adds if any."""
         counters, problem = self.counters, self.problem
         footprint = counters.global_footprint_bytes_read
-        return {
+        ratios = {
             "global_bytes_read": counters.global_bytes_read / problem.bytes_read,
             "global_footprint_bytes_read": footprint / problem.bytes_read,
             "global_bytes_written": counters.global_bytes_written / problem.bytes_written,
-            "tensor_multiply_adds": counters.tensor_multiply_adds / (problem.flops / 2),
         }
+        if problem.flops > 0:
+            ratios["tensor_multiply_adds"] = counters.tensor_multiply_adds / (problem.flops / 2)
+        return ratios
 
     def row(self) -> dict[str, Any]:
         """For JSON."""
@@ -47,7 +49,7 @@ class Counts:
 
 def emulated_problem(problem: ProblemT) -> ProblemT:
     """The problem itself, or a smaller one of its kind."""
-    while problem.flops / 2 > _MAX_MULTIPLY_ADDS:
+    while problem.emulation_work > _MAX_MULTIPLY_ADDS:
         smaller = problem.smaller()
         if smaller is None:
             break

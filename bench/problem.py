@@ -1,7 +1,7 @@
 """What a bench is about: an op and the sizes of one call, whatever the op.
 
-Each op has a class of its own (:mod:`.gemm_bench`, :mod:`.grouped_bench`); the parts of a bench
-that do not depend on the op take a :class:`Problem`.
+Each op has a class of its own (:mod:`.gemm_bench`, :mod:`.grouped_bench`, :mod:`.cast_bench`); the
+parts of a bench that do not depend on the op take a :class:`Problem`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Problem(ABC, Generic[OperandsT]):
     @property
     @abstractmethod
     def flops(self) -> float:
-        """Multiplications and additions that the result needs."""
+        """Multiplications and additions of tensor cores that the result needs."""
 
     @property
     @abstractmethod
@@ -55,11 +55,16 @@ class Problem(ABC, Generic[OperandsT]):
     @property
     @abstractmethod
     def bytes_written(self) -> int:
-        """The BF16 output, once."""
+        """The output, once."""
 
     @property
     def num_bytes(self) -> int:
         return self.bytes_read + self.bytes_written
+
+    @property
+    def emulation_work(self) -> float:
+        """How long emulating a launch takes, in multiply-adds of tensor cores."""
+        return self.flops / 2
 
     def row(self) -> dict[str, Any]:
         """What a row of a result says of the call."""
@@ -71,11 +76,15 @@ class Problem(ABC, Generic[OperandsT]):
 
     @abstractmethod
     def emulated_operands(self, seed: int = 0) -> OperandsT:
-        """Random operands on the CPU with scales of all magnitudes, and a BF16 output."""
+        """Random operands on the CPU, with scales of all magnitudes, and an output."""
 
     @abstractmethod
     def gpu_operands(self, seed: int) -> OperandsT:
         """Random operands on the GPU: zeros would draw less power and so run faster."""
+
+    def own_output(self, operands: OperandsT) -> OperandsT:
+        """The same operands with another output, so that each contender's rotates as ours does."""
+        return operands._replace(out=torch.empty_like(operands.out))
 
     @abstractmethod
     def launch(

@@ -6,6 +6,8 @@ import importlib.util
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
     ranked = rank(problem, options)
     chosen = ranked[0]
     counted = counts.count(problem, chosen, options)
-    peer = peers.bound(chosen.config)
+    multiplies = problem.flops > 0
+    peer = peers.bound(chosen.config) if multiplies else None
     return {
         **problem.row(),
         "num_sms": options.num_sms,
@@ -36,7 +39,7 @@ def static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
         "listing": listing_row(chosen.kernel),
         "bounding_peer": None if peer is None else peer.name,
         "emulator": counted.row(),
-        "model": [_model_row(candidate) for candidate in ranked[:_NUM_MODELLED]],
+        "model": [_model_row(c) for c in ranked[:_NUM_MODELLED]] if multiplies else [],
     }
 
 
@@ -56,7 +59,7 @@ def listing_row(kernel: str) -> dict[str, Any]:
 
 
 def cubin_figures(figures: listing.Listing) -> dict[str, Any]:
-    """A listing as plain values."""
+    """A listing as plain values: the main loop's, or of a kernel that has none all instructions."""
     loop = figures.main_loop
     row: dict[str, Any] = {
         "name": figures.name,
@@ -64,7 +67,9 @@ def cubin_figures(figures: listing.Listing) -> dict[str, Any]:
         "setmaxnreg": sorted(set(figures.setmaxnreg)),
         "local_accesses": figures.local_accesses,
     }
-    if loop is not None:
+    if loop is None:
+        row["instructions"] = figures.instructions
+    else:
         row |= {
             "main_loop": loop.instructions,
             "wgmma": loop.num_matrix,
@@ -84,20 +89,34 @@ def _matrix(loop: listing.MainLoop) -> str:
     return " + ".join(f"{number} MMA {tile}" for tile, number in tiles.most_common())
 
 
-def compiled_baselines(*, grouped: bool = False) -> list[dict[str, Any]]:
-    """Listings of the baselines at hand: CUTLASS where built, Triton where installed."""
-    from .baselines import build, triton_launch
+def compiled_baselines(kind: str) -> list[dict[str, Any]]:
+    """Listings of the baselines at hand: CUTLASS where built, Triton where installed.
 
+    Args:
+        kind: ``gemm``, ``grouped``, or the name of a cast.
+    """
+    from .baselines import build, cast, triton_launch
+
+    if kind == "silu_mul_quantize_1x128":
+        return _of_triton(cast.write_cubin)
+    if kind not in ("gemm", "grouped"):
+        return []
+    grouped = kind == "grouped"
     variants = [variant for variant in build.VARIANTS if variant.grouped == grouped]
     found = [build.find(variant, ".cubin") for variant in variants]
     rows = [foreign_row(cubin) for cubin in found if cubin is not None]
-    if importlib.util.find_spec("triton") is not None:
-        kernel = triton_launch.GROUPED_KERNEL if grouped else triton_launch.KERNEL
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cubin = triton_launch.write_cubin(Path(folder), triton_launch.LARGE, kernel)
-            rows.append(foreign_row(cubin))
-    return rows
+    kernel = triton_launch.GROUPED_KERNEL if grouped else triton_launch.KERNEL
+    write = partial(triton_launch.write_cubin, tile=triton_launch.LARGE, kernel=kernel)
+    return rows + _of_triton(write)
+
+
+def _of_triton(write_cubin: Callable[[Path], Path]) -> list[dict[str, Any]]:
+    """The listing of what is written into a folder; none where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return []
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [foreign_row(write_cubin(Path(folder)))]
 
 
 def foreign_row(cubin: Path) -> dict[str, Any]:

@@ -20,13 +20,14 @@ def print_static(row: dict[str, Any], compiled: list[dict[str, Any]], console: C
     )
     console.print(_listing_table(row, compiled))
     console.print(_counts_table(row))
-    console.print(_model_table(row))
+    if row["model"]:
+        console.print(_model_table(row))
     _print_published(row, console)
 
 
 def print_measured(row: dict[str, Any], console: Console) -> None:
     """One shape on a GPU."""
-    console.print(f"\n[bold]{_title(row)}[/bold]: {row['kernel']} {_by(row['schedule'])}")
+    console.print(f"\n[bold]{_title(row)}[/bold]: {_kernel(row)}")
     table = _table(
         "Measured in turns on this GPU; a ratio above 1: pykernels is faster",
         ("", "us", "p10", "p90", "ratio", "warm L2 us", "warm ratio", "TFLOPS", "GB/s", "note"),
@@ -59,9 +60,10 @@ def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
         for row in rows:
             cells = [_number(row[figure]) for figure in ("us", "tflops", "gbps")]
             ratios = [_number(row["baselines"].get(name, {}).get("ratio")) for name in names]
-            kernel = f"{row['kernel']} {_by(row['schedule'])}"
-            table.add_row(str(row["m"]), kernel, *cells, f"{row['roofline_share']:.0%}", *ratios)
-    else:
+            table.add_row(
+                str(row["m"]), _kernel(row), *cells, f"{row['roofline_share']:.0%}", *ratios
+            )
+    elif rows[0]["model"]:
         table = _table(
             "Over m: model, not a measurement",
             ("m", "kernel", "schedule", "total_us", "TFLOPS at that time", "GB/s at that time"),
@@ -71,6 +73,8 @@ def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
             rates = _rates(best["total_us"], row["flops"] / 1e6, row["minimum_bytes"] / 1e3)
             named = (str(row["m"]), row["kernel"], _by(row["schedule"]))
             table.add_row(*named, _number(best["total_us"]), *rates)
+    else:
+        return
     console.print(table)
 
 
@@ -97,11 +101,10 @@ def _candidates_table(row: dict[str, Any]) -> Table:
 
 def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table:
     own = row["listing"]
-    operations = {peers.SAME_OPERATION}
-    if row["op"] != "fp8_gemm_nt":
-        operations.add(peers.GROUPED_OPERATION)
+    operations = _peer_operations(row["op"])
+    of_peers = f"; peers: {peers.source()}" if operations else ""
     table = _table(
-        f"Machine code: ours assembled by {own['compiled_with']}; peers: {peers.source()}",
+        f"Machine code: ours assembled by {own['compiled_with']}{of_peers}",
         (
             "kernel",
             "threads",
@@ -135,6 +138,14 @@ def _listing_table(row: dict[str, Any], compiled: list[dict[str, Any]]) -> Table
     return table
 
 
+def _peer_operations(op: str) -> set[str]:
+    """What the peers do that are shown beside an op."""
+    if op.startswith("fp8_gemm_nt"):
+        return {peers.SAME_OPERATION}
+    grouped = op.startswith("grouped_fp8_gemm_nt")
+    return {peers.SAME_OPERATION, peers.GROUPED_OPERATION} if grouped else set()
+
+
 def _add_listing(table: Table, row: dict[str, Any], style: str) -> None:
     table.add_row(
         row["name"],
@@ -142,7 +153,7 @@ def _add_listing(table: Table, row: dict[str, Any], style: str) -> None:
         str(row["registers"]),
         "/".join(map(str, row["setmaxnreg"])) or "-",
         str(row["local_accesses"]),
-        str(row.get("main_loop", "-")),
+        str(row.get("main_loop") or f"none, {row['instructions']} in all"),
         row.get("matrix", "-"),
         _number(row.get("other_per_wgmma")),
         _number(row.get("issue_share")),
@@ -170,6 +181,8 @@ def _counts_table(row: dict[str, Any]) -> Table:
         ("count", "value", "over the least possible"),
     )
     for name, label in _COUNTS.items():
+        if emulated["counts"][name] == 0 and row["flops"] == 0:
+            continue  # what a cast has nothing of
         ratio = emulated["ratios"].get(name)
         table.add_row(
             label, f"{emulated['counts'][name]:,}", "" if ratio is None else f"{ratio:.3f}"
@@ -203,6 +216,11 @@ def _title(row: dict[str, Any]) -> str:
     return f"{row['op']} {row['shape']}{extra}"
 
 
+def _kernel(row: dict[str, Any]) -> str:
+    """With its schedule, where there is one to choose."""
+    return f"{row['kernel']} {_by(row['schedule'])}".rstrip()
+
+
 def _by(schedule: Iterable[int]) -> str:
     return "x".join(map(str, schedule))
 
@@ -214,7 +232,7 @@ def _ratios(rows: list[dict[str, Any]], name: str) -> list[float]:
 
 def _rates(us: float, mega_operations: float, kilobytes: float) -> tuple[str, str]:
     """TFLOPS and GB/s of a time in microseconds."""
-    return f"{mega_operations / us:.0f}", f"{kilobytes / us:.0f}"
+    return f"{mega_operations / us:.0f}" if mega_operations else "-", f"{kilobytes / us:.0f}"
 
 
 def _number(value: float | None) -> str:

@@ -185,10 +185,14 @@ def run_bench(out: Path, budget_s: float) -> int:
 
 
 def bench_problems() -> list[Problem[Any]]:
-    """Dense and grouped ones in turn, each in its order of interest."""
-    from . import gemm_bench, grouped_bench
+    """Dense and grouped products and casts in turn, each in its order of interest."""
+    from . import cast_bench, gemm_bench, grouped_bench
 
-    kinds: list[Iterable[Problem[Any]]] = [gemm_bench.shapes(), grouped_bench.cases()]
+    kinds: list[Iterable[Problem[Any]]] = [
+        gemm_bench.shapes(),
+        grouped_bench.cases(),
+        cast_bench.shapes(),
+    ]
     turns = itertools.zip_longest(*kinds)
     return [problem for turn in turns for problem in turn if problem is not None]
 
@@ -200,7 +204,11 @@ def _bench_line(name: str, measured: dict[str, Any]) -> str:
         for baseline, found in measured["baselines"].items()
         if "ratio" in found
     ]
-    rates = f"{measured['us']:.1f} us, {measured['tflops']:.0f} TFLOPS"
+    rates = f"{measured['us']:.1f} us, "
+    if measured["tflops"] == 0:  # a cast
+        rates += f"{measured['gbps']:.0f} GB/s, {measured['roofline_share']:.0%} of a long copy's"
+    else:
+        rates += f"{measured['tflops']:.0f} TFLOPS"
     return f"{name}: {'; '.join([rates, *ratios])}"
 
 

@@ -1,4 +1,4 @@
-"""What the FP8 GEMMs are compared with: each library's kernel behind one interface.
+"""What the ops are compared with: each library's kernel behind one interface.
 
 A baseline prepares everything that is not its kernel's own work (layouts of scales, descriptors,
 workspaces) before the clock starts; its result is compared with torch before it is timed.
@@ -65,11 +65,36 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.size(-1))
 
 
-OperandsT = TypeVar("OperandsT", Operands, GroupedOperands)
+class CastOperands(NamedTuple):
+    """Of the casts; a contender writes into the ``out`` and ``scales`` that it is given.
+
+    Attributes:
+        x: BF16 rows, or groups of rows.
+        out: The FP8 values.
+        scales: One a row and 128 columns, or one a 128x128 block.
+        groups: Which rows are cast, on the device; None for all.
+        begins: ``[num_groups]``, ``int32``: the first of each group's rows, counted in ``x``
+            flattened to a matrix; so ``ends``, the row behind its last.
+        ends: For contenders that need them ready.
+    """
+
+    x: Tensor
+    out: Tensor
+    scales: Tensor
+    groups: Groups | None
+    begins: Tensor
+    ends: Tensor
+
+
+ProductT = TypeVar("ProductT", Operands, GroupedOperands)
+OperandsT = TypeVar("OperandsT", Operands, GroupedOperands, CastOperands)
 
 
 class Unavailable(Exception):  # noqa: N818 - not an error: the row says why
     """A baseline cannot run here or cannot run this shape; the text says why."""
+
+
+_NO_SCALES = torch.empty(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +104,16 @@ class Prepared:
     Attributes:
         call: Launches on the current stream; may be captured into a graph.
         out: Where the result is after a call.
-        sfa: The scales of a that it applies, one per row and 128 columns.
-        sfb: The scales of b that it applies, one per 128x128 block.
+        sfa: Of a product: the scales of a that it applies, one per row and 128 columns.
+        sfb: Of a product: the scales of b that it applies, one per 128x128 block.
         rows: Of a grouped product: the row of ``out``, as a matrix, for each row of the segments;
             None where they are rows of the operands' own ``out``.
     """
 
     call: Callable[[], object]
     out: Tensor
-    sfa: Tensor
-    sfb: Tensor
+    sfa: Tensor = _NO_SCALES
+    sfb: Tensor = _NO_SCALES
     rows: Tensor | None = None
 
 
@@ -100,11 +125,13 @@ class Baseline(Generic[OperandsT]):
         name: As in the tables.
         note: How its work differs from ours.
         prepare: Makes a call; raises :class:`Unavailable`.
+        computes: Whether the result is the op's: that of a copy is not.
     """
 
     name: str
     note: str
     prepare: Callable[[OperandsT], Prepared]
+    computes: bool = True
 
 
 def baselines() -> list[Baseline[Operands]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,18 +136,6 @@ def compile_kernel(tile: Tile, kernel: str = KERNEL) -> Any:
     Raises:
         RuntimeError: there is no Triton.
     """
-    try:
-        from triton import compile as triton_compile
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-    except ImportError as error:
-        raise RuntimeError(
-            "the Triton baselines need triton, which torch for CUDA brings; else "
-            "`pip install triton`"
-        ) from error
-    from . import triton_gemm
-
-    function = getattr(triton_gemm, kernel)
     types = {
         "a": f"tensordesc<fp8e4nv[{tile.block_m},128]>",
         "b": f"tensordesc<fp8e4nv[{tile.block_n},128]>",
@@ -156,18 +145,54 @@ def compile_kernel(tile: Tile, kernel: str = KERNEL) -> Any:
         "sfb_ptr": "*fp32",
         "begins_ptr": "*i32",
         "ends_ptr": "*i32",
-    } | dict.fromkeys(tile.constants, "constexpr")
-    signature = {name: types.get(name, "i32") for name in function.arg_names}
-    # As the launcher finds it: torch's pointers are multiples of 16 bytes, these sizes of 16.
+    }
+    return compile_function(
+        "triton_gemm",
+        kernel,
+        types=types,
+        constants=tile.constants,
+        multiples_of_16=("d_stride_m",),
+        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+    )
+
+
+def compile_function(
+    module: str,
+    function_name: str,
+    *,
+    types: Mapping[str, str],
+    constants: Mapping[str, int],
+    multiples_of_16: Sequence[str],
+    options: Mapping[str, int],
+) -> Any:
+    """A function of a module beside this one for sm_90a, with the types of its tensors.
+
+    As the launcher compiles it: torch's pointers are multiples of 16 bytes, of sizes those named.
+
+    Raises:
+        RuntimeError: there is no Triton.
+    """
+    try:
+        from triton import compile as triton_compile
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise RuntimeError(
+            "the Triton baselines need triton, which torch for CUDA brings; else "
+            "`pip install triton`"
+        ) from error
+    function = getattr(importlib.import_module(f".{module}", __package__), function_name)
+    known = {**types, **dict.fromkeys(constants, "constexpr")}
+    signature = {name: known.get(name, "i32") for name in function.arg_names}
     aligned: dict[tuple[int, ...], Any] = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, of) in enumerate(signature.items())
-        if of[0] == "*" or name == "d_stride_m"
+        if of[0] == "*" or name in multiples_of_16
     }
     return triton_compile(
-        ASTSource(function, signature, constexprs=tile.constants, attrs=aligned),
+        ASTSource(function, signature, constexprs=dict(constants), attrs=aligned),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+        options=dict(options),
     )
 
 

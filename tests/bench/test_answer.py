@@ -1,4 +1,4 @@
-"""``python -m pykernels bench gemm`` and ``bench grouped`` without a GPU."""
+"""``python -m pykernels bench gemm``, ``grouped`` and ``cast`` without a GPU."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> int:
     return cli.main(["bench", "gemm", *arguments])
+
+
+def run_cast(*arguments: str) -> int:
+    return cli.main(["bench", "cast", *arguments])
 
 
 def run_grouped(*arguments: str) -> int:
@@ -122,6 +126,68 @@ def test_grouped_sweep_over_m(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (1, 100, "H20"),
         (16, 100, "H20"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["silu_mul_quantize_1x128"], "SwiGLU and cast of 9 rows, i 272"),
+        (["silu_mul_quantize_1x128", "--capacity=40"], "SwiGLU and cast of 9 in 40 rows, i 272"),
+        (
+            ["silu_mul_quantize_1x128", "--capacity=40", "--num-groups=3"],
+            "SwiGLU and cast of masked 3x9 in 40 rows, i 272",
+        ),
+        (["quantize_1x128"], "1x128 cast of 9x272"),
+        (["quantize_128x128"], "128x128 cast of 9x272"),
+    ],
+)
+def test_cast(
+    options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No model, no peers, no counts of tensor cores."""
+    written = tmp_path / "row.json"
+    assert run_cast(*options, "--m=9,17", "--columns=272", "--json", str(written)) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        f"{options[0]} {named}",
+        "no Hopper GPU here, nothing below is measured",
+        "(memory)",
+        ": no times",
+    ):
+        assert text in printed
+    assert ("triton_silu_mul_quantize" in printed) == options[0].startswith("silu_mul")
+    for text in ("DeepGEMM", "not a measurement", "WGMMA instructions", "bytes of TMA"):
+        assert text not in printed
+    rows = json.loads(written.read_text())["rows"]
+    assert [row["emulator"]["ratios"]["global_bytes_written"] for row in rows] == [1.0, 1.0]
+
+
+def test_measured_casts_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have one kernel, so no candidates, and no operations of tensor cores."""
+    as_measured(monkeypatch)
+    cast = {"kernel": "quantize_1x128", "schedule": [], "tflops": 0.0, "candidates": []}
+    for name, value in cast.items():
+        monkeypatch.setitem(MEASURED, name, value)
+    assert run_cast("quantize_1x128", "--m=9,17", "--columns=272") == 0
+    printed = capsys.readouterr().out
+    for text in ("1x128 cast of 9x272: quantize_1x128\n", "50% of the memory bound", "x other"):
+        assert text in printed
+    assert "model us" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["quantize_1x128", "--capacity=40"], "quantize_1x128 has no groups"),
+        (["silu_mul_quantize_1x128", "--num-groups=2"], "--num-groups needs --capacity"),
+        (["silu_mul_quantize_1x128", "--capacity=8"], "must be at least m = 9, got 8"),
+    ],
+)
+def test_wrong_room(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cast(*options, "--m=9", "--columns=272") == 1
+    assert message in capsys.readouterr().err
 
 
 def test_published_figures_are_shown_as_such(

@@ -194,15 +194,24 @@ def test_rows_of_no_group_stay_as_they_are() -> None:
             assert untouched.any() == ("ragged" not in case.name)
 
 
-def test_both_gemms_are_measured_in_turn() -> None:
+def test_ops_are_measured_in_turn() -> None:
     names = [str(problem) for problem in validate.bench_problems()]
-    assert names[:4] == [
+    assert names[:6] == [
         "64x2112x7168",
         "ragged 4x8192 rows, 4096x7168",
+        "SwiGLU and cast of 4096 rows, i 2048",
         "64x24576x1536",
         "ragged 4x8192 rows, 7168x2048",
+        "SwiGLU and cast of 4096 in 32768 rows, i 2048",
     ]
-    assert len(set(names)) == len(names) == 66 + 26
+    assert len(set(names)) == len(names) == 66 + 26 + 15
+
+
+def test_a_cast_is_told_by_its_bandwidth() -> None:
+    measured = {"us": 20.0, "tflops": 0.0, "gbps": 2100.0, "roofline_share": 0.91}
+    measured["baselines"] = {"copy": {"ratio": 0.93}, "Triton": {"unavailable": "not installed"}}
+    line = validate._bench_line("a cast", measured)
+    assert line == "a cast: 20.0 us, 2100 GB/s, 91% of a long copy's; copy x0.93"
 
 
 def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
