@@ -1,4 +1,4 @@
-"""Machine code and emulator counts of every GEMM kernel, dense and grouped, as committed.
+"""Machine code and emulator counts of every kernel, GEMMs and casts, as committed.
 
 ``python -m bench.regress`` prints what differs and returns 1 if anything does; ``--update`` writes
 ``results/static.json``. Worse figures are regressions; better ones beyond a tolerance make the
@@ -19,6 +19,8 @@ from pykernels.config import Candidate
 from pykernels.native import kernel_metadata
 
 from . import bits, counts, static_answer
+from .candidates import rank
+from .cast_bench import CastShape, QuantizeShape, SiluMulShape
 from .gemm_bench import Shape
 from .grouped_bench import GroupedShape
 from .problem import Options, Problem
@@ -29,8 +31,13 @@ COMMAND = "python -m bench.regress --update"
 _PROBLEMS: dict[str, Problem[Any]] = {
     "fp8_gemm_nt": Shape(200, 264, 1168),
     "grouped_fp8_gemm_nt": GroupedShape((37, 0, 130, 1), 264, 1168),
+    # Ragged too, in several steps of a CTA's warps.
+    "quantize_1x128": QuantizeShape(1003, 1040),
+    "quantize_128x128": QuantizeShape(1003, 1040, block_rows=128),
+    "silu_mul_quantize_1x128": SiluMulShape(67, 1040, capacity=128, num_groups=15),
 }
-_LISTING = ("registers", "local_accesses", "main_loop", "ffma", "issue_share")
+# What a kernel has none of is left out: `instructions` are all of one that has no main loop.
+_LISTING = ("registers", "local_accesses", "main_loop", "ffma", "issue_share", "instructions")
 _COUNTS = (
     "wgmma",
     "tma_bytes_loaded",
@@ -67,6 +74,7 @@ class Static:
         (ptxas,) = {str(kernel["ptxas"]) for kernel in kernel_metadata()}
         names = [name for name, family in families.items() if family in _PROBLEMS]
         widest = {candidate.kernel: candidate for candidate in bits.candidates()}
+        widest |= _casts()
         counted = [_counts(widest[name], _PROBLEMS[families[name]]) for name in names]
         return cls(ptxas, {name: _listing(name) for name in names}, dict(counted))
 
@@ -83,7 +91,14 @@ class Static:
 
 def _listing(kernel: str) -> dict[str, float]:
     row = static_answer.listing_row(kernel)
-    return {name: row[name] for name in _LISTING}
+    return {name: row[name] for name in _LISTING if name in row}
+
+
+def _casts() -> dict[str, Candidate]:
+    """Their one kernel each."""
+    casts = [problem for problem in _PROBLEMS.values() if isinstance(problem, CastShape)]
+    ranked = [candidate for problem in casts for candidate in rank(problem, Options())]
+    return {candidate.kernel: candidate for candidate in ranked}
 
 
 def _counts(candidate: Candidate, problem: Problem[Any]) -> tuple[str, dict[str, float]]:
@@ -91,7 +106,7 @@ def _counts(candidate: Candidate, problem: Problem[Any]) -> tuple[str, dict[str,
     row = counts.count(problem, candidate, Options()).row()
     schedule = "x".join(map(str, candidate.schedule.values()))
     found = {name: row["counts"][name] for name in _COUNTS}
-    return f"{candidate.kernel} {schedule} {problem}", found
+    return " ".join(filter(None, (candidate.kernel, schedule, str(problem)))), found
 
 
 def differences(found: Static, recorded: Static) -> list[str]:
