@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pykernels.device import require_device
 from pykernels.overlap import check_no_overlap
@@ -146,6 +147,11 @@ def check_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
             f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}; "
             f"{_dtype_fix(name, allowed[0])}"
         )
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether its values and its address can be read: fake and meta tensors have none."""
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def check_rank(name: str, tensor: Tensor, rank: int) -> None:
@@ -341,6 +347,11 @@ def check_quantize(
     if out is not None:
         check_dtype("out[0]", out[0], torch.float8_e4m3fn)
         check_dtype("out[1]", out[1], torch.float32)
+    if block_rows > 1 and x.dim() > 2:
+        raise ValueError(
+            f"x must have 2 dimensions, got {x.dim()} (shape {_shape(x)}); cast each matrix on its "
+            "own, since blocks may not span two, for example with out=(q[g], scales[g])"
+        )
     for name, tensor in named.items():
         check_rank(name, tensor, 2)
 

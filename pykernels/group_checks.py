@@ -7,6 +7,7 @@ kernel checks them there, and :func:`group_segments` where torch computes on the
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -86,10 +87,10 @@ def check_optional_groups(**given: Tensor | None) -> Groups | None:
 def check_counter_options(scope: object, timeout_s: object) -> None:
     if not isinstance(scope, str) or scope not in COUNTER_SCOPES:
         raise ValueError(f"counter_scope must be 'gpu' or 'system', got {scope!r}")
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)):
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, Real):
         got = checks.shown(timeout_s)
         raise ValueError(f"ready_timeout must be a number of seconds, got {got}")
-    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+    if not 0 < float(timeout_s) <= MAX_TIMEOUT_S:
         got = checks.shown(timeout_s)
         raise ValueError(
             f"ready_timeout must be above 0 and at most {MAX_TIMEOUT_S:g} seconds, got {got}"
@@ -213,6 +214,12 @@ def _check_shapes(
         "masked_m": (num_groups, "[num_groups]"),
     }
     length, meaning = lengths[groups.source]
+    if groups.source == "group_offsets" and groups.values.size(0) != length:
+        raise ValueError(
+            f"group_offsets must be [num_groups + 1] = [{length}], got "
+            f"{list(groups.values.shape)}; the first one is where group 0 begins, mostly 0, the "
+            "last one where the last group ends; pass the group of each row as m_indices="
+        )
     checks.check_sizes(groups.source, groups.values, (length,), meaning)
     _check_contiguous(groups)
     if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def grouped_fp8_gemm_nt(
             ``[num_groups, ceil(n / 128), ceil(k / 128)]``, ``float32``, any strides: one scale per
             128x128 block. n is a multiple of 8.
         group_offsets: ``[num_groups + 1]``, ``int32``: group g has the rows from
-            ``group_offsets[g]`` to ``group_offsets[g + 1] - 1``.
+            ``group_offsets[g]`` to ``group_offsets[g + 1] - 1``. The first one is mostly 0; then
+            come the sums of the counts, as ``torch.cumsum(counts, 0, dtype=torch.int32)`` has them.
         m_indices: instead, ``[m]``, ``int32``: the group of each row, -1 for none. Rows of a group
             that follow one another make tiles; they need not be sorted.
         out: ``[m, n]``, ``bfloat16`` or ``float32``, row-major, to write into; None to allocate.
@@ -263,9 +265,13 @@ def _check_all(
     """What a call checks, and the op that it calls."""
     _check_arguments(op, a, b, out, out_dtype, num_sms, expected_m, counters)
     dtype = out_dtype if out is None else out.dtype
+    real = checks.has_memory(a[0])
     group_checks.check_grouped_gemm(
-        *a, *b, groups, out, dtype, counters, num_sms=num_sms, expected_m=expected_m
+        *a, *b, groups, out, dtype, counters, num_sms=num_sms, expected_m=expected_m, real=real
     )
+    if real and a[0].device.type == "cpu" and launch_device(a[0]) is None:
+        segments = group_checks.group_segments(groups, b[0].size(0), a[0].size(-2))
+        _require_ready(segments, groups, counters)
 
 
 def _empty_output(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -290,6 +296,9 @@ def _compute(
     if device is None:
         multiply_in_torch(a, sfa, b, sfb, groups, out, counters)
         return
+    if a.device.type == "cpu" and counters.ready is not None:
+        segments = group_checks.group_segments(groups, b.size(0), a.size(-2))
+        _require_ready(segments, groups, counters)
     ready, done = (
         None if counter is None else strided_view(counter.view(-1))
         for counter in (counters.ready, counters.done)
@@ -319,14 +328,26 @@ def multiply_in_torch(
 ) -> None:
     """The kernels' order of operations in torch, group by group; see ``compute_in_torch``."""
     segments = group_checks.group_segments(groups, b.size(0), a.size(-2))
-    if counters.ready is not None:
-        _require_ready(_rows_by_counter(segments, groups, counters.ready), counters.ready)
-    for group, begin, end in segments:
-        rows: Any = (group, slice(begin, end)) if groups.is_masked else slice(begin, end)
-        compute_in_torch(a[rows], sfa[rows], b[group], sfb[group], out[rows], batch_invariant=True)
+    _require_ready(segments, groups, counters)
+    for group, rows in _rows_of_groups(segments, groups):
+        result = torch.empty(sfa[rows].size(0), b.size(1))
+        compute_in_torch(a[rows], sfa[rows], b[group], sfb[group], result, batch_invariant=True)
+        out[rows] = result.to(out.dtype)
     if counters.done is not None:
         stored = _rows_by_counter(segments, groups, counters.done)
         counters.done.add_(stored * (b.size(1) // _COUNTER_COLUMNS))
+
+
+def _rows_of_groups(
+    segments: list[group_checks.Segment], groups: Groups
+) -> Iterator[tuple[int, Any]]:
+    """Each group with what its rows are in a: by indices they may stand anywhere."""
+    if groups.source == "m_indices":
+        for group in sorted({segment.group for segment in segments}):
+            yield group, (groups.values == group).nonzero().flatten()
+        return
+    for group, begin, end in segments:
+        yield group, ((group, slice(begin, end)) if groups.is_masked else slice(begin, end))
 
 
 def _rows_by_counter(
@@ -342,13 +363,18 @@ def _rows_by_counter(
     return rows
 
 
-def _require_ready(expected: Tensor, ready: Tensor) -> None:
-    """On the CPU nothing fills rows meanwhile."""
-    for index in (ready < expected).flatten().nonzero().flatten().tolist()[:1]:
-        seen, wanted = ready.flatten()[index].item(), expected.flatten()[index].item()
+def _require_ready(
+    segments: list[group_checks.Segment], groups: Groups, counters: Counters
+) -> None:
+    """On the CPU, also in the emulator, nothing fills rows during a call."""
+    if counters.ready is None:
+        return
+    expected = _rows_by_counter(segments, groups, counters.ready)
+    for place in (counters.ready < expected).nonzero().tolist()[:1]:
+        seen, wanted = (int(tensor[tuple(place)]) for tensor in (counters.ready, expected))
         raise RuntimeError(
-            f"the rows of ready counter {index} are not there: {seen} of {wanted}; on the CPU they "
-            "must have been written before the call"
+            f"the rows of ready{place} are not there: {seen} of {wanted}; on the CPU they must "
+            "have been written before the call"
         )
 
 

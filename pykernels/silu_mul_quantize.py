@@ -96,8 +96,9 @@ def _check_call(
 ) -> Tensor:
     groups = _check_groups(group_offsets, m_indices, masked_m)
     pair = _check_arguments(x, groups, scale_fmt, out)
-    group_checks.check_silu_mul_quantize(x, groups, scale_fmt, pair)
-    if x.device.type == "cpu" and launch_device(x) is None:
+    real = checks.has_memory(x)
+    group_checks.check_silu_mul_quantize(x, groups, scale_fmt, pair, real=real)
+    if real and x.device.type == "cpu" and launch_device(x) is None:
         _computed_rows(x, groups)
     return x
 

@@ -238,9 +238,12 @@ def test_strides(scheduled: Scheduled) -> None:
 
 
 WRONG_OFFSETS = {
-    "decrease": ([0, 5, 3, 9, 12], {0, 2, 3}, "group_offsets of group 1 end at 3"),
+    # Group 2 has rows that group 0 has.
+    "decrease": ([0, 5, 3, 9, 12], {0, 3}, "group_offsets of group 1 end at 3"),
+    "decrease far": ([0, 5, 2, 3, 12], {0}, "group_offsets of group 1 end at 2"),
     "pass the end": ([0, 5, 8, 9, 15], {0, 1, 2}, "group_offsets of group 3 end at 15"),
-    "start below 0": ([-2, 5, 8, 9, 12], {1, 2, 3}, "group_offsets of group 0 end at -2"),
+    "pass the end for once": ([0, 5, 99, 8, 12], {0, 3}, "group_offsets of group 1 end at 99"),
+    "start below 0": ([-2, 5, 8, 9, 12], {1, 2, 3}, "group_offsets of group 0 must be at least 0"),
 }
 
 

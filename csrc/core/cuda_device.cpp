@@ -1,9 +1,8 @@
 // Tensor maps and launches through the driver.
 #include "core/cuda_device.h"
 
-#include <cstring>
-
 #include <cstdlib>
+#include <cstring>
 #include <string_view>
 
 #include "core/check.h"
@@ -31,9 +30,9 @@ TensorMap CudaDevice::encode_tensor_map(const TensorMapFields& fields) {
   // Not in the result itself: where a caller keeps it, compilers do not always align it.
   alignas(64) uint8_t bytes[sizeof(TensorMap)];
   const cuda::Result result = driver.tensor_map_encode_tiled(
-      bytes, static_cast<int>(fields.type), fields.rank,
-      reinterpret_cast<void*>(fields.address), fields.dims, fields.strides, fields.box,
-      fields.element_strides, static_cast<int>(fields.interleave), static_cast<int>(fields.swizzle),
+      bytes, static_cast<int>(fields.type), fields.rank, reinterpret_cast<void*>(fields.address),
+      fields.dims, fields.strides, fields.box, fields.element_strides,
+      static_cast<int>(fields.interleave), static_cast<int>(fields.swizzle),
       static_cast<int>(fields.l2_promotion), static_cast<int>(fields.fill));
   check_result(driver, result, "cuTensorMapEncodeTiled");
   TensorMap map;

@@ -12,6 +12,7 @@ enum class DeviceErrorKind : uint32_t {
   kMaskedM = 2,       // masked_m is not from 0 to max_m: group, its value, max_m
   kGroupIndex = 3,    // m_indices is not from -1 to num_groups - 1: row, its value, num_groups
   kReadyTimeout = 4,  // rows that never became ready: counter, rows seen, rows expected
+  kOffsetRange = 5,   // first and last offset are no range of rows: group_offsets as kGroupOffset
 };
 
 /// One record a device (Device::error_record), written in one access of 16 bytes. A launch writes

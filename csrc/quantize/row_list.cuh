@@ -83,7 +83,7 @@ class RowList {
   __device__ __forceinline__ void record_offsets(int32_t begin, int32_t end) const {
     const bool is_begin = begin < 0;
     const uint32_t limit = end < begin ? static_cast<uint32_t>(begin) : params_.rows;
-    record(DeviceErrorKind::kGroupOffset, is_begin ? 0 : params_.num_entries - 2,
+    record(DeviceErrorKind::kOffsetRange, is_begin ? 0 : params_.num_entries - 2,
            is_begin ? begin : end, is_begin ? 0 : limit);
   }
 
