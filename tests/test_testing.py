@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from pykernels import reference
-from pykernels.testing import TENSOR_CORE_FLOOR, assert_rows_close, gemm_operands
+from pykernels.testing import (
+    TENSOR_CORE_FLOOR,
+    assert_rows_close,
+    gemm_operands,
+    grouped_gemm_operands,
+)
 from tests import gemm_kernels
 
 
@@ -108,3 +113,22 @@ def test_the_floor_widens_as_fewer_columns_count(row: list[float], widening: flo
 
 def test_rows_of_zeros_pass() -> None:
     assert_rows_close(torch.zeros(2, 8), torch.zeros(2, 8), floor=TENSOR_CORE_FLOOR)
+
+
+def test_operands_of_groups_differ() -> None:
+    """A result by another group's weight or scales is no result of the row's own."""
+    a, (b, sfb) = grouped_gemm_operands(3, 5, 136, 272, seed=2)
+    assert (a[0].shape, a[1].shape) == ((5, 272), (5, 3))
+    assert (b.shape, sfb.shape) == ((3, 136, 272), (3, 2, 3))
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        assert (b[first].float() != b[second].float()).float().mean() > 0.9
+        assert bool((sfb[first] != sfb[second]).all())
+    again = grouped_gemm_operands(3, 5, 136, 272, seed=2)[1]
+    assert torch.equal(again[1], sfb)
+    empty = grouped_gemm_operands(0, 5, 8, 0)
+    assert [tuple(t.shape) for pair in empty for t in pair] == [
+        (5, 0),
+        (5, 0),
+        (0, 8, 0),
+        (0, 1, 0),
+    ]
