@@ -296,7 +296,7 @@ def _compute(
     if device is None:
         multiply_in_torch(a, sfa, b, sfb, groups, out, counters)
         return
-    if a.device.type == "cpu" and counters.ready is not None:
+    if counters.ready is not None and isinstance(device, native().EmulatedDevice):
         segments = group_checks.group_segments(groups, b.size(0), a.size(-2))
         _require_ready(segments, groups, counters)
     ready, done = (

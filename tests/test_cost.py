@@ -124,8 +124,18 @@ def test_more_groups_cost_more(name: str, m: int) -> None:
     for key, one in ranked[0].items():
         two, many = ranked[1][key], ranked[2][key]
         assert one["total_us"] < two["total_us"] < many["total_us"]
-        for figure in ("num_tiles", "hbm_bytes", "l2_bytes"):
+        assert many["num_tiles"] == pytest.approx(32 * two["num_tiles"], rel=0.01)
+        for figure in ("hbm_bytes", "l2_bytes"):
             assert (two[figure], many[figure]) == pytest.approx((2 * one[figure], 64 * one[figure]))
+
+
+def test_the_last_tile_of_several_groups_is_half_full() -> None:
+    """The choice counts on it: what just fits the expected rows does not fit the others."""
+    for num_groups, tiles in ((1, 2), (2, 2 * 2.5)):
+        for candidate in explain_groups(num_groups, (64, 128, 1024), gpu()):
+            if candidate.config["block_m"] == 32 and candidate.schedule[1] == 1:
+                per_row = 128 // candidate.config["block_n"]
+                assert candidate.cost["num_tiles"] == tiles * per_row
 
 
 @pytest.mark.parametrize("num_groups", [1, 8, 256])

@@ -58,7 +58,8 @@ MESSAGES = {
     ),
     (READY_TIMEOUT, 4, 17, 128): (
         "the rows of ready counter 4 never came: 17 of 128 after the timeout; its tiles and all "
-        "later ones of that SM were left untouched"
+        "later ones of that SM were left untouched; let the kernel that fills them run beside this "
+        "one (num_sms, another stream), or raise ready_timeout"
     ),
     (77, 2**32 - 1, -3, 4): "a kernel left an error of unknown kind 77 (4294967295, -3, 4)",
 }

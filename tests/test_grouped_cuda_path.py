@@ -245,7 +245,8 @@ def correct(groups: Groups) -> Groups:
     indices = [-1] * groups.m
     for group in range(groups.num_groups):
         begin, end = values[group], values[group + 1]
-        if 0 <= begin <= end <= groups.m:
+        most = max(value for value in values[: group + 1] if value <= groups.m)
+        if 0 <= begin <= end <= groups.m and begin == most:  # no row of an earlier group
             indices[begin:end] = [group] * (end - begin)
     return Groups("m_indices", tuple(indices), groups.num_groups, groups.m, "right")
 

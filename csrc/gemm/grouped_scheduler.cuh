@@ -145,8 +145,7 @@ class TileFinder {
       const uint32_t seen = ptx::ld_relaxed_sys_u32(counter);
       if (seen >= expected) break;
       if (ptx::globaltimer() - start <= params_.ready_timeout_ns) continue;
-      // A wrong offset that the launch has found says more.
-      if (ptx::ld_relaxed_sys_u32(reinterpret_cast<uint32_t*>(params_.errors)) == 0) {
+      if (!windows_.has_error()) {  // a wrong offset says more
         write_error(params_.errors, {DeviceErrorKind::kReadyTimeout, index,
                                      static_cast<int32_t>(seen), static_cast<int32_t>(expected)});
       }

@@ -53,6 +53,9 @@ class SegmentWindows {
     return true;
   }
 
+  /// Whether a value was wrong, in the windows up to this one.
+  __device__ __forceinline__ bool has_error() const { return has_error_; }
+
  private:
   /// Group g has the rows from offsets[g] to offsets[g + 1] - 1, unless they decrease, pass the end
   /// or begin before an earlier group ends, whose rows they would write again.
@@ -143,9 +146,9 @@ class SegmentWindows {
   /// Of the launch's errors the first one is written, by CTA 0: every CTA reads all segments.
   __device__ __forceinline__ void report(const DeviceError& error) {
     const uint32_t lanes = __ballot_sync(kWholeWarp, error.kind != DeviceErrorKind::kNone);
-    if (lanes == 0 || has_reported_ || blockIdx.x != 0) return;
-    has_reported_ = true;
-    if (threadIdx.x % 32 == __ffs(lanes) - 1) write_error(params_.errors, error);
+    if (lanes == 0 || has_error_) return;
+    has_error_ = true;
+    if (blockIdx.x == 0 && threadIdx.x % 32 == __ffs(lanes) - 1) write_error(params_.errors, error);
   }
 
   const GroupedGemmParams& params_;
@@ -153,7 +156,7 @@ class SegmentWindows {
   uint32_t first_ = 0;       // group or row of lane 0
   int32_t last_ = -1;        // by indices: that above lane 0; by offsets: the greatest up to there
   uint32_t open_start_ = 0;  // by indices: where the segment of the row above lane 0 began
-  bool has_reported_ = false;
+  bool has_error_ = false;
 };
 
 }  // namespace pykernels::gemm
