@@ -124,7 +124,7 @@ def test_more_groups_cost_more(name: str, m: int) -> None:
     for key, one in ranked[0].items():
         two, many = ranked[1][key], ranked[2][key]
         assert one["total_us"] < two["total_us"] < many["total_us"]
-        assert many["num_tiles"] == pytest.approx(32 * two["num_tiles"], rel=0.01)
+        assert many["num_tiles"] == pytest.approx(32 * two["num_tiles"], rel=0.03)
         for figure in ("hbm_bytes", "l2_bytes"):
             assert (two[figure], many[figure]) == pytest.approx((2 * one[figure], 64 * one[figure]))
 
