@@ -344,7 +344,7 @@ class OverlappedLaunch:
         scope: str = "gpu",
     ) -> OverlappedLaunch:
         """One CTA or cluster, with more tiles than slots twice over; more k tiles than stages."""
-        problem = Problem((70, 0, 9, 130, 1, 60), 136, 9 * 128 + 16)
+        problem = Problem((70, 0, 9, 130, 1, 60), 136, 8 * 128 + 16)
         order = list(range(problem.m))
         random.Random(0).shuffle(order)
         scheduled = Scheduled(kernel, schedule)

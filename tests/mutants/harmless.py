@@ -41,15 +41,19 @@ ONE = "fp8_gemm_nt_m64n64c1"
 TWO = "fp8_gemm_nt_m128n128c2"
 WIDE = "fp8_gemm_nt_m128n192c2"
 SWAPPED = "fp8_gemm_nt_swap_m16n64"
+GROUPED_ONE = "grouped_fp8_gemm_nt_m64n128c1"
+GROUPED_TWO = "grouped_fp8_gemm_nt_m128n128c2"
+GROUPED_SWAPPED = "grouped_fp8_gemm_nt_swap_m16n64"
+GROUPED = (GROUPED_ONE, GROUPED_TWO, GROUPED_SWAPPED)
 SILU_MUL = "silu_mul_quantize_1x128"
 
 HARMLESS: tuple[Harmless, ...] = (
     Harmless(
-        (ONE,), "kernel.cuh:41", "fence.mbarrier_init", "removed",
+        (ONE, GROUPED_ONE), "kernel.cuh:41", "fence.mbarrier_init", "removed",
         "without a cluster, bar.sync (kernel.cuh:47) orders the initialisation before all uses",
     ),
     Harmless(
-        (ONE, TWO, WIDE, SWAPPED), "pipeline.cuh:99", "mbarrier.arrive.expect_tx",
+        (ONE, TWO, WIDE, SWAPPED, *GROUPED), "pipeline.cuh:99", "mbarrier.arrive.expect_tx",
         "release relaxed",
         "the producer writes nothing itself: consumers need the copies' bytes, which complete_tx "
         "orders",
@@ -66,11 +70,27 @@ HARMLESS: tuple[Harmless, ...] = (
         copies=(1,),
     ),
     Harmless(
+        (GROUPED_ONE,), "pipeline.cuh:75", "mbarrier.try_wait", "acquire relaxed",
+        "the same; one copy further, since the scheduler waits for slots",
+        copies=(2,),
+    ),
+    Harmless(
         (ONE, WIDE), "pipeline.cuh:80", "mbarrier.arrive", "release relaxed",
         "arrive_full of a stage that is left out: no one reads it",
     ),
     Harmless(
-        (ONE, WIDE), "pipeline.cuh:89", "mbarrier.arrive", "release relaxed",
+        (GROUPED_ONE,), "pipeline.cuh:80", "mbarrier.arrive", "release relaxed",
+        "arrive_full of a stage that is left out: no one reads it",
+        copies=(1,),
+    ),
+    Harmless(
+        GROUPED, "pipeline.cuh:115", "mbarrier.arrive", "release relaxed",
+        "the TMA thread gives a slot back that it read before it announced the tile's bytes: the "
+        "consumers, who waited for these, give the slot back too, and release",
+        copies=(0,),
+    ),
+    Harmless(
+        (ONE, WIDE, GROUPED_ONE), "pipeline.cuh:89", "mbarrier.arrive", "release relaxed",
         "the producer arrives in the consumers' place and is the one that waits: program order",
     ),
     Harmless(
@@ -91,6 +111,12 @@ HARMLESS: tuple[Harmless, ...] = (
         copies=(1, 2, 3, 4),
     ),
     Harmless(
+        (GROUPED_ONE, GROUPED_TWO), "mainloop.cuh:176", "wgmma.fence", "removed",
+        "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
+        "thread has accessed yet; where ptxas takes some again, it inserts the fence",
+        copies=(1, 2, 3),
+    ),
+    Harmless(
         (SWAPPED,), "mainloop.cuh:176", "wgmma.fence", "removed",
         "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
         "thread has accessed yet; where ptxas takes some again, it inserts the fence",
@@ -100,6 +126,10 @@ HARMLESS: tuple[Harmless, ...] = (
         (SWAPPED,), "swap_epilogue.cuh:110", "bar.warp.sync", "removed",
         "the staging is filled again in the next tile only, and each k tile between has a "
         "bar.warp.sync (swap.cuh:183) behind these reads",
+    ),
+    Harmless(
+        GROUPED, "segments.cuh:24", "st.relaxed.sys", "sys narrowed to gpu",
+        "the host reads the record of errors only after it has waited for the launch",
     ),
     Harmless(
         (SILU_MUL,), "row_list.cuh:63", "st.relaxed.sys", "sys narrowed to gpu",

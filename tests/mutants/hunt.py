@@ -23,8 +23,8 @@ SCHEDULES = (
     ("early", 2, "random"),
     ("random", 3, "random"),
     ("random", 14, "priority"),
-    ("random", 18, "priority"),
-    ("random", 4, "priority"),
+    ("random", 23, "priority"),
+    ("random", 38, "priority"),
 )
 MAX_WARP_INSTRUCTIONS = 20_000_000  # some fifty times what the kernels need
 DTYPES = (torch.bfloat16, torch.float32)
