@@ -84,9 +84,20 @@ HARMLESS: tuple[Harmless, ...] = (
         copies=(1,),
     ),
     Harmless(
-        GROUPED, "pipeline.cuh:115", "mbarrier.arrive", "release relaxed",
+        (GROUPED_ONE, GROUPED_TWO), "pipeline.cuh:115", "mbarrier.arrive", "release relaxed",
         "the TMA thread gives a slot back that it read before it announced the tile's bytes: the "
         "consumers, who waited for these, give the slot back too, and release",
+        copies=(0,),
+    ),
+    Harmless(
+        (GROUPED_SWAPPED,), "pipeline.cuh:115", "mbarrier.arrive", "release relaxed",
+        "the same of the TMA thread, and of the scale warp, which announces the tile's scales",
+        copies=(1, 2),
+    ),
+    Harmless(
+        (GROUPED_SWAPPED,), "grouped_scheduler.cuh:195", "bar.warp.sync", "removed",
+        "a consumer warp turns to its next tile behind the bar.warp.sync that ends its stores "
+        "(swap_epilogue.cuh:110), and reads nothing of the tile between",
         copies=(0,),
     ),
     Harmless(
@@ -121,6 +132,11 @@ HARMLESS: tuple[Harmless, ...] = (
         "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
         "thread has accessed yet; where ptxas takes some again, it inserts the fence",
         copies=(1, 2),
+    ),
+    Harmless(
+        (GROUPED_SWAPPED,), "mainloop.cuh:176", "wgmma.fence", "removed",
+        "the same",
+        copies=(2,),
     ),
     Harmless(
         (SWAPPED,), "swap_epilogue.cuh:110", "bar.warp.sync", "removed",

@@ -39,9 +39,9 @@ _GEMMS = {
 }
 _QUANTIZES = {"quantize_1x128": (1, (200, 1136)), "quantize_128x128": (128, (400, 1136))}
 _GROUPED = {
-    "grouped_fp8_gemm_nt_m128n128c2": (2, 1, 1),
-    "grouped_fp8_gemm_nt_m64n128c1": (1, 1, 1),
-    "grouped_fp8_gemm_nt_swap_m16n64": (1, 1, 1),
+    "grouped_fp8_gemm_nt_m128n128c2": ((1, 2, 1), (2, 1, 1)),
+    "grouped_fp8_gemm_nt_m64n128c1": ((1, 1, 1), (1, 1, 1)),
+    "grouped_fp8_gemm_nt_swap_m16n64": ((1, 2, 1), (1, 1, 1)),
 }
 _SILU_MUL = "silu_mul_quantize_1x128"
 KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL)
@@ -65,14 +65,14 @@ def _silu_mul_launches() -> list[SiluMulLaunch]:
 
 def _grouped_launches(kernel: str) -> list[Mutable]:
     """By each source; beside kernels that fill and take its rows, on one GPU and on two."""
-    schedule, (bf16, fp32) = _GROUPED[kernel], DTYPES
+    (alone, overlapped), (bf16, fp32) = _GROUPED[kernel], DTYPES
     ragged = Problem((200, 0, 9, 130, 1), 264, 144)
     return [
-        OverlappedLaunch.make(kernel, schedule, bf16),
-        OverlappedLaunch.make(kernel, schedule, fp32, max_m=133, scope="system"),
-        *(GroupedLaunch.make(kernel, schedule, dtype, ragged, 4) for dtype in DTYPES),
+        OverlappedLaunch.make(kernel, overlapped, bf16),
+        OverlappedLaunch.make(kernel, overlapped, fp32, max_m=133, scope="system"),
+        *(GroupedLaunch.make(kernel, alone, dtype, ragged, 4) for dtype in DTYPES),
         # One tile, and CTAs that have none.
-        GroupedLaunch.make(kernel, schedule, bf16, Problem((5,), 8, 144, behind=40), 16),
+        GroupedLaunch.make(kernel, alone, bf16, Problem((5,), 8, 144, behind=40), 16),
     ]
 
 
