@@ -209,6 +209,7 @@ std::string Allocations::describe(uint64_t address, uint64_t bytes) const {
     return concat("'", allocation.name, "' (", hexadecimal(allocation.address), ", ",
                   allocation.bytes, " bytes)");
   };
+  if (address == 0) return "a null pointer";  // however near the heap begins
   const uint64_t from_below = below == nullptr ? ~0ull : address - below->address;
   const uint64_t to_above = above == nullptr ? ~0ull : above->address - address;
   if (below != nullptr && from_below < below->bytes) {
@@ -221,7 +222,7 @@ std::string Allocations::describe(uint64_t address, uint64_t bytes) const {
   }
   if (above != nullptr && to_above < kNear)
     return concat("begins ", to_above, " bytes before ", text(*above));
-  return address == 0 ? "a null pointer" : "far from every allocation";
+  return "far from every allocation";
 }
 
 uint8_t* resolve(Warp& warp, Space space, uint64_t address, uint32_t bytes, AccessKind kind,

@@ -159,7 +159,7 @@ def _mbarriers() -> list[Row]:
 _FENCES = (
     "fence.acq_rel.cta", "fence.acq_rel.sys", "fence.acquire.cta", "fence.acquire.gpu",
     "fence.release.cta", "fence.release.gpu", "fence.sc.gpu", "membar.gl", "membar.sys",
-    "fence.proxy.async.shared::cta",
+    "fence.proxy.async.shared::cta", "fence.proxy.async.global",
 )  # fmt: skip
 
 

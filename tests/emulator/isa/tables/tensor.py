@@ -191,8 +191,8 @@ def rows() -> list[Row]:
     cluster = prefix + f"shared::cluster.global.{_COMPLETE}"
     result = [
         _load_row((prefix + f"shared::cta.global.{_COMPLETE}").format(2), 2),
-        _load_row(cluster.format(2), 2),
-        _load_row(cluster.format(2) + ".multicast::cluster", 2),
+        *(_load_row(cluster.format(rank), rank) for rank in (2, 3)),
+        *(_load_row(cluster.format(rank) + ".multicast::cluster", rank) for rank in (2, 3)),
         *(_load_row(cluster.format(rank) + ".L2::cache_hint", rank) for rank in (2, 3, 4)),
         *(
             _load_row(cluster.format(rank) + ".multicast::cluster.L2::cache_hint", rank)
