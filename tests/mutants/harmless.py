@@ -97,8 +97,8 @@ HARMLESS: tuple[Harmless, ...] = (
     Harmless(
         (GROUPED_SWAPPED,), "grouped_scheduler.cuh:195", "bar.warp.sync", "removed",
         "a consumer warp turns to its next tile behind the bar.warp.sync that ends its stores "
-        "(swap_epilogue.cuh:110), and reads nothing of the tile between",
-        copies=(0,),
+        "(swap_epilogue.cuh:110), the scale warp behind that of its last stage, and neither reads "
+        "the tile between",
     ),
     Harmless(
         (ONE, WIDE, GROUPED_ONE), "pipeline.cuh:89", "mbarrier.arrive", "release relaxed",
