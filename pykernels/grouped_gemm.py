@@ -330,9 +330,10 @@ def multiply_in_torch(
     segments = group_checks.group_segments(groups, b.size(0), a.size(-2))
     _require_ready(segments, groups, counters)
     for group, rows in _rows_of_groups(segments, groups):
-        result = torch.empty(sfa[rows].size(0), b.size(1))
-        compute_in_torch(a[rows], sfa[rows], b[group], sfb[group], result, batch_invariant=True)
-        out[rows] = result.to(out.dtype)
+        row_values, row_scales = a[rows], sfa[rows]
+        result = out.new_empty(row_values.size(0), b.size(1))
+        compute_in_torch(row_values, row_scales, b[group], sfb[group], result, batch_invariant=True)
+        out[rows] = result
     if counters.done is not None:
         stored = _rows_by_counter(segments, groups, counters.done)
         counters.done.add_(stored * (b.size(1) // _COUNTER_COLUMNS))

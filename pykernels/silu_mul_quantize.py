@@ -168,13 +168,13 @@ def _computed_rows(x: Tensor, groups: Groups | None) -> Tensor | None:
                 f"group_offsets must start at 0 or above, not end before that, and end at t = "
                 f"{x.size(0)} or below, got {begin} to {end}"
             )
-        row = torch.arange(x.size(0))
+        row = torch.arange(x.size(0), device=x.device)
         return (row >= begin) & (row < end)
     if groups.source == "m_indices":
         _check_values("m_indices of row", values, -1, None)
         return values >= 0
     _check_values("masked_m of group", values, 0, x.size(1))
-    return torch.arange(x.size(1)) < values[:, None]
+    return torch.arange(x.size(1), device=x.device) < values[:, None]
 
 
 def _check_values(what: str, values: Tensor, least: int, most: int | None) -> None:
@@ -194,11 +194,11 @@ def compute_in_torch(
 
     ``rows``: a flag for each row to compute; None for all.
     """
-    chosen = torch.ones(x.shape[:-1], dtype=torch.bool) if rows is None else rows
+    chosen = x.new_ones(x.shape[:-1], dtype=torch.bool) if rows is None else rows
     gate, up = x[chosen].float().chunk(2, dim=-1)
     y = gate / (1 + torch.exp(-gate)) * up
-    row_q = torch.empty(y.shape, dtype=q.dtype)
-    row_scales = torch.empty(y.size(0), scales.size(-1))
+    row_q = q.new_empty(y.shape)
+    row_scales = scales.new_empty(y.size(0), scales.size(-1))
     quantize.compute_in_torch(y, scale_fmt, 1, row_q, row_scales)
     q.view(torch.uint8)[chosen] = row_q.view(torch.uint8)
     scales[chosen] = row_scales
