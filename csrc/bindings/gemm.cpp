@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/gemm_schedule.h"
 #include "core/check.h"
 #include "core/device.h"
 #include "core/registry.h"
@@ -33,18 +33,13 @@ using gemm::GemmProblem;
 using gemm::GemmSchedule;
 using gemm::GpuModel;
 
-/// (cluster_m, cluster_n, split_k)
-using ScheduleTuple = std::array<uint32_t, 3>;
-
 /// The launch of the cheapest kernel; or of the one named, with the schedule given or its first.
 Launch make_launch(Device& device, const GemmArguments& arguments,
                    const std::optional<std::string>& kernel,
                    const std::optional<ScheduleTuple>& schedule) {
   if (!kernel) return gemm::make_fp8_gemm_nt_launch(device, arguments);
   const KernelInfo& info = Registry::instance().get(*kernel);
-  GemmSchedule chosen = gemm::schedules_of(gemm::config_of(info)).front();
-  if (schedule) chosen = {(*schedule)[0], (*schedule)[1], (*schedule)[2]};
-  return gemm::make_fp8_gemm_nt_launch(device, arguments, info, chosen);
+  return gemm::make_fp8_gemm_nt_launch(device, arguments, info, schedule_or_first(info, schedule));
 }
 
 /// A candidate as Python sees it: with its own copies, since its kernel may belong to a call's

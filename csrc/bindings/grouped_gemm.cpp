@@ -2,17 +2,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
 
 #include "bindings/bindings.h"
-#include "core/check.h"
+#include "bindings/gemm_schedule.h"
+#include "bindings/group_source.h"
 #include "core/device.h"
 #include "core/registry.h"
 #include "gemm/choice.h"
-#include "gemm/family.h"
 #include "gemm/grouped_launch.h"
 
 namespace py = pybind11;
@@ -20,19 +19,7 @@ namespace py = pybind11;
 namespace pykernels::bindings {
 namespace {
 
-using gemm::GemmSchedule;
 using gemm::GroupedGemmArguments;
-using gemm::GroupSource;
-
-/// (cluster_m, cluster_n, split_k)
-using ScheduleTuple = std::array<uint32_t, 3>;
-
-GroupSource source_of(const std::string& name) {
-  if (name == "group_offsets") return GroupSource::kOffsets;
-  if (name == "m_indices") return GroupSource::kIndices;
-  PK_CHECK(name == "masked_m", "source must be group_offsets, m_indices or masked_m, got ", name);
-  return GroupSource::kMasked;
-}
 
 /// The launch of the cheapest kernel; or of the one named, with the schedule given or its first.
 Launch make_launch(Device& device, const GroupedGemmArguments& arguments,
@@ -40,9 +27,7 @@ Launch make_launch(Device& device, const GroupedGemmArguments& arguments,
                    const std::optional<ScheduleTuple>& schedule) {
   if (!kernel) return gemm::make_grouped_launch(device, arguments);
   const KernelInfo& info = Registry::instance().get(*kernel);
-  GemmSchedule chosen = gemm::schedules_of(gemm::config_of(info)).front();
-  if (schedule) chosen = {(*schedule)[0], (*schedule)[1], (*schedule)[2]};
-  return gemm::make_grouped_launch(device, arguments, info, chosen);
+  return gemm::make_grouped_launch(device, arguments, info, schedule_or_first(info, schedule));
 }
 
 /// Defines a function with the arguments of a grouped GEMM, which become function(device, launch).
@@ -60,7 +45,7 @@ void define(py::module_& module, const char* name, Function&& function, const ch
         const py::gil_scoped_release release;
         const GroupedGemmArguments arguments{a,       sfa,
                                              b,       sfb,
-                                             out,     source_of(source),
+                                             out,     group_source(source),
                                              groups,  {ready, done, system_scope, ready_timeout_ns},
                                              num_sms, expected_m};
         return function(device, make_launch(device, arguments, kernel, schedule));

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "bindings/bindings.h"
+#include "bindings/group_source.h"
 #include "core/check.h"
 #include "core/device.h"
 #include "quantize/launch.h"
@@ -21,14 +22,6 @@ quantize::QuantizeArguments make_arguments(const TensorView& x, const TensorView
                                            const TensorView& scales, uint32_t block_m, bool ue8m0) {
   return {x, q, scales, block_m,
           ue8m0 ? quantize::ScaleFormat::kUe8m0 : quantize::ScaleFormat::kFp32};
-}
-
-quantize::GroupSource source_of(const std::optional<std::string>& name) {
-  if (!name) return quantize::GroupSource::kNone;
-  if (*name == "group_offsets") return quantize::GroupSource::kOffsets;
-  if (*name == "m_indices") return quantize::GroupSource::kIndices;
-  PK_CHECK(*name == "masked_m", "source must be group_offsets, m_indices or masked_m, got ", *name);
-  return quantize::GroupSource::kMasked;
 }
 
 /// Defines a function with the arguments of the fused cast, which become function(device, launch).
@@ -47,7 +40,7 @@ void define_silu_mul(py::module_& module, const char* name, Function&& function,
             q,
             scales,
             ue8m0 ? quantize::ScaleFormat::kUe8m0 : quantize::ScaleFormat::kFp32,
-            source_of(source),
+            group_source(source),
             groups.value_or(TensorView{})};
         return function(device, quantize::make_silu_mul_quantize_launch(device, arguments));
       },

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/device_error.h"
+#include "core/group_source.h"
 #include "core/host_device.h"
 #include "core/math.h"
 #include "core/tensor_map.h"
@@ -177,13 +178,6 @@ struct alignas(64) GemmParams {
   FastDivisor split;
 };
 
-/// What tells a grouped launch which rows belong to which group; an array on the device.
-enum class GroupSource : uint32_t {
-  kOffsets = 0,  // [num_groups + 1]: group g has the rows from offsets[g] to offsets[g + 1] - 1
-  kIndices = 1,  // [m]: the group of each row, -1 for none
-  kMasked = 2,   // [num_groups]: group g has so many of the max_rows rows that are its own
-};
-
 /// What a grouped launch passes beside: `m` is the rows of all groups together, `num_tiles` is
 /// unused, `last_band_rows` too, and a tile's rows end with those of its group.
 ///
@@ -192,8 +186,8 @@ enum class GroupSource : uint32_t {
 /// third, whose sum, less the bound that the base is moved back by, is the row. So TMA itself
 /// neither reads nor writes beyond the group's last row: it is out of bounds.
 struct alignas(64) GroupedGemmParams : GemmParams {
-  const int32_t* groups;  // see source
-  GroupSource source;
+  const int32_t* groups;  // see GroupSource
+  GroupSource source;     // not kNone
   uint32_t num_groups;
   uint32_t max_rows;            // kMasked: of a group
   uint32_t a_group_rows;        // kMasked: rows of A's map from a group to the next

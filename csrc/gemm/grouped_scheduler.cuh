@@ -2,7 +2,9 @@
 // tiles in the groups and hands them to the other roles through a small ring in shared memory.
 #pragma once
 
+#include "core/device_error.cuh"
 #include "core/pipeline.cuh"
+#include "core/warp.cuh"
 #include "gemm/config.h"
 #include "gemm/counters.cuh"
 #include "gemm/places.cuh"
@@ -45,10 +47,10 @@ class TileFinder {
   __device__ __forceinline__ bool find(GroupedTile& tile) {
     while (tile_idx_ >= window_end_) {
       if (!windows_.next(segment_)) return false;
-      if (!__any_sync(kWholeWarp, segment_.num_rows > 0)) continue;
+      if (!__any_sync(kAllLanes, segment_.num_rows > 0)) continue;
       const uint32_t tiles = tiles_along_m(segment_.num_rows) * params_.num_tiles_n;
       segment_end_ = window_end_ + inclusive_sum(tiles);
-      window_end_ = __shfl_sync(kWholeWarp, segment_end_, 31);
+      window_end_ = __shfl_sync(kAllLanes, segment_end_, 31);
     }
     tile = locate();
     tile_idx_ += params_.num_clusters;
@@ -66,22 +68,13 @@ class TileFinder {
     return (num_rows + rows - 1) / rows;
   }
 
-  __device__ __forceinline__ static uint32_t inclusive_sum(uint32_t value) {
-#pragma unroll
-    for (uint32_t distance = 1; distance < 32; distance *= 2) {
-      const uint32_t below = __shfl_up_sync(kWholeWarp, value, distance);
-      if (threadIdx.x % 32 >= distance) value += below;
-    }
-    return value;
-  }
-
   /// Tile `tile_idx_`, which lies in this window.
   __device__ __forceinline__ GroupedTile locate() const {
-    const uint32_t lane = __ffs(__ballot_sync(kWholeWarp, segment_end_ > tile_idx_)) - 1;
-    const uint32_t first_row = __shfl_sync(kWholeWarp, segment_.first_row, lane);
-    const uint32_t num_rows = __shfl_sync(kWholeWarp, segment_.num_rows, lane);
-    const uint32_t group = __shfl_sync(kWholeWarp, segment_.group, lane);
-    const uint32_t segment_end = __shfl_sync(kWholeWarp, segment_end_, lane);
+    const uint32_t lane = __ffs(__ballot_sync(kAllLanes, segment_end_ > tile_idx_)) - 1;
+    const uint32_t first_row = __shfl_sync(kAllLanes, segment_.first_row, lane);
+    const uint32_t num_rows = __shfl_sync(kAllLanes, segment_.num_rows, lane);
+    const uint32_t group = __shfl_sync(kAllLanes, segment_.group, lane);
+    const uint32_t segment_end = __shfl_sync(kAllLanes, segment_end_, lane);
     const uint32_t num_m = tiles_along_m(num_rows);
     const uint32_t tile = tile_idx_ - (segment_end - num_m * params_.num_tiles_n);
     const uint32_t band = params_.band_tiles.divide(tile);
@@ -118,7 +111,7 @@ class TileFinder {
       is_ready = wait_counter(counters.index + counter, expected);
     }
     ptx::bar_warp_sync();  // the others' acquires, ahead of lane 0's release to the roles
-    return __all_sync(kWholeWarp, is_ready);
+    return __all_sync(kAllLanes, is_ready);
   }
 
   /// Rows that belong to groups among those of a counter that begins with row `begin`. Offsets

@@ -59,44 +59,45 @@ struct Destination {
   uint32_t mask;  // 0: this CTA alone
 };
 
-/// The box of A from column `k` and row `m` of the tile on.
-__device__ __forceinline__ void load_a(const GemmParams& params, const Tile&, uint32_t k,
-                                       uint32_t m, const Destination& to) {
+/// The box at element (x, y) of a matrix.
+__device__ __forceinline__ void load_box(const TensorMap& map, uint32_t x, uint32_t y,
+                                         const Destination& to) {
   if (to.mask != 0) {
-    ptx::cp_async_bulk_tensor_2d_load_multicast(to.address, &params.map_a, k, m, to.full, to.mask);
+    ptx::cp_async_bulk_tensor_2d_load_multicast(to.address, &map, x, y, to.full, to.mask);
   } else {
-    ptx::cp_async_bulk_tensor_2d_load(to.address, &params.map_a, k, m, to.full);
+    ptx::cp_async_bulk_tensor_2d_load(to.address, &map, x, y, to.full);
   }
 }
-/// Rows behind the group's last one are out of bounds: zeros that are not read.
+
+/// The box at element (x, y, z) of the matrices of groups.
+__device__ __forceinline__ void load_box(const TensorMap& map, uint32_t x, uint32_t y, uint32_t z,
+                                         const Destination& to) {
+  if (to.mask != 0) {
+    ptx::cp_async_bulk_tensor_3d_load_multicast(to.address, &map, x, y, z, to.full, to.mask);
+  } else {
+    ptx::cp_async_bulk_tensor_3d_load(to.address, &map, x, y, z, to.full);
+  }
+}
+
+/// The box of A from column `k` and row `m` of the tile on. Rows behind a group's last one are out
+/// of bounds: zeros that are not read.
+__device__ __forceinline__ void load_a(const GemmParams& params, const Tile&, uint32_t k,
+                                       uint32_t m, const Destination& to) {
+  load_box(params.map_a, k, m, to);
+}
 __device__ __forceinline__ void load_a(const GroupedGemmParams& params, const GroupedTile& tile,
                                        uint32_t k, uint32_t m, const Destination& to) {
-  const uint32_t row = params.m - tile.m_end + m;
-  if (to.mask != 0) {
-    ptx::cp_async_bulk_tensor_3d_load_multicast(to.address, &params.map_a, k, row, tile.m_end,
-                                                to.full, to.mask);
-  } else {
-    ptx::cp_async_bulk_tensor_3d_load(to.address, &params.map_a, k, row, tile.m_end, to.full);
-  }
+  load_box(params.map_a, k, params.m - tile.m_end + m, tile.m_end, to);
 }
 
 /// The box of B from column `k` and row `n` on.
 __device__ __forceinline__ void load_b(const GemmParams& params, const Tile&, uint32_t k,
                                        uint32_t n, const Destination& to) {
-  if (to.mask != 0) {
-    ptx::cp_async_bulk_tensor_2d_load_multicast(to.address, &params.map_b, k, n, to.full, to.mask);
-  } else {
-    ptx::cp_async_bulk_tensor_2d_load(to.address, &params.map_b, k, n, to.full);
-  }
+  load_box(params.map_b, k, n, to);
 }
 __device__ __forceinline__ void load_b(const GroupedGemmParams& params, const GroupedTile& tile,
                                        uint32_t k, uint32_t n, const Destination& to) {
-  if (to.mask != 0) {
-    ptx::cp_async_bulk_tensor_3d_load_multicast(to.address, &params.map_b, k, n, tile.group,
-                                                to.full, to.mask);
-  } else {
-    ptx::cp_async_bulk_tensor_3d_load(to.address, &params.map_b, k, n, tile.group, to.full);
-  }
+  load_box(params.map_b, k, n, tile.group, to);
 }
 
 /// Stores a box of D from row `m` of the tile and column `n` on; what lies behind row_end or n is

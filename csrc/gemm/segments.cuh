@@ -2,7 +2,8 @@
 // them from the array on the device, a window of 32 at a time, and checks what it reads.
 #pragma once
 
-#include "core/device_error.h"
+#include "core/device_error.cuh"
+#include "core/warp.cuh"
 #include "gemm/config.h"
 #include "ptx/memory.cuh"
 
@@ -14,16 +15,6 @@ struct Segment {
   uint32_t num_rows = 0;
   uint32_t group = 0;
 };
-
-inline constexpr uint32_t kWholeWarp = 0xffffffff;
-
-/// Writes the device's record. One thread.
-__device__ __forceinline__ void write_error(DeviceError* errors, const DeviceError& error) {
-  const uint64_t index = error.index;
-  const uint64_t limit = static_cast<uint32_t>(error.limit);
-  ptx::st_relaxed_sys_b128(errors, static_cast<uint64_t>(error.kind) | index << 32,
-                           static_cast<uint32_t>(error.value) | limit << 32);
-}
 
 /// The segments, 32 a window, one a lane.
 ///
@@ -65,12 +56,9 @@ class SegmentWindows {
     const int32_t num_rows = static_cast<int32_t>(params_.m);
     const int32_t begin = exists ? ptx::ld_global_s32(params_.groups + group) : 0;
     const int32_t end = exists ? ptx::ld_global_s32(params_.groups + group + 1) : 0;
-    int32_t most = max(last_, begin <= num_rows ? begin : 0);  // of the offsets up to this one
-#pragma unroll
-    for (uint32_t distance = 1; distance < 32; distance *= 2) {
-      most = max(most, __shfl_up_sync(kWholeWarp, most, distance));
-    }
-    last_ = __shfl_sync(kWholeWarp, most, 31);
+    const int32_t most = inclusive_scan(  // of the offsets up to this one
+        max(last_, begin <= num_rows ? begin : 0), [](int32_t a, int32_t b) { return max(a, b); });
+    last_ = __shfl_sync(kAllLanes, most, 31);
     if (!exists) return {};
     if (begin >= 0 && begin == most && begin <= end && end <= num_rows) {
       return {static_cast<uint32_t>(begin), static_cast<uint32_t>(end - begin), group};
@@ -110,7 +98,7 @@ class SegmentWindows {
       for (uint32_t i = 0; i < kWindows; ++i) {
         is_same = is_same && load_index(first_ + i * 32 + threadIdx.x % 32) == last_;
       }
-      if (!__all_sync(kWholeWarp, is_same)) return;
+      if (!__all_sync(kAllLanes, is_same)) return;
       if (in_segment && first_ + kWindows * 32 > open_start_ + most_rows_) return;
       first_ += kWindows * 32;
     }
@@ -126,15 +114,15 @@ class SegmentWindows {
       error = {DeviceErrorKind::kGroupIndex, row, group, num_groups};
       group = -1;
     }
-    int32_t above = __shfl_up_sync(kWholeWarp, group, 1);
+    int32_t above = __shfl_up_sync(kAllLanes, group, 1);
     if (lane_idx == 0) above = last_;
-    last_ = __shfl_sync(kWholeWarp, group, 31);
+    last_ = __shfl_sync(kAllLanes, group, 31);
     // A group's first row of the window, or that of the segment that is open above it.
-    const uint32_t changes = __ballot_sync(kWholeWarp, group >= 0 && group != above);
+    const uint32_t changes = __ballot_sync(kAllLanes, group >= 0 && group != above);
     const uint32_t changes_above = changes & ((1u << lane_idx) - 1);
     uint32_t start = changes_above != 0 ? first_ + 31 - __clz(changes_above) : open_start_;
     const bool is_cut = group >= 0 && group == above && (row - start) % most_rows_ == 0;
-    const uint32_t cuts = __ballot_sync(kWholeWarp, is_cut);
+    const uint32_t cuts = __ballot_sync(kAllLanes, is_cut);
     const uint32_t starts = changes | cuts;
     const uint32_t starts_above = starts & ((1u << lane_idx) - 1);
     if (starts_above != 0) start = first_ + 31 - __clz(starts_above);
@@ -145,7 +133,7 @@ class SegmentWindows {
 
   /// Of the launch's errors the first one is written, by CTA 0: every CTA reads all segments.
   __device__ __forceinline__ void report(const DeviceError& error) {
-    const uint32_t lanes = __ballot_sync(kWholeWarp, error.kind != DeviceErrorKind::kNone);
+    const uint32_t lanes = __ballot_sync(kAllLanes, error.kind != DeviceErrorKind::kNone);
     if (lanes == 0 || has_error_) return;
     has_error_ = true;
     if (blockIdx.x == 0 && threadIdx.x % 32 == __ffs(lanes) - 1) write_error(params_.errors, error);

@@ -1,8 +1,9 @@
 // Which rows a launch processes: found from the groups' metadata on the device, in chunks.
 #pragma once
 
+#include "core/device_error.cuh"
+#include "core/warp.cuh"
 #include "ptx/barrier.cuh"
-#include "ptx/memory.cuh"
 #include "quantize/silu_mul_config.h"
 #include "quantize/silu_mul_storage.cuh"
 
@@ -58,12 +59,6 @@ class RowList {
     ptx::bar_sync(static_cast<uint32_t>(NamedBarrier::kList), kConfig.num_threads());
   }
 
-  __device__ __forceinline__ void record(DeviceErrorKind kind, uint32_t index, int32_t value,
-                                         uint32_t limit) const {
-    ptx::st_relaxed_sys_b128(params_.errors, static_cast<uint32_t>(kind) | uint64_t{index} << 32,
-                             static_cast<uint32_t>(value) | uint64_t{limit} << 32);
-  }
-
   /// The only chunk: the rows from the first to the last offset; none where these are wrong.
   __device__ __forceinline__ void read_offsets() {
     if (threadIdx.x == 0) {
@@ -82,9 +77,10 @@ class RowList {
 
   __device__ __forceinline__ void record_offsets(int32_t begin, int32_t end) const {
     const bool is_begin = begin < 0;
-    const uint32_t limit = end < begin ? static_cast<uint32_t>(begin) : params_.rows;
-    record(DeviceErrorKind::kOffsetRange, is_begin ? 0 : params_.num_entries - 2,
-           is_begin ? begin : end, is_begin ? 0 : limit);
+    const int32_t limit = end < begin ? begin : static_cast<int32_t>(params_.rows);
+    write_error(params_.errors,
+                {DeviceErrorKind::kOffsetRange, is_begin ? 0 : params_.num_entries - 2,
+                 is_begin ? begin : end, is_begin ? 0 : limit});
   }
 
   /// A thread takes an entry of m_indices or masked_m. The list holds, with kIndices, the rows
@@ -123,13 +119,8 @@ class RowList {
   __device__ __forceinline__ uint32_t sum_before(uint32_t value, bool is_wrong) {
     const uint32_t lane = threadIdx.x % 32;
     const uint32_t warp = threadIdx.x / 32;
-    uint32_t sum = value;
-#pragma unroll
-    for (uint32_t distance = 1; distance < 32; distance *= 2) {
-      const uint32_t below = __shfl_up_sync(0xffffffffu, sum, distance);
-      if (lane >= distance) sum += below;
-    }
-    const uint32_t errors = __ballot_sync(0xffffffffu, is_wrong);
+    const uint32_t sum = inclusive_sum(value);
+    const uint32_t errors = __ballot_sync(kAllLanes, is_wrong);
     if (lane == 31) {
       smem_.warp_sums[warp] = sum;
       smem_.warp_errors[warp] = errors;
@@ -155,10 +146,11 @@ class RowList {
 #pragma unroll 1
     for (uint32_t i = 0; i < warp; ++i) earlier |= smem_.warp_errors[i];
     if (earlier != 0 || smem_.has_recorded != 0) return;  // one thread reads and writes the flag
-    constexpr uint32_t kNoLimit = 0x7fffffff;             // of indices
+    constexpr int32_t kNoLimit = 0x7fffffff;              // of indices
     const bool is_masked = params_.source == GroupSource::kMasked;
-    record(is_masked ? DeviceErrorKind::kMaskedM : DeviceErrorKind::kGroupIndex, entry, value,
-           is_masked ? params_.rows : kNoLimit);
+    write_error(params_.errors,
+                {is_masked ? DeviceErrorKind::kMaskedM : DeviceErrorKind::kGroupIndex, entry, value,
+                 is_masked ? static_cast<int32_t>(params_.rows) : kNoLimit});
     smem_.has_recorded = 1;
   }
 

@@ -4,19 +4,12 @@
 #include <cstdint>
 
 #include "core/device_error.h"
+#include "core/group_source.h"
 #include "core/host_device.h"
 #include "core/math.h"
 #include "quantize/config.h"
 
 namespace pykernels::quantize {
-
-/// What tells the rows to process from those to leave alone; `SiluMulQuantizeParams::groups`.
-enum class GroupSource : uint32_t {
-  kNone = 0,     // every row
-  kOffsets = 1,  // rows from the first to the last of num_groups + 1 offsets
-  kIndices = 2,  // an index per row, -1 to leave it alone
-  kMasked = 3,   // of each group, the first rows: their number per group
-};
 
 struct SiluMulQuantizeConfig {
   uint32_t threads = 640;

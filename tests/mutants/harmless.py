@@ -95,7 +95,7 @@ HARMLESS: tuple[Harmless, ...] = (
         copies=(1, 2),
     ),
     Harmless(
-        (GROUPED_SWAPPED,), "grouped_scheduler.cuh:195", "bar.warp.sync", "removed",
+        (GROUPED_SWAPPED,), "grouped_scheduler.cuh:188", "bar.warp.sync", "removed",
         "a consumer warp turns to its next tile behind the bar.warp.sync that ends its stores "
         "(swap_epilogue.cuh:110), the scale warp behind that of its last stage, and neither reads "
         "the tile between",
@@ -144,11 +144,7 @@ HARMLESS: tuple[Harmless, ...] = (
         "bar.warp.sync (swap.cuh:183) behind these reads",
     ),
     Harmless(
-        GROUPED, "segments.cuh:24", "st.relaxed.sys", "sys narrowed to gpu",
-        "the host reads the record of errors only after it has waited for the launch",
-    ),
-    Harmless(
-        (SILU_MUL,), "row_list.cuh:63", "st.relaxed.sys", "sys narrowed to gpu",
+        (*GROUPED, SILU_MUL), "device_error.cuh:13", "st.relaxed.sys", "sys narrowed to gpu",
         "the host reads the record of errors only after it has waited for the launch",
     ),
 )  # fmt: skip
