@@ -50,6 +50,22 @@ std::string describe(const DeviceError& error) {
                     " after the timeout; its tiles and all later ones of that SM were left "
                     "untouched; let the kernel that fills them run beside this one (num_sms, "
                     "another stream), or raise ready_timeout");
+    case DeviceErrorKind::kCacheSeqlen:
+      return concat("cache_seqlens of request ", error.index, " must be from 0 to ", error.limit,
+                    ", what its row of block_table reaches, got ", error.value,
+                    "; out and lse of this request are NaN");
+    case DeviceErrorKind::kPageIndex:
+      return concat("block_table of request ", error.index, " must name pages from 0 to ",
+                    error.limit - 1, ", got ", error.value,
+                    "; out and lse of this request are NaN");
+    case DeviceErrorKind::kStalePlan:
+      return concat("the plan was updated for cache_seqlens of ", error.limit, " in request ",
+                    error.index, ", got ", error.value,
+                    "; call mla_update_plan whenever the lengths change; out and lse of this "
+                    "request are NaN");
+    case DeviceErrorKind::kSlot:
+      return concat("slot_mapping of token ", error.index, " must be from -1 to ", error.limit - 1,
+                    ", got ", error.value, "; this token was left out");
   }
   return concat("a kernel left an error of unknown kind ", static_cast<uint32_t>(error.kind), " (",
                 error.index, ", ", error.value, ", ", error.limit, ")");

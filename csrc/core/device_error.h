@@ -13,6 +13,10 @@ enum class DeviceErrorKind : uint32_t {
   kGroupIndex = 3,    // m_indices is not from -1 to num_groups - 1: row, its value, num_groups
   kReadyTimeout = 4,  // rows that never became ready: counter, rows seen, rows expected
   kOffsetRange = 5,   // first and last offset are no range of rows: group_offsets as kGroupOffset
+  kCacheSeqlen = 6,   // cache_seqlens is not from 0 to what the table holds: request, value, most
+  kPageIndex = 7,     // a page of block_table does not exist: request, page, num_pages
+  kStalePlan = 8,     // the plan was made for another length: request, its length, the planned one
+  kSlot = 9,          // slot_mapping is not from -1 to the last slot: token, slot, num_slots
 };
 
 /// One record a device (Device::error_record), written in one access of 16 bytes. A launch writes
