@@ -14,6 +14,15 @@ __device__ __forceinline__ void bar_sync(uint32_t id, uint32_t num_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
+/// bar.arrive a, b;      PTX 2.0, sm_20
+///
+/// Arrives at named barrier `id`, which `num_threads` threads pass or arrive at, without waiting.
+/// Orders this thread's earlier accesses before those of the threads that wait (bar_sync). A
+/// converged warp; `num_threads`: a multiple of 32, of both kinds together.
+__device__ __forceinline__ void bar_arrive(uint32_t id, uint32_t num_threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
 /// barrier.cluster.arrive.relaxed.aligned;      PTX 8.0, sm_90
 ///
 /// Marks the arrival of the thread at the cluster's barrier without waiting, and orders nothing by

@@ -82,6 +82,56 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d_load_multicast(uint32_t 
       : "memory");
 }
 
+/// Cache policies of createpolicy.fractional, for all of the bytes (the values that CUTLASS names
+/// in its list of SM90 cache hints): the usual priority in L2, and to be evicted first.
+inline constexpr uint64_t kCacheNormal = 0x1000000000000000;
+inline constexpr uint64_t kCacheEvictFirst = 0x12f0000000000000;
+
+/// cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint
+///     [dst], [map, {x, y, z}], [mbar], policy;      PTX 8.0, sm_90
+///
+/// As cp_async_bulk_tensor_3d_load, with a cache policy for L2.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d_load_hint(uint32_t dst, const void* map,
+                                                                  int32_t x, int32_t y, int32_t z,
+                                                                  uint32_t mbar, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(dst),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(mbar), "l"(policy)
+      : "memory");
+}
+
+/// cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes
+/// .multicast::cluster.L2::cache_hint [dst], [map, {x, y, z}], [mbar], cta_mask, policy;
+///                                                                          PTX 8.0, sm_90
+///
+/// As cp_async_bulk_tensor_3d_load_multicast, with a cache policy for L2.
+__device__ __forceinline__ void cp_async_bulk_tensor_3d_load_multicast_hint(
+    uint32_t dst, const void* map, int32_t x, int32_t y, int32_t z, uint32_t mbar,
+    uint16_t cta_mask, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6, %7;" ::"r"(dst),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(mbar), "h"(cta_mask), "l"(policy)
+      : "memory");
+}
+
+/// cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes
+///     [dst], [src], num_bytes, [mbar];      PTX 8.0, sm_90
+///
+/// Copies bytes of this CTA's shared memory to a CTA of the cluster and takes them off the pending
+/// count of `mbar` there. Asynchronous, async proxy: generic writes to `src` need
+/// fence_proxy_async_shared_cta before. One thread. `dst`, `mbar`: shared::cluster addresses of
+/// one CTA; `src`: shared window; all but `mbar` and `num_bytes` multiples of 16.
+__device__ __forceinline__ void cp_async_bulk_shared_cluster(uint32_t dst, uint32_t src,
+                                                             uint32_t num_bytes, uint32_t mbar) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
+      "[%0], [%1], %2, [%3];" ::"r"(dst),
+      "r"(src), "r"(num_bytes), "r"(mbar)
+      : "memory");
+}
+
 /// cp.async.bulk.tensor.3d.global.shared::cta.bulk_group
 ///     [map, {x, y, z}], [src];      PTX 8.0, sm_90
 ///

@@ -24,6 +24,15 @@ __device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float high, floa
   return packed;
 }
 
+/// cvt.rn.f16x2.e4m3x2 d, a;      PTX 7.8, sm_89
+///
+/// The two e4m3 values of `pair` as FP16, exact: that of bits 15:8 in bits 31:16.
+__device__ __forceinline__ uint32_t cvt_rn_f16x2_e4m3x2(uint16_t pair) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
+  return halves;
+}
+
 /// cvt.f32.f16 d, a;      PTX 1.0, sm_53
 ///
 /// The FP16 value as FP32, exact. `half`: its 16 bits.

@@ -1,5 +1,5 @@
 // Asynchronous warpgroup matrix multiply-accumulate: order, groups and operand descriptors. The
-// instructions themselves stand in wgmma_e4m3.cuh.
+// instructions themselves stand in wgmma_e4m3.cuh and wgmma_bf16.cuh.
 #pragma once
 
 #include "ptx/types.cuh"
@@ -41,6 +41,19 @@ inline constexpr uint64_t kDescriptorKMajor128B = (uint64_t{1} << 62) | (uint64_
 /// stands in bits 13:0 in units of 16 bytes: adding 2 steps 32 bytes along k.
 __device__ __forceinline__ uint64_t descriptor_k_major_128b(uint32_t address) {
   return kDescriptorKMajor128B | ((address & 0x3ffff) >> 4);
+}
+
+/// Constant part of the descriptor of a 16-bit operand whose M or N is contiguous, in 128B-swizzled
+/// rows of 64 elements, one row for each k: as above, the stride between groups of 8 rows (of k)
+/// in bits 45:32. `kColumnBytes`, in bits 29:16: from 64 columns of M or N to the next 64.
+template <uint32_t kColumnBytes>
+inline constexpr uint64_t kDescriptorMnMajor128B =
+    kDescriptorKMajor128B | (uint64_t{kColumnBytes / 16} << 16);
+
+/// The descriptor of such an operand at `address` of the shared window: adding 8 steps one k.
+template <uint32_t kColumnBytes>
+__device__ __forceinline__ uint64_t descriptor_mn_major_128b(uint32_t address) {
+  return kDescriptorMnMajor128B<kColumnBytes> | ((address & 0x3ffff) >> 4);
 }
 
 }  // namespace pykernels::ptx

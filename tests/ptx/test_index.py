@@ -21,10 +21,9 @@ def test_index_is_up_to_date() -> None:
 
 
 def test_generated_wrappers_are_up_to_date() -> None:
-    header = (REPOSITORY / "ptx" / "wgmma_e4m3.cuh").read_text()
-    assert header == wgmma_forms.render(), (
-        "run `PYTHONPATH=csrc python -m kernel_build.wgmma_forms`"
-    )
+    command = "run `PYTHONPATH=csrc python -m kernel_build.wgmma_forms`"
+    for name, text in (("e4m3", wgmma_forms.render()), ("bf16", wgmma_forms.render_bf16())):
+        assert (REPOSITORY / "ptx" / f"wgmma_{name}.cuh").read_text() == text, command
 
 
 def test_every_inline_assembly_is_in_the_index() -> None:
