@@ -21,4 +21,10 @@ __device__ __forceinline__ void hold_uses(float& value) {
 /// Keeps a value that a loop needs in its register: the compiler would rather compute it anew.
 __device__ __forceinline__ void hold_value(uint32_t& value) { asm volatile("" : "+r"(value)); }
 
+/// Where 16-byte unit `unit` of row `row` stands in a tile of 128-byte rows with 128B swizzle (PTX
+/// ISA, "swizzling modes"), which starts at a multiple of 1024.
+__device__ __forceinline__ constexpr uint32_t swizzled_128b(uint32_t row, uint32_t unit) {
+  return row * 128 + (unit ^ row % 8) * 16;
+}
+
 }  // namespace pykernels

@@ -11,6 +11,7 @@
 
 namespace pykernels::mla {
 
+inline constexpr uint32_t kSharedBytesPerBlock = 232448;  // sm_90's most dynamic shared memory
 inline constexpr uint32_t kHeadDim = 576;      // of q and the cache: latent part, then rope part
 inline constexpr uint32_t kHeadDimV = 512;     // the latent part, which is the value too
 inline constexpr uint32_t kGroupColumns = 64;  // columns of a 128-byte row in shared memory
@@ -36,6 +37,16 @@ struct MlaDecodeConfig {
   PK_HOST_DEVICE constexpr uint32_t num_producer_threads() const { return 128; }
   PK_HOST_DEVICE constexpr uint32_t num_threads() const {
     return num_consumer_threads() + num_producer_threads();
+  }
+
+  /// Registers of a thread by its role: 168 for each at launch, which both share anew. Consumers of
+  /// 64 rows hold 128 of output; producers of an FP8 cache what they convert.
+  PK_HOST_DEVICE constexpr uint32_t consumer_registers() const {
+    if (!fp8) return 232;
+    return block_rows == 64 ? 208 : block_rows == 32 ? 192 : 152;
+  }
+  PK_HOST_DEVICE constexpr uint32_t producer_registers() const {
+    return 3 * 168 - 2 * consumer_registers();
   }
 };
 
@@ -72,8 +83,10 @@ struct MlaDecodeParams {
   uint32_t num_rows =
       1;  // seqlen_q * num_heads: row r is head r % num_heads of token r / num_heads
   FastDivisor num_heads;
-  float scale_log2 = 0.0f;  // softmax_scale * log2(e)
+  float scale_log2 = 0.0f;    // softmax_scale * log2(e)
+  uint64_t cache_policy = 0;  // of TMA's loads, see ptx/bulk_copy.cuh
   bool causal = true;
+  bool has_map = false;  // pages have kMinMapPage tokens or more, and there is one
 };
 
 }  // namespace pykernels::mla

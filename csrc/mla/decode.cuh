@@ -1,0 +1,84 @@
+// The MLA decode kernel: its roles.
+#pragma once
+
+#include "mla/loader.cuh"
+#include "mla/ring.cuh"
+#include "mla/storage.cuh"
+#include "mla/wide.cuh"
+#include "mla/work.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/bulk_copy.cuh"
+#include "ptx/control.cuh"
+#include "ptx/fence.cuh"
+
+namespace pykernels::mla {
+
+template <MlaDecodeConfig kConfig>
+constexpr uint32_t mla_decode_body_shared_bytes() {
+  static_assert(sizeof(DecodeStorage<kConfig>) <= kSharedBytesPerBlock);
+  return sizeof(DecodeStorage<kConfig>);
+}
+
+/// Initialises the barriers and makes them visible to the CTA, to the cluster and to TMA.
+template <MlaDecodeConfig kConfig>
+__device__ __forceinline__ void set_up_barriers(DecodeStorage<kConfig>& smem) {
+  if (threadIdx.x == 0) {
+    initialise<kConfig>(smem.barriers);
+    ptx::fence_mbarrier_init_release_cluster();
+  }
+  if constexpr (kConfig.cluster > 1) {
+    ptx::barrier_cluster_arrive_relaxed();
+    ptx::barrier_cluster_wait_acquire();
+  } else {
+    ptx::bar_sync(0, kConfig.num_threads());
+  }
+}
+
+/// The producer warps: q and all blocks of all items of the CTA's part, in order. The first blocks
+/// of an item are on their way while the one before is stored, and q while they are.
+template <MlaDecodeConfig kConfig>
+__device__ __forceinline__ void produce(const MlaDecodeParams& params,
+                                        DecodeStorage<kConfig>& smem) {
+  QueryLoader<kConfig> queries(smem);
+  BlockLoader<kConfig> blocks(smem);
+  for (WorkWalk walk(params); walk.has_item(); walk.advance()) {
+    if (walk.is_last() && producer_idx<kConfig>() == 0) ptx::griddepcontrol_launch_dependents();
+    const WorkItem& item = walk.item();
+    const Request request(params, item);
+    const PageTable pages(params, item, request);
+    const auto num_first = min(request.num_blocks, static_cast<int32_t>(kNumStages));
+#pragma unroll 1
+    for (int32_t i = 0; i < request.num_blocks; ++i) {
+      if (i == num_first) queries.load(params, item);
+      blocks.load(params, pages, request, item.begin_block + i, i % kNumStages);
+    }
+    if (request.num_blocks == num_first) queries.load(params, item);
+  }
+  if constexpr (kConfig.cluster > 1) blocks.drain();
+}
+
+/// out, lse = softmax(q @ cache.T * scale) @ cache[:, :512] for the items of the CTA's part and its
+/// tile of rows.                                                                     sm_90a
+template <MlaDecodeConfig kConfig>
+__device__ __forceinline__ void mla_decode_body(const MlaDecodeParams& params) {
+  extern __shared__ __align__(1024) uint8_t smem_bytes[];
+  auto& smem = *reinterpret_cast<DecodeStorage<kConfig>*>(smem_bytes);
+  if (threadIdx.x == kConfig.num_consumer_threads() && params.has_map) {
+    ptx::prefetch_tensormap(&params.map_kv);
+  }
+  set_up_barriers<kConfig>(smem);
+  ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
+  if (threadIdx.x >= kConfig.num_consumer_threads()) {
+    ptx::setmaxnreg_dec<kConfig.producer_registers()>();
+    produce<kConfig>(params, smem);
+  } else {
+    ptx::setmaxnreg_inc<kConfig.consumer_registers()>();
+    if (threadIdx.x < 128) {
+      WideConsumer<kConfig, 0>(params, smem).run();
+    } else {
+      WideConsumer<kConfig, 1>(params, smem).run();
+    }
+  }
+}
+
+}  // namespace pykernels::mla
