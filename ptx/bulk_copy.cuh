@@ -82,11 +82,6 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d_load_multicast(uint32_t 
       : "memory");
 }
 
-/// Cache policies of createpolicy.fractional, for all of the bytes (the values that CUTLASS names
-/// in its list of SM90 cache hints): the usual priority in L2, and to be evicted first.
-inline constexpr uint64_t kCacheNormal = 0x1000000000000000;
-inline constexpr uint64_t kCacheEvictFirst = 0x12f0000000000000;
-
 /// cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint
 ///     [dst], [map, {x, y, z}], [mbar], policy;      PTX 8.0, sm_90
 ///

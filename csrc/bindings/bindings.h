@@ -14,6 +14,7 @@ void bind_gemm(pybind11::module_& module);
 /// Python's warning for a GPU that there are no constants for. The GIL must be held.
 void warn_of_unknown_gpu();
 void bind_grouped_gemm(pybind11::module_& module);
+void bind_mla(pybind11::module_& module);
 void bind_quantize(pybind11::module_& module);
 void bind_emulator(pybind11::module_& module);
 /// Takes the submodule `emulator`.

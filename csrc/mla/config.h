@@ -84,7 +84,7 @@ struct MlaDecodeParams {
       1;  // seqlen_q * num_heads: row r is head r % num_heads of token r / num_heads
   FastDivisor num_heads;
   float scale_log2 = 0.0f;    // softmax_scale * log2(e)
-  uint64_t cache_policy = 0;  // of TMA's loads, see ptx/bulk_copy.cuh
+  uint64_t cache_policy = 0;  // of TMA's loads, see cache_policy.h
   bool causal = true;
   bool has_map = false;  // pages have kMinMapPage tokens or more, and there is one
 };

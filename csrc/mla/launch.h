@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "core/device.h"
 #include "core/launch.h"
@@ -35,6 +36,9 @@ struct MlaDecodeArguments {
 /// Rows (seqlen_q * num_heads) of a request that one CTA takes, and how many CTAs share the blocks.
 MlaDecodeConfig choose_config(int64_t num_rows, bool fp8);
 
+/// The kernel compiled for this configuration, for example mla_decode_bf16_m64c2.
+std::string kernel_name(const MlaDecodeConfig& config);
+
 /// CTAs along the grid's x dimension: tiles of rows of a request.
 int64_t num_row_tiles(int64_t num_rows, const MlaDecodeConfig& config);
 
@@ -42,7 +46,10 @@ int64_t num_row_tiles(int64_t num_rows, const MlaDecodeConfig& config);
 /// `num_sms` SMs, one CTA for each tile of rows and part; 1 at least.
 int64_t num_parts(Device& device, int64_t num_rows, std::optional<int64_t> num_sms);
 
-/// The arguments are checked (pykernels/mla_checks.py) and batch is not 0.
+/// Where the plan's tensors lie.
+Plan plan_pointers(const PlanTensors& plan);
+
+/// The arguments are checked (pykernels/mla_decode_checks.py) and batch is not 0.
 Launch make_mla_decode_launch(Device& device, const MlaDecodeArguments& arguments);
 
 }  // namespace pykernels::mla

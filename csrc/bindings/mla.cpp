@@ -1,0 +1,46 @@
+// Bindings of MLA decode of csrc/mla.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/bindings.h"
+#include "core/device.h"
+#include "mla/launch.h"
+
+namespace py = pybind11;
+
+namespace pykernels::bindings {
+namespace {
+
+/// Defines a function with the arguments of mla_decode, which become function(device, arguments).
+template <typename Function>
+void define(py::module_& module, const char* name, Function&& function, const char* documentation) {
+  module.def(
+      name,
+      [function](Device& device, const TensorView& q_nope, const TensorView& q_rope,
+                 const TensorView& kv_cache, const TensorView& block_table,
+                 const TensorView& cache_seqlens, const TensorView& items,
+                 const TensorView& part_offsets, const TensorView& requests,
+                 const TensorView& partial_out, const TensorView& partial_lse,
+                 const TensorView& out, const TensorView& lse, double softmax_scale, bool causal) {
+        const py::gil_scoped_release release;
+        const mla::MlaDecodeArguments arguments{
+            q_nope,      q_rope,        kv_cache,
+            block_table, cache_seqlens, {items, part_offsets, requests, partial_out, partial_lse},
+            out,         lse,           softmax_scale,
+            causal};
+        return function(device, arguments);
+      },
+      py::arg("device"), py::arg("q_nope"), py::arg("q_rope"), py::arg("kv_cache"),
+      py::arg("block_table"), py::arg("cache_seqlens"), py::arg("items"), py::arg("part_offsets"),
+      py::arg("requests"), py::arg("partial_out"), py::arg("partial_lse"), py::arg("out"),
+      py::arg("lse"), py::arg("softmax_scale"), py::arg("causal"), documentation);
+}
+
+}  // namespace
+
+void bind_mla(py::module_& module) {
+  define(module, "make_mla_decode_launch", mla::make_mla_decode_launch,
+         "The first of the launches that mla_decode would run.");
+}
+
+}  // namespace pykernels::bindings
