@@ -205,7 +205,7 @@ class BlockLoader {
   }
 
   DecodeStorage<kConfig>& smem_;
-  ProducerRing ring_;
+  ProducerRing<kConfig> ring_;
 };
 
 }  // namespace pykernels::mla

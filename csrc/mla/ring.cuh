@@ -46,7 +46,19 @@ __device__ __forceinline__ void arrive_from_warp(uint32_t mbar) {
   if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(mbar);
 }
 
+/// As `wait`, for signals from all CTAs of a cluster: what they have done there is seen, too.
+template <MlaDecodeConfig kConfig>
+__device__ __forceinline__ void wait_cluster(uint32_t mbar, uint32_t parity) {
+  if constexpr (kConfig.cluster == 1) {
+    wait(mbar, parity);
+  } else {
+    while (!ptx::mbarrier_try_wait_parity_acquire_cluster(mbar, parity)) {
+    }
+  }
+}
+
 /// A producer warp's walk around the stages.
+template <MlaDecodeConfig kConfig>
 class ProducerRing {
  public:
   __device__ __forceinline__ explicit ProducerRing(DecodeBarriers& barriers)
@@ -59,7 +71,7 @@ class ProducerRing {
   /// Waits until the half of the stage may be overwritten, at once in the first round.
   __device__ __forceinline__ void wait_empty(uint32_t stage, Half half) const {
     const uint32_t mbar = empty_ + (stage * kNumHalves + static_cast<uint32_t>(half)) * 8;
-    wait(mbar, (phases_ >> stage & 1) ^ 1);
+    wait_cluster<kConfig>(mbar, (phases_ >> stage & 1) ^ 1);
   }
 
   /// The stage is being filled; the next wait is for the round after.
@@ -98,11 +110,14 @@ class ConsumerRing {
   /// All groups of the stage's block have been waited for.
   __device__ __forceinline__ void advance() { phase_ ^= 1; }
 
-  /// A converged warp, once its reads are complete: to all CTAs that may fill the stage.
+  /// A converged warp, once its reads are complete: to all CTAs that may fill the stage. Released
+  /// at their scope: threads of this CTA may have filled it, and the next is another's TMA.
   __device__ __forceinline__ void release(uint32_t stage, Half half) const {
     const uint32_t mbar = empty_ + (stage * kNumHalves + static_cast<uint32_t>(half)) * 8;
     if constexpr (kConfig.cluster > 1) {
-      if (threadIdx.x % 32 < kConfig.cluster) ptx::mbarrier_arrive_cluster(mbar);
+      if (threadIdx.x % 32 < kConfig.cluster) {
+        ptx::mbarrier_arrive_release_cluster(mbar);
+      }
     } else {
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(mbar);
     }

@@ -98,8 +98,7 @@ class WideConsumer {
   __device__ __forceinline__ void issue_scores(bool is_gathered) {
     constexpr uint32_t kQGroup = sizeof(smem_.q[0]) / kDescriptorUnit;
     const uint64_t q = ptx::descriptor_k_major_128b(here(q_));
-    const uint64_t kv =
-        ptx::descriptor_k_major_128b(here(kv_) + kWarpgroup * sizeof(smem_.kv[0]));
+    const uint64_t kv = ptx::descriptor_k_major_128b(here(kv_) + kWarpgroup * sizeof(smem_.kv[0]));
 #pragma unroll
     for (uint32_t group = kBegin; group < kEnd; ++group) {
       ring_.wait_full(group);
@@ -122,8 +121,8 @@ class WideConsumer {
 
   /// Descriptor of the first 16 tokens' values in a stage, the warpgroup's columns.
   __device__ __forceinline__ uint64_t values(uint32_t stage) const {
-    return ptx::descriptor_mn_major_128b<kGroupBytes>(
-        here(kv_) + stage * sizeof(smem_.kv[0]) + kWarpgroup * kLeftGroups * kGroupBytes);
+    return ptx::descriptor_mn_major_128b<kGroupBytes>(here(kv_) + stage * sizeof(smem_.kv[0]) +
+                                                      kWarpgroup * kLeftGroups * kGroupBytes);
   }
 
   /// output += own probabilities, from registers, times the values of a stage.
