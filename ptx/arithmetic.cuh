@@ -15,6 +15,17 @@ __device__ __forceinline__ float ex2_approx_ftz_f32(float a) {
   return d;
 }
 
+/// lg2.approx.ftz.f32 d, a;      PTX 1.4, sm_10
+///
+/// The logarithm of a to base 2, off by at most 2^-22, and for a below 0.5 or above 2 by at most
+/// 2^-22 of the result; subnormal operands and results become zeros of the same sign. -infinity for
+/// zero, +infinity for +infinity, NaN below zero and for NaN.
+__device__ __forceinline__ float lg2_approx_ftz_f32(float a) {
+  float d;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a));
+  return d;
+}
+
 /// rcp.approx.ftz.f32 d, a;      PTX 1.4, sm_10
 ///
 /// 1 / a, off by at most 1 unit in the last place; subnormal operands and results become zeros of

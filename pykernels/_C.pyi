@@ -325,6 +325,52 @@ def silu_mul_quantize(
     groups: TensorView | None = None,
     source: str | None = None,
 ) -> None: ...
+def mla_plan_sizes(
+    device: Device,
+    max_batch: int,
+    num_rows: int,
+    batch_invariant: bool,
+    max_seqlen: int | None = None,
+    num_sms: int | None = None,
+) -> tuple[int, int, int]: ...
+def make_mla_update_plan_launch(
+    device: Device,
+    cache_seqlens: TensorView,
+    items: _Matrix,
+    part_offsets: TensorView,
+    requests: _Matrix,
+    batch_invariant: bool,
+) -> Launch: ...
+def mla_update_plan(
+    device: Device,
+    cache_seqlens: TensorView,
+    items: _Matrix,
+    part_offsets: TensorView,
+    requests: _Matrix,
+    batch_invariant: bool,
+) -> None: ...
+def make_mla_combine_launch(
+    device: Device,
+    requests: _Matrix,
+    partial_out: TensorView,
+    partial_lse: TensorView,
+    out: TensorView,
+    lse: TensorView,
+) -> Launch: ...
+def mla_combine(
+    device: Device,
+    requests: _Matrix,
+    partial_out: TensorView,
+    partial_lse: TensorView,
+    out: TensorView,
+    lse: TensorView,
+) -> None: ...
+def make_merge_states_launch(
+    device: Device, outs: TensorView, lses: TensorView, out: TensorView, lse: TensorView
+) -> Launch: ...
+def merge_states(
+    device: Device, outs: TensorView, lses: TensorView, out: TensorView, lse: TensorView
+) -> None: ...
 
 class emulator:  # noqa: N801 - a submodule
     class Kernel:

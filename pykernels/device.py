@@ -76,8 +76,7 @@ def planning_device(device: torch.device | str | None) -> _C.Device:
     """
     if device is None:
         if not torch.cuda.is_available():
-            emulated: _C.Device = _emulated_device.get() or native().EmulatedDevice()
-            return emulated
+            return _current_emulated_device()
         device = "cuda"
     index = _cuda_device(device).index
     if index is None:
@@ -89,6 +88,21 @@ def planning_device(device: torch.device | str | None) -> _C.Device:
         index = torch.cuda.current_device()
     gpu: _C.Device = native().CudaDevice(index, 0)
     return gpu
+
+
+def sizing_device(device: torch.device) -> _C.Device:
+    """Whose SMs count for tensors on this device: a GPU, or for CPU tensors the emulated one.
+
+    Raises:
+        RuntimeError: there is no GPU, or it cannot run the kernels.
+    """
+    return _current_emulated_device() if device.type == "cpu" else planning_device(device)
+
+
+def _current_emulated_device() -> _C.Device:
+    """That of the ``emulate`` block, outside of one a new one."""
+    emulated: _C.Device = _emulated_device.get() or native().EmulatedDevice()
+    return emulated
 
 
 def _cuda_device(device: object) -> torch.device:

@@ -32,6 +32,7 @@ PYBIND11_MODULE(_C, module) {
   pykernels::bindings::bind_gemm(module);
   pykernels::bindings::bind_grouped_gemm(module);
   pykernels::bindings::bind_mla(module);
+  pykernels::bindings::bind_mla_plan(module);
   pykernels::bindings::bind_quantize(module);
   pykernels::bindings::bind_emulator(module);
   pybind11::module_ emulator = module.attr("emulator");

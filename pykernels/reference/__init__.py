@@ -5,6 +5,7 @@ Nothing here is shared with the kernels, their host code or the torch implementa
 
 from pykernels.reference.gemm import dequantize_1x128, dequantize_128x128, fp8_gemm_nt
 from pykernels.reference.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
+from pykernels.reference.merge_states import merge_states
 from pykernels.reference.quantize import quantize_1x128, quantize_128x128, round_to_e4m3
 from pykernels.reference.silu_mul_quantize import silu_mul, silu_mul_quantize_1x128
 
@@ -14,6 +15,7 @@ __all__ = [
     "fp8_gemm_nt",
     "grouped_fp8_gemm_nt",
     "grouped_fp8_gemm_nt_masked",
+    "merge_states",
     "quantize_1x128",
     "quantize_128x128",
     "round_to_e4m3",
