@@ -33,6 +33,7 @@ def _maximum_nan(a: Array, b: Array) -> Array:
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "add": np.add,
     "sub": np.subtract,
+    "sub.rn": np.subtract,
     "mul": np.multiply,
     "mul.rn": np.multiply,
     "add.rn": np.add,
@@ -49,7 +50,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "rcp.rn": lambda a: a.dtype.type(1) / a,
 }
 _EXACT = {
-    "f32": "add add.rn sub mul mul.rn max max.NaN div.rn copysign abs neg sqrt.rn rcp.rn",
+    "f32": "add add.rn sub sub.rn mul mul.rn max max.NaN div.rn copysign abs neg sqrt.rn rcp.rn",
     "ftz.f32": "add sub mul max",
     "f64": "add sub mul add.rn mul.rn div.rn max min copysign abs neg sqrt.rn rcp.rn",
 }
