@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Copies:
         if isinstance(value, Tensor):
             return self._moved_tensor(value)
         if isinstance(value, (tuple, list)):
-            return type(value)(self.moved(item) for item in value)
+            return _sequence_like(value, map(self.moved, value))
         if isinstance(value, dict):
             return {name: self.moved(item) for name, item in value.items()}
         return value
@@ -115,8 +115,13 @@ class Copies:
             known = self._originals.get(id(value))
             return value.cpu() if known is None else known
         if isinstance(value, (tuple, list)):
-            return type(value)(self.original(item) for item in value)
+            return _sequence_like(value, map(self.original, value))
         return value
+
+
+def _sequence_like(value: Any, items: Iterable[Any]) -> Any:
+    """Of the type of `value`; a named tuple takes its fields one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _cuda_device() -> Any:

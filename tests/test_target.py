@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from tests.target import Copies
@@ -40,6 +42,22 @@ def test_tensors_of_one_storage_stay_together() -> None:
     first, second = copies.moved((storage[:4], storage[2:]))
     first[3] = 9
     assert second[1] == 9
+
+
+class Named(NamedTuple):
+    """Tensors and what they are for."""
+
+    tensor: torch.Tensor
+    what: str
+
+
+def test_named_tuples_stay_such() -> None:
+    named = Named(torch.ones(3), "a plan")
+    copies = Copies("cpu")
+    moved = copies.moved(named)
+    assert isinstance(moved, Named)
+    assert moved.what == "a plan"
+    assert copies.original(moved).tensor is named.tensor
 
 
 def test_empty_tensors() -> None:
