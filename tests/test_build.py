@@ -131,7 +131,7 @@ LAYERS = {"ptx": 0, "core": 1, "quantize": 2, "gemm": 2, "mla": 2, "emulator": 2
 
 
 def test_include_arrows_point_one_way() -> None:
-    """Ptx <- core <- {quantize, gemm, mla, emulator} <- bindings; the areas do not know each other."""
+    """Ptx <- core <- {quantize, gemm, mla, emulator} <- bindings; areas do not know each other."""
     wrong = []
     for path in host_and_device_sources():
         own = path.relative_to(ROOT).parts
