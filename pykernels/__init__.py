@@ -9,6 +9,8 @@ from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_mask
 from pykernels.merge_states import merge_states
 from pykernels.mla_checks import MlaPlan
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
+from pykernels.mla import mla_decode
+from pykernels.mla_plan import MlaPlan, merge_states, mla_decode_plan, mla_update_plan
 from pykernels.quantize import quantize_1x128, quantize_128x128
 from pykernels.silu_mul_quantize import silu_mul_quantize_1x128
 
@@ -26,6 +28,7 @@ __all__ = [
     "grouped_fp8_gemm_nt",
     "grouped_fp8_gemm_nt_masked",
     "merge_states",
+    "mla_decode",
     "mla_decode_plan",
     "mla_update_plan",
     "quantize_1x128",

@@ -25,6 +25,7 @@ MAX_SIZE = 2**31 - 1  # sizes travel to the kernels as 32-bit integers
 ALIGNMENT = 16  # bytes: TMA and 16-byte vector accesses
 _DEVICE_TYPES = ("cuda", "cpu", "meta")
 SCALE_FORMATS = ("fp32", "ue8m0")
+NUMBERS = (int, float, np.integer, np.floating)  # what is taken for a real number
 
 
 class Capability(NamedTuple):

@@ -61,6 +61,14 @@ def launch_device(tensor: Tensor) -> _C.Device | None:
     return _emulated_device.get()
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether work on this tensor goes into a CUDA graph: its device's current stream records."""
+    if not tensor.is_cuda:
+        return False
+    with torch.cuda.device(tensor.device):
+        return torch.cuda.is_current_stream_capturing()
+
+
 def require_device(tensor: Tensor) -> None:
     """Raises the error that a launch on this tensor would raise for its device, if any."""
     launch_device(tensor)

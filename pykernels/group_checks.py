@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ COUNTER_ROWS = 128  # rows that share a ready and a done counter
 MAX_ROWS = checks.MAX_SIZE - 1024  # of all groups: kernels count beyond them, by a tile at most
 COUNTER_SCOPES = ("gpu", "system")
 MAX_TIMEOUT_S = 86400.0
-_NUMBERS = (int, float, np.integer, np.floating)
 
 
 class Groups(NamedTuple):
@@ -88,7 +86,7 @@ def check_optional_groups(**given: Tensor | None) -> Groups | None:
 def check_counter_options(scope: object, timeout_s: object) -> None:
     if not isinstance(scope, str) or scope not in COUNTER_SCOPES:
         raise ValueError(f"counter_scope must be 'gpu' or 'system', got {scope!r}")
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, _NUMBERS):
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, checks.NUMBERS):
         got = checks.shown(timeout_s)
         raise ValueError(f"ready_timeout must be a number of seconds, got {got}")
     if not 0 < timeout_s <= MAX_TIMEOUT_S:

@@ -1,0 +1,287 @@
+"""Argument checks of MLA decode, beside those of its plan and of the paged cache.
+
+What the host knows is checked here. Lengths and pages are on the device: the kernel checks them
+there, and :func:`check_values` where torch computes on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pykernels import checks
+from pykernels.mla_cache_checks import check_kv_cache
+from pykernels.mla_checks import check_plan
+from pykernels.mla_plan import MlaPlan
+from pykernels.overlap import check_no_overlap
+
+HEAD_DIM_V = 512  # columns of the latent part, which is key and value
+ROPE_DIM = 64
+HEAD_DIM = HEAD_DIM_V + ROPE_DIM
+MAX_HEADS = 128
+NUM_PLAN_TENSORS = 5  # the first fields of an MlaPlan
+# Tokens of a request and rows of a call: kernels count to the end of a block of 64, and so beyond.
+MAX_COUNT = checks.MAX_SIZE - 1024
+_FP32 = torch.finfo(torch.float32)
+_ABSORB = (
+    "the decode takes queries absorbed into the latent space, q_nope @ w_uk of each head beside "
+    "q_rope"
+)
+
+
+class DecodeCall(NamedTuple):
+    """What a call computes from; see :func:`pykernels.mla_decode`."""
+
+    q_nope: Tensor
+    q_rope: Tensor
+    kv_cache: Tensor
+    block_table: Tensor
+    cache_seqlens: Tensor
+    plan: MlaPlan | None
+    softmax_scale: float
+    causal: bool
+
+    @property
+    def queries(self) -> dict[str, Tensor]:
+        return {"q_nope": self.q_nope, "q_rope": self.q_rope}
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        return {
+            **self.queries,
+            "kv_cache": self.kv_cache,
+            "block_table": self.block_table,
+            "cache_seqlens": self.cache_seqlens,
+        }
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a row of the table reaches."""
+        return self.block_table.size(1) * self.kv_cache.size(1)
+
+
+def check_query(q: object) -> tuple[Tensor, Tensor]:
+    """The query's latent and rope part: a pair as it is, of one tensor two views."""
+    if isinstance(q, (tuple, list)):
+        if len(q) != 2 or not all(isinstance(part, Tensor) for part in q):
+            raise ValueError(
+                "q must be a tensor or a pair (q_nope, q_rope) of tensors, got a "
+                f"{type(q).__name__} of {len(q)}"
+            )
+        return checks.check_tensor("q[0]", q[0]), checks.check_tensor("q[1]", q[1])
+    if not isinstance(q, Tensor):
+        raise ValueError(
+            f"q must be a tensor or a pair (q_nope, q_rope) of tensors, got {type(q).__name__}"
+        )
+    checks.check_tensor("q", q)
+    checks.check_rank("q", q, 4)
+    if q.size(-1) != HEAD_DIM:
+        raise ValueError(
+            f"q must be [batch, seqlen_q, num_heads, {HEAD_DIM}], got {list(q.shape)}; {_ABSORB}"
+        )
+    return q[..., :HEAD_DIM_V], q[..., HEAD_DIM_V:]
+
+
+def check_out_argument(out: object) -> tuple[Tensor, Tensor] | None:
+    if out is None:
+        return None
+    if (
+        not isinstance(out, (tuple, list))
+        or len(out) != 2
+        or not all(isinstance(tensor, Tensor) for tensor in out)
+    ):
+        got = f"a {type(out).__name__}" if not isinstance(out, Tensor) else "one tensor"
+        raise ValueError(f"out must be a pair (out, lse) of tensors, or None, got {got}")
+    return checks.check_tensor("out[0]", out[0]), checks.check_tensor("out[1]", out[1])
+
+
+def check_plan_argument(plan: object, batch_invariant: object) -> None:
+    """What the op does not see of a plan: its type, and what it was made for."""
+    checks.check_batch_invariant(batch_invariant)
+    if plan is None:
+        return
+    if not isinstance(plan, MlaPlan):
+        raise ValueError(
+            "plan must be an MlaPlan, as mla_decode_plan returns, or None, got "
+            f"{type(plan).__name__}"
+        )
+    for name, tensor in plan_tensors(plan).items():
+        checks.check_tensor(name, tensor)
+    if batch_invariant and not plan.batch_invariant:
+        raise ValueError(
+            "batch_invariant is True but the plan was made without it; make the plan with "
+            "mla_decode_plan(..., batch_invariant=True)"
+        )
+
+
+def check_softmax_scale(softmax_scale: object) -> None:
+    if isinstance(softmax_scale, torch.SymFloat):
+        return
+    number = isinstance(softmax_scale, checks.NUMBERS) and not isinstance(softmax_scale, bool)
+    if not number:
+        raise ValueError(f"softmax_scale must be a number, got {checks.shown(softmax_scale)}")
+    # The kernel multiplies by log2(e) times this, in FP32.
+    if not _FP32.tiny <= softmax_scale <= _FP32.max / 2:  # type: ignore[operator]
+        raise ValueError(
+            "softmax_scale must be a finite number above 0, and a normal one in FP32, got "
+            f"{checks.shown(softmax_scale)}; (128 + 64) ** -0.5 is that of DeepSeek-V3 without YaRN"
+        )
+
+
+def check_mla_decode(
+    call: DecodeCall, out: tuple[Tensor, Tensor] | None, *, real: bool = True
+) -> None:
+    """All requirements of mla_decode; ``real`` is False where tensors have no memory."""
+    outputs = {} if out is None else {"out[0]": out[0], "out[1]": out[1]}
+    inputs = call.inputs
+    checks.check_same_device(**inputs, **outputs)
+    for name, tensor in call.queries.items():
+        checks.check_dtype(name, tensor, torch.bfloat16)
+    for name in ("block_table", "cache_seqlens"):
+        checks.check_dtype(name, inputs[name], torch.int32)
+    if out is not None:
+        checks.check_dtype("out[0]", out[0], torch.bfloat16)
+        checks.check_dtype("out[1]", out[1], torch.float32)
+    ranks = {"q_nope": 4, "q_rope": 4, "block_table": 2, "cache_seqlens": 1}
+    ranks |= {"out[0]": 4, "out[1]": 3}
+    for name, tensor in (inputs | outputs).items():
+        if name in ranks:
+            checks.check_rank(name, tensor, ranks[name])
+
+    check_kv_cache("kv_cache", call.kv_cache)
+    _check_shapes(call, out)
+    _check_strides(call, out)
+    check_softmax_scale(call.softmax_scale)
+    checks.check_flag("causal", call.causal)
+    plan = call.plan
+    if plan is not None:
+        batch, seqlen_q, num_heads, _ = call.q_nope.shape
+        # A call without query tokens launches nothing: it goes with plans for any number of them.
+        planned = seqlen_q or plan.partial_lse.size(1)
+        check_plan(plan, batch, planned, num_heads, call.q_nope.device)
+    if real:
+        for name in ("q_nope", "q_rope", "kv_cache"):
+            checks.check_address(name, inputs[name])
+        if out is not None:
+            checks.check_address("out[0]", out[0])
+            if plan is not None:
+                inputs |= plan_tensors(plan)
+            check_no_overlap("out[0]", out[0], {**inputs, "out[1]": out[1]})
+            check_no_overlap("out[1]", out[1], inputs)
+
+
+def plan_tensors(plan: MlaPlan) -> dict[str, Tensor]:
+    """By the names that messages give them."""
+    return {f"plan.{name}": getattr(plan, name) for name in plan._fields[:NUM_PLAN_TENSORS]}
+
+
+def _check_shapes(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
+    *leading, columns = call.q_nope.shape
+    rope_columns = call.q_rope.size(-1)
+    if columns != HEAD_DIM_V or rope_columns != ROPE_DIM:
+        raise ValueError(
+            f"q_nope and q_rope must have {HEAD_DIM_V} and {ROPE_DIM} columns, got {columns} and "
+            f"{rope_columns}; {_ABSORB}"
+        )
+    batch, seqlen_q, num_heads = leading
+    checks.check_sizes(
+        "q_rope", call.q_rope, (*leading, ROPE_DIM), f"[batch, seqlen_q, num_heads, {ROPE_DIM}]"
+    )
+    if not 1 <= num_heads <= MAX_HEADS:
+        raise ValueError(
+            f"num_heads must be from 1 to {MAX_HEADS}, got {num_heads}; split the heads over "
+            "several calls"
+        )
+    checks.check_size("batch", batch, MAX_COUNT)
+    checks.check_size("seqlen_q * num_heads", seqlen_q * num_heads, MAX_COUNT)
+    checks.check_size("num_pages", call.kv_cache.size(0))
+    if call.block_table.size(0) != batch:
+        raise ValueError(
+            f"block_table must be [batch, max_pages] with batch = {batch}, got "
+            f"{list(call.block_table.shape)}; it has a row for each request of q"
+        )
+    checks.check_sizes("cache_seqlens", call.cache_seqlens, (batch,), "[batch]")
+    if call.max_length > MAX_COUNT:
+        raise ValueError(
+            f"a row of block_table may reach {MAX_COUNT} tokens at most, got max_pages * page_size "
+            f"= {call.max_length}; pass fewer of its columns"
+        )
+    if out is not None:
+        meaning = f"[batch, seqlen_q, num_heads, {HEAD_DIM_V}]"
+        checks.check_sizes("out[0]", out[0], (*leading, HEAD_DIM_V), meaning)
+        checks.check_sizes(
+            "out[1]", out[1], (batch, num_heads, seqlen_q), "[batch, num_heads, seqlen_q]"
+        )
+
+
+def _check_strides(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
+    for name, tensor in call.queries.items():
+        _check_vectors(name, tensor)
+    table, lengths = call.block_table, call.cache_seqlens
+    if table.size(1) > 1 and table.numel() > 0 and table.stride(1) != 1:
+        raise ValueError(
+            "block_table must have stride 1 in its last dimension, got strides "
+            f"{tuple(table.stride())}; pass block_table.contiguous()"
+        )
+    if lengths.size(0) > 1 and lengths.stride(0) != 1:
+        raise ValueError(
+            f"cache_seqlens must be contiguous, got stride {lengths.stride(0)}; pass "
+            "cache_seqlens.contiguous()"
+        )
+    if out is not None:
+        _check_vectors("out[0]", out[0])
+        for name, tensor in zip(("out[0]", "out[1]"), out, strict=True):
+            checks.check_distinct_elements(name, tensor)
+
+
+def _check_vectors(name: str, tensor: Tensor) -> None:
+    """Of each request, token and head one contiguous vector, a multiple of 16 bytes apart."""
+    if tensor.numel() == 0:
+        return
+    strides = tuple(tensor.stride())
+    if strides[-1] != 1:
+        is_out = name.startswith("out")
+        fix = "allocate it with torch.empty" if is_out else f"make it so with {name}.contiguous()"
+        raise ValueError(
+            f"{name} must have stride 1 in its last dimension, got strides {strides}; {fix}"
+        )
+    dimensions = ("batch", "seqlen_q", "num_heads")
+    for dimension, size, stride in zip(dimensions, tensor.shape, strides, strict=False):
+        stride_bytes = stride * tensor.element_size()
+        if size > 1 and stride_bytes % checks.ALIGNMENT != 0:
+            raise ValueError(
+                f"the {dimension} stride of {name} must be a multiple of {checks.ALIGNMENT} bytes, "
+                f"got {stride_bytes}; allocate rows padded to 16 bytes and pass a view of them"
+            )
+
+
+def check_values(call: DecodeCall) -> None:
+    """The lengths, the plan's lengths and the pages, of CPU tensors; the words are the kernel's.
+
+    Entries of the table that no token needs are not looked at.
+
+    Raises:
+        ValueError: one is wrong.
+    """
+    num_pages, page_size = call.kv_cache.shape[:2]
+    planned = None if call.plan is None else call.plan.requests[:, 0].tolist()
+    for request, length in enumerate(call.cache_seqlens.tolist()):
+        if not 0 <= length <= call.max_length:
+            raise ValueError(
+                f"cache_seqlens of request {request} must be from 0 to {call.max_length}, what its "
+                f"row of block_table reaches, got {length}"
+            )
+        if planned is not None and planned[request] != length:
+            raise ValueError(
+                f"the plan was updated for cache_seqlens of {planned[request]} in request "
+                f"{request}, got {length}; call mla_update_plan whenever the lengths change"
+            )
+        pages = call.block_table[request, : checks.ceil_div(length, page_size)]
+        wrong = pages[(pages < 0) | (pages >= num_pages)]
+        if wrong.numel() > 0:
+            raise ValueError(
+                f"block_table of request {request} must name pages from 0 to {num_pages - 1}, got "
+                f"{int(wrong[0])}"
+            )
