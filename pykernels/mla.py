@@ -10,11 +10,10 @@ from torch import Tensor
 from pykernels import checks, device, mla_decode_checks
 from pykernels._ops import define
 from pykernels.device import launch_device
-from pykernels.mla_decode_checks import HEAD_DIM_V, NUM_PLAN_TENSORS, DecodeCall
+from pykernels.mla_cache_checks import FP8_ROPE_OFFSET, FP8_SCALE_OFFSET, LATENT_DIM
+from pykernels.mla_decode_checks import NUM_PLAN_TENSORS, DecodeCall
 from pykernels.mla_plan import MlaPlan, mla_decode_plan, mla_update_plan
 from pykernels.native import native, strided_view
-
-_FP8_ROPE_OFFSET = 528  # bytes of a token ahead of its rope part: 512 values, 4 scale factors
 
 
 def mla_decode(
@@ -169,7 +168,7 @@ def _plan_for_call(call: DecodeCall, batch_invariant: bool) -> MlaPlan:
 
 def _empty_outputs(q_nope: Tensor) -> tuple[Tensor, Tensor]:
     batch, seqlen_q, num_heads, _ = q_nope.shape
-    out = q_nope.new_empty((batch, seqlen_q, num_heads, HEAD_DIM_V))
+    out = q_nope.new_empty((batch, seqlen_q, num_heads, LATENT_DIM))
     return out, q_nope.new_empty((batch, num_heads, seqlen_q), dtype=torch.float32)
 
 
@@ -212,8 +211,8 @@ def decode_in_torch(call: DecodeCall, out: Tensor, lse: Tensor) -> None:
         total = weights.sum(dim=-1, keepdim=True)
         lse[request] = (greatest + total.log()).squeeze(-1).T
         total.masked_fill_(total == 0, 1)
-        values = weights.flatten(0, 1) @ tokens[:, :HEAD_DIM_V]
-        out[request] = values.view(seqlen_q, num_heads, HEAD_DIM_V) / total
+        values = weights.flatten(0, 1) @ tokens[:, :LATENT_DIM]
+        out[request] = values.view(seqlen_q, num_heads, LATENT_DIM) / total
 
 
 def _gather_tokens(kv_cache: Tensor, pages: Tensor, length: int) -> Tensor:
@@ -222,10 +221,10 @@ def _gather_tokens(kv_cache: Tensor, pages: Tensor, length: int) -> Tensor:
     if kv_cache.dtype == torch.bfloat16:
         return kv_cache[used].flatten(0, 2)[:length].float()
     stored = kv_cache.view(torch.uint8)[used].flatten(0, 2)[:length]
-    latent = stored[:, :HEAD_DIM_V].view(torch.float8_e4m3fn).float()
-    scales = stored[:, HEAD_DIM_V:_FP8_ROPE_OFFSET].view(torch.float32)
+    latent = stored[:, :LATENT_DIM].view(torch.float8_e4m3fn).float()
+    scales = stored[:, FP8_SCALE_OFFSET:FP8_ROPE_OFFSET].view(torch.float32)
     product = latent.view(length, -1, checks.SCALE_BLOCK) * scales[..., None]
-    rope = stored[:, _FP8_ROPE_OFFSET:].view(torch.bfloat16).float()
+    rope = stored[:, FP8_ROPE_OFFSET:].view(torch.bfloat16).float()
     return torch.cat([product.flatten(1).bfloat16().float(), rope], dim=1)
 
 

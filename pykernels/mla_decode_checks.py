@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from pykernels import checks
-from pykernels.mla_cache_checks import check_kv_cache
+from pykernels.mla_cache_checks import (
+    BF16_TOKEN_COLUMNS,
+    LATENT_DIM,
+    ROPE_DIM,
+    check_kv_cache,
+)
 from pykernels.mla_checks import check_plan
 from pykernels.mla_plan import MlaPlan
 from pykernels.overlap import check_no_overlap
 
-HEAD_DIM_V = 512  # columns of the latent part, which is key and value
-ROPE_DIM = 64
-HEAD_DIM = HEAD_DIM_V + ROPE_DIM
 MAX_HEADS = 128
 NUM_PLAN_TENSORS = 5  # the first fields of an MlaPlan
 # Tokens of a request and rows of a call: kernels count to the end of a block of 64, and so beyond.
@@ -77,11 +79,12 @@ def check_query(q: object) -> tuple[Tensor, Tensor]:
         )
     checks.check_tensor("q", q)
     checks.check_rank("q", q, 4)
-    if q.size(-1) != HEAD_DIM:
+    if q.size(-1) != BF16_TOKEN_COLUMNS:
         raise ValueError(
-            f"q must be [batch, seqlen_q, num_heads, {HEAD_DIM}], got {list(q.shape)}; {_ABSORB}"
+            f"q must be [batch, seqlen_q, num_heads, {BF16_TOKEN_COLUMNS}], got {list(q.shape)}; "
+            f"{_ABSORB}"
         )
-    return q[..., :HEAD_DIM_V], q[..., HEAD_DIM_V:]
+    return q[..., :LATENT_DIM], q[..., LATENT_DIM:]
 
 
 def check_out_argument(out: object) -> tuple[Tensor, Tensor] | None:
@@ -150,7 +153,7 @@ def check_mla_decode(
         if name in ranks:
             checks.check_rank(name, tensor, ranks[name])
 
-    check_kv_cache("kv_cache", call.kv_cache)
+    check_kv_cache("kv_cache", call.kv_cache, real=real)
     _check_shapes(call, out)
     _check_strides(call, out)
     check_softmax_scale(call.softmax_scale)
@@ -162,8 +165,8 @@ def check_mla_decode(
         planned = seqlen_q or plan.partial_lse.size(1)
         check_plan(plan, batch, planned, num_heads, call.q_nope.device)
     if real:
-        for name in ("q_nope", "q_rope", "kv_cache"):
-            checks.check_address(name, inputs[name])
+        for name, tensor in call.queries.items():
+            checks.check_address(name, tensor)
         if out is not None:
             checks.check_address("out[0]", out[0])
             if plan is not None:
@@ -180,9 +183,9 @@ def plan_tensors(plan: MlaPlan) -> dict[str, Tensor]:
 def _check_shapes(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
     *leading, columns = call.q_nope.shape
     rope_columns = call.q_rope.size(-1)
-    if columns != HEAD_DIM_V or rope_columns != ROPE_DIM:
+    if columns != LATENT_DIM or rope_columns != ROPE_DIM:
         raise ValueError(
-            f"q_nope and q_rope must have {HEAD_DIM_V} and {ROPE_DIM} columns, got {columns} and "
+            f"q_nope and q_rope must have {LATENT_DIM} and {ROPE_DIM} columns, got {columns} and "
             f"{rope_columns}; {_ABSORB}"
         )
     batch, seqlen_q, num_heads = leading
@@ -209,8 +212,8 @@ def _check_shapes(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
             f"= {call.max_length}; pass fewer of its columns"
         )
     if out is not None:
-        meaning = f"[batch, seqlen_q, num_heads, {HEAD_DIM_V}]"
-        checks.check_sizes("out[0]", out[0], (*leading, HEAD_DIM_V), meaning)
+        meaning = f"[batch, seqlen_q, num_heads, {LATENT_DIM}]"
+        checks.check_sizes("out[0]", out[0], (*leading, LATENT_DIM), meaning)
         checks.check_sizes(
             "out[1]", out[1], (batch, num_heads, seqlen_q), "[batch, num_heads, seqlen_q]"
         )
