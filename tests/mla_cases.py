@@ -35,7 +35,7 @@ KERNEL_FLOOR, KERNEL_LSE = 1.5e-3, 1e-4
 class Operands:
     """What a call takes."""
 
-    q: Tensor
+    q: Any  # a tensor; in some calls the pair
     kv_cache: Tensor
     block_table: Tensor
     cache_seqlens: Tensor
