@@ -11,8 +11,9 @@ from pykernels import checks, device, mla_decode_checks
 from pykernels._ops import define
 from pykernels.device import launch_device
 from pykernels.mla_cache_checks import FP8_ROPE_OFFSET, FP8_SCALE_OFFSET, LATENT_DIM
+from pykernels.mla_checks import MlaPlan, check_result_pair
 from pykernels.mla_decode_checks import NUM_PLAN_TENSORS, DecodeCall
-from pykernels.mla_plan import MlaPlan, mla_decode_plan, mla_update_plan
+from pykernels.mla_plan import mla_decode_plan, mla_update_plan
 from pykernels.native import native, strided_view
 
 
@@ -86,6 +87,8 @@ def mla_decode(
     pair = _check_arguments(call, batch_invariant, out)
     if plan is None:
         mla_decode_checks.check_mla_decode(call, pair, real=False)
+        if not checks.has_memory(q_nope):  # nothing runs, so nothing need be planned
+            return _empty_outputs(q_nope) if pair is None else pair
         _check_not_capturing(q_nope)
         plan = _plan_for_call(call, batch_invariant)
     plan_tensors = mla_decode_checks.plan_tensors(plan)
@@ -130,7 +133,7 @@ def _check_arguments(
     call: DecodeCall, batch_invariant: bool, out: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor] | None:
     """The pair to write into, after the checks of what the op itself does not see."""
-    pair = mla_decode_checks.check_out_argument(out)
+    pair = None if out is None else check_result_pair("out", out)
     tensors = call.inputs
     for name, tensor in tensors.items():
         checks.check_tensor(name, tensor)
@@ -229,10 +232,13 @@ def _gather_tokens(kv_cache: Tensor, pages: Tensor, length: int) -> Tensor:
 
 
 def _call_of(inputs: tuple[Any, ...]) -> DecodeCall:
-    """From the op's arguments. Its plan may be invariant, which shows in the items alone."""
+    """From the op's arguments. Whether the plan is invariant shows in its sizes."""
     *tensors, softmax_scale, causal = inputs
     operands, plan_tensors = tensors[:-NUM_PLAN_TENSORS], tensors[-NUM_PLAN_TENSORS:]
-    plan = MlaPlan._make([*plan_tensors, False])
+    items, part_offsets, requests = (tensor.numel() for tensor in plan_tensors[:3])
+    num_borders = part_offsets - 2  # between parts, each of which may cut a request in two
+    batch_invariant = bool(items != requests + 4 * num_borders)
+    plan = MlaPlan._make([*plan_tensors, batch_invariant])
     return DecodeCall._make([*operands, plan, softmax_scale, causal])
 
 

@@ -18,11 +18,14 @@ from pykernels.mla_cache_checks import (
     ROPE_DIM,
     check_kv_cache,
 )
-from pykernels.mla_checks import check_plan
-from pykernels.mla_plan import MlaPlan
+from pykernels.mla_checks import (
+    MAX_HEADS,
+    MlaPlan,
+    check_plan,
+    check_vectors,
+)
 from pykernels.overlap import check_no_overlap
 
-MAX_HEADS = 128
 NUM_PLAN_TENSORS = 5  # the first fields of an MlaPlan
 # Tokens of a request and rows of a call: kernels count to the end of a block of 64, and so beyond.
 MAX_COUNT = checks.MAX_SIZE - 1024
@@ -85,19 +88,6 @@ def check_query(q: object) -> tuple[Tensor, Tensor]:
             f"{_ABSORB}"
         )
     return q[..., :LATENT_DIM], q[..., LATENT_DIM:]
-
-
-def check_out_argument(out: object) -> tuple[Tensor, Tensor] | None:
-    if out is None:
-        return None
-    if (
-        not isinstance(out, (tuple, list))
-        or len(out) != 2
-        or not all(isinstance(tensor, Tensor) for tensor in out)
-    ):
-        got = f"a {type(out).__name__}" if not isinstance(out, Tensor) else "one tensor"
-        raise ValueError(f"out must be a pair (out, lse) of tensors, or None, got {got}")
-    return checks.check_tensor("out[0]", out[0]), checks.check_tensor("out[1]", out[1])
 
 
 def check_plan_argument(plan: object, batch_invariant: object) -> None:
@@ -221,7 +211,7 @@ def _check_shapes(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
 
 def _check_strides(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
     for name, tensor in call.queries.items():
-        _check_vectors(name, tensor)
+        check_vectors(name, tensor)
     table, lengths = call.block_table, call.cache_seqlens
     if table.size(1) > 1 and table.numel() > 0 and table.stride(1) != 1:
         raise ValueError(
@@ -234,30 +224,9 @@ def _check_strides(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
             "cache_seqlens.contiguous()"
         )
     if out is not None:
-        _check_vectors("out[0]", out[0])
+        check_vectors("out[0]", out[0])
         for name, tensor in zip(("out[0]", "out[1]"), out, strict=True):
             checks.check_distinct_elements(name, tensor)
-
-
-def _check_vectors(name: str, tensor: Tensor) -> None:
-    """Of each request, token and head one contiguous vector, a multiple of 16 bytes apart."""
-    if tensor.numel() == 0:
-        return
-    strides = tuple(tensor.stride())
-    if strides[-1] != 1:
-        is_out = name.startswith("out")
-        fix = "allocate it with torch.empty" if is_out else f"make it so with {name}.contiguous()"
-        raise ValueError(
-            f"{name} must have stride 1 in its last dimension, got strides {strides}; {fix}"
-        )
-    dimensions = ("batch", "seqlen_q", "num_heads")
-    for dimension, size, stride in zip(dimensions, tensor.shape, strides, strict=False):
-        stride_bytes = stride * tensor.element_size()
-        if size > 1 and stride_bytes % checks.ALIGNMENT != 0:
-            raise ValueError(
-                f"the {dimension} stride of {name} must be a multiple of {checks.ALIGNMENT} bytes, "
-                f"got {stride_bytes}; allocate rows padded to 16 bytes and pass a view of them"
-            )
 
 
 def check_values(call: DecodeCall) -> None:

@@ -178,17 +178,17 @@ WRONG = [
     Wrong(
         "columns of q apart",
         put(q_nope=lambda v: strided(v["q_nope"], 10240, 5120, 1024, 2)),
-        "q_nope must have stride 1 in its last dimension, got strides (10240, 5120, 1024, 2)",
+        "q_nope must be contiguous in its last dimension, got stride 2",
     ),
     Wrong(
         "head stride of q",
         put(q_nope=lambda v: strided(v["q_nope"], 5240, 2620, 516, 1)),
-        "the seqlen_q stride of q_nope must be a multiple of 16 bytes, got 5240",
+        "the strides of q_nope must be multiples of 16 bytes, got 5240 in dimension 1",
     ),
     Wrong(
         "head stride of rope",
         put(q_rope=lambda v: strided(v["q_rope"], 720, 360, 68, 1)),
-        "the num_heads stride of q_rope must be a multiple of 16 bytes, got 136",
+        "the strides of q_rope must be multiples of 16 bytes, got 136 in dimension 2",
     ),
     Wrong(
         "columns of the table apart",
@@ -208,7 +208,7 @@ WRONG = [
     Wrong(
         "head stride of out",
         put(out=lambda v: padded(v["out"], 516)),
-        "seqlen_q stride of out[0] must",
+        "the strides of out[0] must be",
     ),
     Wrong(
         "rows of out overlap",
@@ -281,7 +281,7 @@ WRONG = [
     Wrong("cache None", put(kv_cache=lambda v: None), "kv_cache must be a tensor, got NoneType"),
     Wrong("a list of lengths", put(cache_seqlens=lambda v: [1, 2, 3]), "a tensor, got list"),
     Wrong("out one tensor", put(pair=lambda v: v["out"]), "out must be a pair (out, lse)"),
-    Wrong("out of numbers", put(pair=lambda v: (1, 2)), "out must be a pair (out, lse)"),
+    Wrong("out of numbers", put(pair=lambda v: (1, 2)), "out[0] must be a tensor, got int"),
 ]
 
 

@@ -379,6 +379,19 @@ def test_opcheck(case: MlaCase) -> None:
     torch.library.opcheck(ops.out, arguments, {"out": out, "lse": lse}, test_utils=all_checks)
 
 
+def test_schemas() -> None:
+    ops = torch.ops.pykernels.mla_decode
+    inputs = (
+        "Tensor q_nope, Tensor q_rope, Tensor kv_cache, Tensor block_table, Tensor cache_seqlens, "
+        "Tensor items, Tensor part_offsets, Tensor requests, Tensor(a!) partial_out, "
+        "Tensor(b!) partial_lse, float softmax_scale, bool causal"
+    )
+    assert str(ops.default._schema) == f"pykernels::mla_decode({inputs}) -> (Tensor, Tensor)"
+    assert str(ops.out._schema) == (
+        f"pykernels::mla_decode.out({inputs}, *, Tensor(c!) out, Tensor(d!) lse) -> ()"
+    )
+
+
 def test_fake_and_meta_tensors() -> None:
     operands = SMALL.operands()
     with FakeTensorMode() as mode:
@@ -391,8 +404,18 @@ def test_fake_and_meta_tensors() -> None:
         )
         plan = pykernels.mla_decode_plan(4, 2, 5, device="cpu")
         out, lse = fake.call(plan=plan)
+        unplanned = fake.call()
     assert (out.shape, out.dtype) == ((4, 2, 5, LATENT), torch.bfloat16)
     assert (lse.shape, lse.dtype) == ((4, 5, 2), torch.float32)
+    meta = dataclasses.replace(
+        operands,
+        **{
+            name: getattr(operands, name).to("meta")
+            for name in ("q", "kv_cache", "block_table", "cache_seqlens")
+        },
+    )
+    for other in (unplanned, meta.call()):
+        assert [tensor.shape for tensor in other] == [out.shape, lse.shape]
     with pytest.raises(ValueError, match="cache_seqlens must be int32"), mode:
         dataclasses.replace(fake, cache_seqlens=fake.cache_seqlens.long()).call(plan=plan)
 
