@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pykernels
+from pykernels.native import native, strided_view
 from tests.cases import assert_same_bits
 from tests.mla_cases import (
     BF16_CASES,
@@ -377,6 +378,42 @@ def test_opcheck(case: MlaCase) -> None:
     torch.library.opcheck(ops.default, arguments, test_utils=all_checks)
     out, lse = case.operands().poisoned_outputs()
     torch.library.opcheck(ops.out, arguments, {"out": out, "lse": lse}, test_utils=all_checks)
+
+
+@pytest.mark.parametrize("case", [SMALL, SMALL_FP8], ids=str)
+def test_what_the_extension_gets(case: MlaCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views of the tensors in the order that it takes them; a query of one tensor as two views."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        native(), "mla_decode", lambda *arguments: asked.append(arguments), raising=False
+    )
+    operands = case.operands()
+    plan, (out, lse) = operands.plan(), operands.poisoned_outputs()
+    with pykernels.emulate():
+        dataclasses.replace(operands, causal=False).call(plan=plan, out=(out, lse))
+        operands.call(plan=plan)
+    device, *views, scale, causal = asked[0]
+    assert isinstance(device, native().EmulatedDevice)
+    tensors = (
+        operands.q[..., :LATENT],
+        operands.q[..., LATENT:],
+        operands.kv_cache.view(torch.float8_e4m3fn) if case.fp8 else operands.kv_cache,
+        operands.block_table,
+        operands.cache_seqlens,
+        *plan[:5],
+        out,
+        lse,
+    )
+    for view, tensor in zip(views, tensors, strict=True):
+        expected = strided_view(tensor)
+        assert (view.address, view.sizes, view.strides, view.dtype) == (
+            expected.address,
+            expected.sizes,
+            expected.strides,
+            expected.dtype,
+        )
+    assert (scale, causal) == (SOFTMAX_SCALE, False)
+    assert asked[1][-1] is True
 
 
 def test_schemas() -> None:
