@@ -10,7 +10,6 @@ from pykernels.merge_states import merge_states
 from pykernels.mla_checks import MlaPlan
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
 from pykernels.mla import mla_decode
-from pykernels.mla_plan import MlaPlan, merge_states, mla_decode_plan, mla_update_plan
 from pykernels.quantize import quantize_1x128, quantize_128x128
 from pykernels.silu_mul_quantize import silu_mul_quantize_1x128
 
