@@ -1,4 +1,4 @@
-"""``python -m pykernels bench gemm``, ``grouped`` and ``cast``: is it faster for my shape?
+"""``python -m pykernels bench gemm``, ``grouped``, ``cast`` and ``mla``: is it faster for my shape?
 
 With a Hopper GPU the op is measured among the baselines; without one the same command gives the
 listing, the emulator's counts and the model, each named as what it is.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,9 +92,11 @@ def _has_hopper() -> bool:
 
 
 def _problems(arguments: argparse.Namespace) -> list[Problem[Any]]:
-    """One for each m."""
+    """One for each m; of MLA for each combination of the sizes."""
     if arguments.op == "cast":
         return _casts(arguments)
+    if arguments.op == "mla":
+        return _decodes(arguments)
     from .gemm_bench import Shape
     from .grouped_bench import GroupedShape, routed_rows
 
@@ -124,6 +127,29 @@ def _casts(arguments: argparse.Namespace) -> list[Problem[Any]]:
         raise ValueError(f"--capacity and --num-groups: {arguments.cast} has no groups")
     block_rows = 1 if arguments.cast == "quantize_1x128" else 128
     return [QuantizeShape(m, columns, block_rows) for m in arguments.m]
+
+
+def _decodes(arguments: argparse.Namespace) -> list[Problem[Any]]:
+    """All default cases if no size is given, else those given by the first case's others."""
+    from . import mla_bench
+
+    names = ("batch", "seqlen_kv", "heads", "seqlen_q", "cache", "page_size")
+    given = [getattr(arguments, name) for name in names]
+    if all(values is None for values in given) and not arguments.varied:
+        return list(mla_bench.cases())
+    first = next(mla_bench.cases())
+    others = first.batch, first.seqlen_kv, first.num_heads, first.seqlen_q, "bf16", first.page_size
+    lists = [values or [other] for values, other in zip(given, others, strict=True)]
+    return [
+        mla_bench.MlaShape(
+            mla_bench.varied(batch, seqlen_kv) if arguments.varied else (seqlen_kv,) * batch,
+            num_heads,
+            seqlen_q,
+            cache == "fp8",
+            page_size,
+        )
+        for batch, seqlen_kv, num_heads, seqlen_q, cache, page_size in itertools.product(*lists)
+    ]
 
 
 def _measured_row(problem: Problem[Any], options: Options, copy_gbps: float) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
 
+_MAX_HEADS, _MAX_PAGE_SIZE = 128, 256
+_CACHES = ("bf16", "fp8")
 _CASTS = ("silu_mul_quantize_1x128", "quantize_1x128", "quantize_128x128")
 
 
@@ -48,6 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     grouped.set_defaults(source="group_offsets", batch_invariant=False)
     _add_common(grouped)
     _add_cast(ops)
+    _add_mla(ops)
 
 
 def _add_cast(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,6 +72,36 @@ def _add_cast(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_outputs(cast)
 
 
+def _add_mla(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    mla = ops.add_parser(
+        "mla",
+        help="mla_decode",
+        description="MLA decode over a paged cache. Sizes may be lists: every combination is one "
+        "call. Without any size all default cases are run.",
+    )
+    mla.add_argument("--batch", type=_list_of("batch"), help="requests, default 128")
+    mla.add_argument(
+        "--seqlen-kv", type=_list_of("seqlen_kv"), help="cached tokens of each, default 4096"
+    )
+    mla.add_argument(
+        "--heads", type=_list_of("num_heads", _check_heads), help="of the query, default 16"
+    )
+    mla.add_argument("--seqlen-q", type=_list_of("seqlen_q"), help="query tokens, default 1")
+    mla.add_argument("--cache", type=_caches, help="bf16, the default, fp8, or both: bf16,fp8")
+    mla.add_argument(
+        "--page-size", type=_list_of("page_size", _check_page_size), help="tokens, default 64"
+    )
+    mla.add_argument(
+        "--varied", action="store_true", help="lengths from 1/4 to 7/4 of --seqlen-kv, their mean"
+    )
+    mla.add_argument("--num-sms", type=_num_sms, help="how many SMs the plan may take")
+    mla.add_argument(
+        "--batch-invariant", action="store_true", help="bits that others do not change"
+    )
+    mla.set_defaults(plot=None)
+    _add_outputs(mla)
+
+
 def _add_common(op: argparse.ArgumentParser) -> None:
     op.add_argument("--n", type=_n, required=True, help="rows of b, a multiple of 8")
     op.add_argument("--k", type=_k, required=True, help="columns, a multiple of 16")
@@ -82,11 +115,35 @@ def _add_outputs(op: argparse.ArgumentParser) -> None:
     op.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
 
 
-def _rows(text: str) -> list[int]:
-    return [
-        _checked("m", part, f"a size or a list like 1,16,64, got {text!r}")
-        for part in text.split(",")
-    ]
+def _list_of(
+    name: str, also: Callable[[int], None] = lambda size: None
+) -> Callable[[str], list[int]]:
+    def sizes(text: str) -> list[int]:
+        wanted = f"a size or a list like 1,16,64, got {text!r}"
+        return [_checked(name, part, wanted, also) for part in text.split(",")]
+
+    return sizes
+
+
+def _check_heads(num_heads: int) -> None:
+    check_integer("num_heads", num_heads, 1, _MAX_HEADS)
+
+
+def _check_page_size(page_size: int) -> None:
+    if page_size & (page_size - 1) or page_size > _MAX_PAGE_SIZE:
+        raise ValueError(
+            f"page_size must be a power of two from 1 to {_MAX_PAGE_SIZE}, got {page_size}"
+        )
+
+
+_rows = _list_of("m")
+
+
+def _caches(text: str) -> list[str]:
+    parts = text.split(",")
+    if not set(parts) <= set(_CACHES):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(_CACHES)}, got {text!r}")
+    return parts
 
 
 def _n(text: str) -> int:

@@ -33,11 +33,13 @@ def measure(
     options = options or Options()
     num_sets = harness.num_rotated_sets(problem.num_bytes)
     sets = [problem.gpu_operands(seed) for seed in range(num_sets)]
-    against = problem.baselines() if against is None else against
+    if against is None:
+        against = problem.variants(options) + problem.baselines()
     contenders, refused = _contenders(problem, sets, options, against)
     cold = harness.time_interleaved(contenders)
     warm = harness.time_interleaved({name: calls[:1] for name, calls in contenders.items()})
-    peak = peak_tflops(Options())  # of the GPU at hand, whatever the model stands for
+    # Of the GPU at hand, whatever the model stands for.
+    peak = peak_tflops(Options(), problem.operand_bytes)
     roofline = harness.Roofline(problem.flops, problem.num_bytes, copy_gbps, peak)
     row: dict[str, Any] = problem.row()
     row |= {"num_sms": options.num_sms, "batch_invariant": options.batch_invariant}
@@ -105,6 +107,7 @@ def _calls(
     prepared = baseline.prepare(first)
     if baseline.computes:
         problem.check(first, prepared)
+    harness.rehearse(prepared.call)
     rest: list[Prepared] = [baseline.prepare(problem.own_output(operands)) for operands in sets[1:]]
     return [prepared.call, *(other.call for other in rest)]
 

@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 from pykernels.config import Candidate
-from pykernels.emulator import Counters, Report
-from pykernels.native import native
+from pykernels.emulator import Counters
 
 from .problem import Options, Problem, ProblemT
 
@@ -64,7 +63,4 @@ def count(problem: Problem[Any], candidate: Candidate, options: Options) -> Coun
         EmulationError: the launch cannot go on.
     """
     emulated = emulated_problem(problem)
-    device = native().EmulatedDevice(checks=())
-    emulated.launch(device, candidate, options, emulated.emulated_operands())
-    ((_, values),) = device.reports
-    return Counts(emulated, Report.from_native(values).counters)
+    return Counts(emulated, emulated.emulate(candidate, options))

@@ -142,6 +142,14 @@ def _capture(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
+def rehearse(call: Call) -> None:
+    """Captures a call and drops it: what cannot be captured says so before it is among others."""
+    if torch.cuda.is_available():
+        call()
+        torch.cuda.synchronize()
+        _capture([call], 1)
+
+
 def _rounds(one_round: torch.cuda.CUDAGraph) -> int:
     """By the GPU's time: eager calls take the host's, and short kernels would get short replays."""
     one_round.replay()  # the first one also uploads the graph

@@ -1,7 +1,7 @@
 """What a bench is about: an op and the sizes of one call, whatever the op.
 
-Each op has a class of its own (:mod:`.gemm_bench`, :mod:`.grouped_bench`, :mod:`.cast_bench`); the
-parts of a bench that do not depend on the op take a :class:`Problem`.
+Each op has a class of its own (:mod:`.gemm_bench`, :mod:`.grouped_bench`, :mod:`.cast_bench`,
+:mod:`.mla_bench`); the parts of a bench that do not depend on the op take a :class:`Problem`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+import pykernels
 from pykernels.config import Candidate
+from pykernels.emulator import Counters, Report
+from pykernels.native import native
 
 from .baselines import Baseline, OperandsT, Prepared
 
@@ -46,6 +49,11 @@ class Problem(ABC, Generic[OperandsT]):
     @abstractmethod
     def flops(self) -> float:
         """Multiplications and additions of tensor cores that the result needs."""
+
+    @property
+    def operand_bytes(self) -> int:
+        """Of the values that tensor cores multiply: BF16 takes them twice the time of FP8."""
+        return 1
 
     @property
     @abstractmethod
@@ -86,6 +94,27 @@ class Problem(ABC, Generic[OperandsT]):
         """The same operands with another output, so that each contender's rotates as ours does."""
         return operands._replace(out=torch.empty_like(operands.out))
 
+    def candidates(self, options: Options) -> list[Candidate]:
+        """Kernels with their schedules that could run the call, the one that runs first."""
+        return pykernels.explain_config(
+            self.op,
+            device=options.device,
+            num_sms=options.num_sms,
+            batch_invariant=options.batch_invariant,
+            **self.sizes,
+        )
+
+    def emulate(self, candidate: Candidate, options: Options) -> Counters:
+        """What one launch of a candidate does in the emulator, without checks.
+
+        Raises:
+            EmulationError: the launch cannot go on.
+        """
+        device = native().EmulatedDevice(checks=())
+        self.launch(device, candidate, options, self.emulated_operands())
+        ((_, values),) = device.reports
+        return Report.from_native(values).counters
+
     @abstractmethod
     def launch(
         self, device: Any, candidate: Candidate, options: Options, operands: OperandsT
@@ -99,6 +128,10 @@ class Problem(ABC, Generic[OperandsT]):
     @abstractmethod
     def check(self, operands: OperandsT, prepared: Prepared) -> None:
         """Asserts one result against torch, row by row."""
+
+    def variants(self, options: Options) -> list[Baseline[OperandsT]]:
+        """The op called in other ways, which take turns with it as baselines do."""
+        return []
 
     @abstractmethod
     def baselines(self) -> list[Baseline[OperandsT]]:

@@ -1,4 +1,4 @@
-"""Published figures of grouped FP8 GEMMs: other machines, other clocks, other ways of measuring."""
+"""Published figures: other machines, other clocks, other ways of measuring."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .grouped_bench import GroupedShape
+    from .mla_bench import MlaShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,16 @@ _MICROSECONDS = {
     ("masked_m", 16, 96, 4096, 7168): 176.0,
     ("masked_m", 16, 160, 4096, 7168): 229.0,
 }
+# MLA decode over BF16 pages of 64 tokens, all requests of one length: num_heads, batch, seqlen_kv,
+# seqlen_q; microseconds on an H100.
+_VLLM_PULL = "vLLM pull request 27363"
+_MLA_MICROSECONDS = {
+    (16, 128, 1024, 1): {"FlashAttention-3": 71.0, "FlashMLA": 84.0},
+    (16, 128, 1024, 2): {"FlashAttention-3": 73.0, "FlashMLA": 85.0},
+    (16, 128, 1024, 4): {"FlashAttention-3": 75.0, "FlashMLA": 88.0},
+}
+# The best rates of FlashMLA's README on an H800.
+_FLASHMLA_GBPS, _FLASHMLA_TFLOPS = 3000.0, 660.0
 
 
 def figures(shape: GroupedShape) -> list[Figure]:
@@ -56,3 +67,19 @@ def figures(shape: GroupedShape) -> list[Figure]:
     if key in _MICROSECONDS:
         found.append(Figure("DeepGEMM", "H100", _MICROSECONDS[key], _PULL))
     return found
+
+
+def mla_figures(shape: MlaShape) -> list[Figure]:
+    """Of exactly this call, and what FlashMLA's best published rates would make of it."""
+    if shape.fp8:
+        return []
+    found = []
+    if not shape.is_varied and shape.page_size == 64:
+        key = (shape.num_heads, shape.batch, shape.seqlen_kv, shape.seqlen_q)
+        for library, us in _MLA_MICROSECONDS.get(key, {}).items():
+            found.append(Figure(library, "H100", us, _VLLM_PULL))
+    memory_us = shape.num_bytes / _FLASHMLA_GBPS / 1e3
+    compute_us = shape.flops / _FLASHMLA_TFLOPS / 1e6
+    rate = f"{_FLASHMLA_GBPS:g} GB/s" if memory_us > compute_us else f"{_FLASHMLA_TFLOPS:g} TFLOPS"
+    source = f"no row of its own: at {rate}, the best of its README"
+    return [*found, Figure("FlashMLA", "H800", max(memory_us, compute_us), source)]

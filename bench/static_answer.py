@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 import warnings
 from collections import Counter
@@ -26,8 +27,8 @@ def static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
     ranked = rank(problem, options)
     chosen = ranked[0]
     counted = counts.count(problem, chosen, options)
-    multiplies = problem.flops > 0
-    peer = peers.bound(chosen.config) if multiplies else None
+    modelled = bool(chosen.cost)
+    peer = peers.bound(chosen.config) if modelled else None
     return {
         **problem.row(),
         "num_sms": options.num_sms,
@@ -39,7 +40,7 @@ def static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
         "listing": listing_row(chosen.kernel),
         "bounding_peer": None if peer is None else peer.name,
         "emulator": counted.row(),
-        "model": [_model_row(c) for c in ranked[:_NUM_MODELLED]] if multiplies else [],
+        "model": [_model_row(c) for c in ranked[:_NUM_MODELLED]] if modelled else [],
     }
 
 
@@ -76,8 +77,9 @@ def cubin_figures(figures: listing.Listing) -> dict[str, Any]:
             "matrix": _matrix(loop),
             "ffma": loop.ffma,
             "other_per_wgmma": round(loop.other_per_matrix, 2),
-            "issue_share": round(loop.issue_share, 4),
         }
+        if math.isfinite(loop.issue_share):  # not of mma.sync, which has no rate of its own
+            row["issue_share"] = round(loop.issue_share, 4)
     return row
 
 
@@ -85,7 +87,8 @@ def _matrix(loop: listing.MainLoop) -> str:
     """As the peers' file says it: ``16 MMA 64x128``."""
     tiles = Counter[str]()
     for opcode, number in loop.matrix.items():
-        tiles[opcode.split(".")[1].rpartition("x")[0]] += number
+        shape = opcode.split(".")[1]
+        tiles[shape.rpartition("x")[0] or shape] += number
     return " + ".join(f"{number} MMA {tile}" for tile, number in tiles.most_common())
 
 
@@ -93,12 +96,20 @@ def compiled_baselines(kind: str) -> list[dict[str, Any]]:
     """Listings of the baselines at hand: CUTLASS where built, Triton where installed.
 
     Args:
-        kind: ``gemm``, ``grouped``, or the name of a cast.
+        kind: ``gemm``, ``grouped``, ``mla``, or the name of a cast.
     """
-    from .baselines import build, cast, triton_launch
+    from .baselines import build, cast, triton_launch, triton_mla_launch
 
     if kind == "silu_mul_quantize_1x128":
         return _of_triton(cast.write_cubin)
+    if kind == "mla":
+        tiles = triton_mla_launch.SMALL, triton_mla_launch.LARGE
+        write_mla = [
+            partial(triton_mla_launch.write_cubin, tile=tile, fp8=fp8)
+            for tile in tiles
+            for fp8 in (False, True)
+        ]
+        return [row for one in write_mla for row in _of_triton(one)]
     if kind not in ("gemm", "grouped"):
         return []
     grouped = kind == "grouped"

@@ -50,28 +50,29 @@ def print_measured(row: dict[str, Any], console: Console) -> None:
 
 
 def print_sweep(rows: list[dict[str, Any]], console: Console) -> None:
-    """One line a shape: how the answer changes with m."""
+    """One line a shape: how the answer changes with m, or with what else the calls differ in."""
     if len(rows) < 2:
         return
+    over, of = ("m", "m") if "m" in rows[0] else ("shapes", "shape")
     if "us" in rows[0]:
         names = [name for name in rows[0]["baselines"] if _ratios(rows, name)]
-        columns = ("m", "kernel", "us", "TFLOPS", "GB/s", "roofline", *(f"x {n}" for n in names))
-        table = _table("Over m, measured; x: the baseline's time over ours", columns)
+        columns = (of, "kernel", "us", "TFLOPS", "GB/s", "roofline", *(f"x {n}" for n in names))
+        table = _table(f"Over {over}, measured; x: the baseline's time over ours", columns)
         for row in rows:
             cells = [_number(row[figure]) for figure in ("us", "tflops", "gbps")]
             ratios = [_number(row["baselines"].get(name, {}).get("ratio")) for name in names]
             table.add_row(
-                str(row["m"]), _kernel(row), *cells, f"{row['roofline_share']:.0%}", *ratios
+                str(row[of]), _kernel(row), *cells, f"{row['roofline_share']:.0%}", *ratios
             )
     elif rows[0]["model"]:
         table = _table(
-            "Over m: model, not a measurement",
-            ("m", "kernel", "schedule", "total_us", "TFLOPS at that time", "GB/s at that time"),
+            f"Over {over}: model, not a measurement",
+            (of, "kernel", "schedule", "total_us", "TFLOPS at that time", "GB/s at that time"),
         )
         for row in rows:
             best = row["model"][0]
             rates = _rates(best["total_us"], row["flops"] / 1e6, row["minimum_bytes"] / 1e3)
-            named = (str(row["m"]), row["kernel"], _by(row["schedule"]))
+            named = (str(row[of]), row["kernel"], _by(row["schedule"]))
             table.add_row(*named, _number(best["total_us"]), *rates)
     else:
         return

@@ -185,13 +185,14 @@ def run_bench(out: Path, budget_s: float) -> int:
 
 
 def bench_problems() -> list[Problem[Any]]:
-    """Dense and grouped products and casts in turn, each in its order of interest."""
-    from . import cast_bench, gemm_bench, grouped_bench
+    """Dense and grouped products, casts and decodes in turn, each in its order of interest."""
+    from . import cast_bench, gemm_bench, grouped_bench, mla_bench
 
     kinds: list[Iterable[Problem[Any]]] = [
         gemm_bench.shapes(),
         grouped_bench.cases(),
         cast_bench.shapes(),
+        mla_bench.cases(),
     ]
     turns = itertools.zip_longest(*kinds)
     return [problem for turn in turns for problem in turn if problem is not None]
@@ -204,12 +205,13 @@ def _bench_line(name: str, measured: dict[str, Any]) -> str:
         for baseline, found in measured["baselines"].items()
         if "ratio" in found
     ]
-    rates = f"{measured['us']:.1f} us, "
-    if measured["tflops"] == 0:  # a cast
-        rates += f"{measured['gbps']:.0f} GB/s, {measured['roofline_share']:.0%} of a long copy's"
-    else:
-        rates += f"{measured['tflops']:.0f} TFLOPS"
-    return f"{name}: {'; '.join([rates, *ratios])}"
+    rates = [f"{measured['us']:.1f} us"]
+    if measured["tflops"] > 0:
+        rates.append(f"{measured['tflops']:.0f} TFLOPS")
+    if measured["bound"] == "memory":
+        share = f"{measured['roofline_share']:.0%} of a long copy's"
+        rates += [f"{measured['gbps']:.0f} GB/s", share]
+    return f"{name}: {'; '.join([', '.join(rates), *ratios])}"
 
 
 def _host_path() -> dict[str, Any]:

@@ -86,8 +86,36 @@ class CastOperands(NamedTuple):
     ends: Tensor
 
 
+class MlaOperands(NamedTuple):
+    """Of ``mla_decode``; a contender writes into the ``out`` and ``lse`` that it is given.
+
+    Attributes:
+        q: ``[batch, seqlen_q, num_heads, 576]``.
+        kv_cache: ``[num_pages, page_size, 1, 576]`` in BF16, or ``[..., 656]`` bytes.
+        block_table: ``[batch, max_pages]``.
+        cache_seqlens: ``[batch]``.
+        out: ``[batch, seqlen_q, num_heads, 512]``.
+        lse: ``[batch, num_heads, seqlen_q]``.
+        lengths: What ``cache_seqlens`` says, for contenders that need it on the host.
+        softmax_scale: Of the scores.
+    """
+
+    q: Tensor
+    kv_cache: Tensor
+    block_table: Tensor
+    cache_seqlens: Tensor
+    out: Tensor
+    lse: Tensor
+    lengths: tuple[int, ...]
+    softmax_scale: float
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.kv_cache.dtype == torch.uint8
+
+
 ProductT = TypeVar("ProductT", Operands, GroupedOperands)
-OperandsT = TypeVar("OperandsT", Operands, GroupedOperands, CastOperands)
+OperandsT = TypeVar("OperandsT", Operands, GroupedOperands, CastOperands, MlaOperands)
 
 
 class Unavailable(Exception):  # noqa: N818 - not an error: the row says why
@@ -108,6 +136,8 @@ class Prepared:
         sfb: Of a product: the scales of b that it applies, one per 128x128 block.
         rows: Of a grouped product: the row of ``out``, as a matrix, for each row of the segments;
             None where they are rows of the operands' own ``out``.
+        results: Of attention, by a library that allocates its results or has another logarithm:
+            ``out`` and ``lse`` of the last call as the operands have them.
     """
 
     call: Callable[[], object]
@@ -115,6 +145,7 @@ class Prepared:
     sfa: Tensor = _NO_SCALES
     sfb: Tensor = _NO_SCALES
     rows: Tensor | None = None
+    results: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,4 +186,16 @@ def grouped_baselines() -> list[Baseline[GroupedOperands]]:
         *cutlass_gemm.grouped_baselines(),
         triton_launch.grouped_baseline(),
         deepgemm.grouped_baseline(),
+    ]
+
+
+def mla_baselines() -> list[Baseline[MlaOperands]]:
+    """All of MLA decode, also those that are not installed."""
+    from . import flash_attention, flashinfer_mla, flashmla, triton_mla_launch
+
+    return [
+        *flashmla.baselines(),
+        flash_attention.baseline(),
+        flashinfer_mla.baseline(),
+        *triton_mla_launch.baselines(),
     ]

@@ -41,6 +41,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (QuantizeShape, SiluMulShape):
         monkeypatch.setattr(kind, "gpu_operands", kind.emulated_operands)
     monkeypatch.setattr(harness, "time_interleaved", interleaved)
+    monkeypatch.setattr(harness, "rehearse", lambda call: None)
     monkeypatch.setattr(harness, "num_rotated_sets", lambda num_bytes: 2)
 
 

@@ -57,6 +57,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     for kind in (Shape, GroupedShape):
         monkeypatch.setattr(kind, "gpu_operands", kind.emulated_operands)
     monkeypatch.setattr(harness, "time_interleaved", interleaved)
+    monkeypatch.setattr(harness, "rehearse", lambda call: None)
     monkeypatch.setattr(harness, "time_calls", alone)
     monkeypatch.setattr(harness, "num_rotated_sets", lambda num_bytes: 2)
     monkeypatch.setattr(

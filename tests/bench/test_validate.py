@@ -197,22 +197,29 @@ def test_rows_of_no_group_stay_as_they_are() -> None:
 
 def test_ops_are_measured_in_turn() -> None:
     names = [str(problem) for problem in validate.bench_problems()]
-    assert names[:6] == [
+    assert names[:8] == [
         "64x2112x7168",
         "ragged 4x8192 rows, 4096x7168",
         "SwiGLU and cast of 4096 rows, i 2048",
+        "128x4096 tokens, 16 heads, seqlen_q 1, BF16 in pages of 64",
         "64x24576x1536",
         "ragged 4x8192 rows, 7168x2048",
         "SwiGLU and cast of 4096 in 32768 rows, i 2048",
+        "128x4096 tokens, 16 heads, seqlen_q 1, FP8 in pages of 64",
     ]
-    assert len(set(names)) == len(names) == 66 + 26 + 15
+    assert len(set(names)) == len(names) == 66 + 26 + 15 + 50
 
 
-def test_a_cast_is_told_by_its_bandwidth() -> None:
-    measured = {"us": 20.0, "tflops": 0.0, "gbps": 2100.0, "roofline_share": 0.91}
+def test_what_memory_bounds_is_told_by_its_bandwidth() -> None:
+    measured: dict[str, Any] = {"us": 20.0, "tflops": 0.0, "gbps": 2100.0, "bound": "memory"}
+    measured["roofline_share"] = 0.91
     measured["baselines"] = {"copy": {"ratio": 0.93}, "Triton": {"unavailable": "not installed"}}
     line = validate._bench_line("a cast", measured)
     assert line == "a cast: 20.0 us, 2100 GB/s, 91% of a long copy's; copy x0.93"
+    line = validate._bench_line("a decode", measured | {"tflops": 63.4})
+    assert line == "a decode: 20.0 us, 63 TFLOPS, 2100 GB/s, 91% of a long copy's; copy x0.93"
+    line = validate._bench_line("a product", measured | {"tflops": 630.0, "bound": "compute"})
+    assert line == "a product: 20.0 us, 630 TFLOPS; copy x0.93"
 
 
 def test_rows_resume_within_a_budget(tmp_path: Path) -> None:
@@ -236,7 +243,8 @@ def test_a_wrong_shape_does_not_end_the_bench(
     def measure(problem: Problem[Any], *_: object, **__: object) -> dict[str, Any]:
         if wrong and str(problem) == wrong[0]:
             raise AssertionError("row 3 is off")
-        return {"us": 1.0, "tflops": 2.0, "baselines": {"other": {"ratio": 1.25}}}
+        times = {"us": 1.0, "tflops": 2.0, "bound": "compute"}
+        return {**times, "baselines": {"other": {"ratio": 1.25}}}
 
     problems = validate.bench_problems()[:3]
     names = [str(problem) for problem in problems]
