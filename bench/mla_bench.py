@@ -197,7 +197,8 @@ class MlaShape(Problem[MlaOperands]):
     def candidates(self, options: Options) -> list[Candidate]:
         """The one kernel for so many rows and such a cache: what a small call of them launches."""
         probe = dataclasses.replace(self, lengths=(_PROBE_LENGTH + self.seqlen_q,))
-        name, _ = max(probe._launches(options), key=lambda launch: launch[1].instructions)
+        launches = probe._launches(options)
+        name, _ = max(launches, key=lambda it: (it[1].tensor_multiply_adds, it[1].instructions))
         configs = {kernel.name: kernel.config for kernel in native().registered_kernels()}
         return [Candidate(name, configs[name], {}, {})]
 

@@ -34,6 +34,7 @@ from pykernels.bench.candidates import peak_tflops, roofline
 from pykernels.bench.mla_bench import UPDATED, MlaShape, attention, cases, varied
 from pykernels.bench.problem import Options
 from pykernels.emulator import Emulator, Finding, Module
+from tests.bench.test_answer import MEASURED, as_measured
 from tests.bench.test_baselines import aligned
 
 BF16 = MlaShape((150, 64, 1), num_heads=16)
@@ -90,6 +91,19 @@ def test_who_takes_part(timed: None) -> None:
     assert row["baselines"].keys() == {UPDATED, *names}
     for name in ("FlashMLA", "FlashAttention-3", "FlashInfer"):
         assert row["baselines"][name] == {"unavailable": "not installed"}
+
+
+def test_what_cannot_be_captured_is_not_timed(timed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a row that says so; the others are timed."""
+
+    def refuse(call: harness.Call) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(harness, "rehearse", refuse)
+    row = contest.measure(BF16, 1000.0, against=BF16.variants(Options()))
+    reason = "RuntimeError: operation not permitted when stream is capturing"
+    assert row["baselines"] == {UPDATED: {"unavailable": reason}}
+    assert row["us"] == 2.0
 
 
 def test_compute_bound() -> None:
@@ -565,6 +579,24 @@ def test_everything_is_labelled(
     rows = json.loads(written.read_text())["rows"]
     assert [row["cache"] for row in rows] == ["bf16", "fp8"]
     assert {row["batch"] for row in rows} == {2}
+
+
+def test_measured_rows_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One table a call, and one line of each in a last table."""
+    as_measured(monkeypatch)
+    measured = {name: value for name, value in MEASURED.items() if name not in ("m", "n", "k")}
+    monkeypatch.setattr(contest, "measure", lambda problem, *_, **__: measured | problem.row())
+    assert run("--batch=2", "--seqlen-kv=96", "--heads=16,64") == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "mla_decode 2x96 tokens, 64 heads, seqlen_q 1, BF16 in pages of 64",
+        "50% of the memory bound",
+        "not installed",
+        "Over shapes, measured",
+    ):
+        assert text in printed
 
 
 def problems_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
