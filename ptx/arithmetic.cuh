@@ -36,14 +36,4 @@ __device__ __forceinline__ float rcp_approx_ftz_f32(float a) {
   return d;
 }
 
-/// lg2.approx.ftz.f32 d, a;      PTX 1.4, sm_10
-///
-/// About log2(a): absolute error at most 2^-22 for a from 0.5 to 2, relative error 2^-22 elsewhere;
-/// -infinity for zero and subnormal a.
-__device__ __forceinline__ float lg2_approx_ftz_f32(float a) {
-  float d;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(a));
-  return d;
-}
-
 }  // namespace pykernels::ptx

@@ -1,9 +1,12 @@
 // The MLA decode kernel: its roles.
 #pragma once
 
+#include <type_traits>
+
 #include "mla/loader.cuh"
 #include "mla/ring.cuh"
 #include "mla/storage.cuh"
+#include "mla/transposed.cuh"
 #include "mla/wide.cuh"
 #include "mla/work.cuh"
 #include "ptx/barrier.cuh"
@@ -57,6 +60,11 @@ __device__ __forceinline__ void produce(const MlaDecodeParams& params,
   if constexpr (kConfig.cluster > 1) blocks.drain();
 }
 
+template <MlaDecodeConfig kConfig, uint32_t kWarpgroup>
+using Consumer =
+    std::conditional_t<kConfig.is_transposed(), TransposedConsumer<kConfig, kWarpgroup>,
+                       WideConsumer<kConfig, kWarpgroup>>;
+
 /// out, lse = softmax(q @ cache.T * scale) @ cache[:, :512] for the items of the CTA's part and its
 /// tile of rows.                                                                     sm_90a
 template <MlaDecodeConfig kConfig>
@@ -74,9 +82,9 @@ __device__ __forceinline__ void mla_decode_body(const MlaDecodeParams& params) {
   } else {
     ptx::setmaxnreg_inc<kConfig.consumer_registers()>();
     if (threadIdx.x < 128) {
-      WideConsumer<kConfig, 0>(params, smem).run();
+      Consumer<kConfig, 0>(params, smem).run();
     } else {
-      WideConsumer<kConfig, 1>(params, smem).run();
+      Consumer<kConfig, 1>(params, smem).run();
     }
   }
 }

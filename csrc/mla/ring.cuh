@@ -6,6 +6,8 @@
 #include "mla/storage.cuh"
 #include "ptx/address.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/warp.cuh"
 
 namespace pykernels::mla {
 
@@ -55,6 +57,22 @@ __device__ __forceinline__ void wait_cluster(uint32_t mbar, uint32_t parity) {
     while (!ptx::mbarrier_try_wait_parity_acquire_cluster(mbar, parity)) {
     }
   }
+}
+
+inline constexpr uint32_t kDescriptorUnit = 16;  // bytes, of a descriptor's address
+
+/// An address that the compiler may not keep descriptors of from block to block: there are more
+/// than registers.
+__device__ __forceinline__ uint32_t here(uint32_t address) {
+  hold_value(address);
+  return uniform(address);
+}
+
+/// Whether a producer warp has found a page of a stage's block that does not exist.
+__device__ __forceinline__ bool has_bad_page(const uint32_t (&seen)[kNumProducerWarps]) {
+  uint32_t flags[kNumProducerWarps];
+  ptx::ld_shared_v4_b32(ptx::cvta_to_shared(seen), flags);
+  return (flags[0] | flags[1] | flags[2] | flags[3]) != 0;
 }
 
 /// A producer warp's walk around the stages.

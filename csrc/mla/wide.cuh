@@ -18,8 +18,6 @@
 
 namespace pykernels::mla {
 
-inline constexpr uint32_t kDescriptorUnit = 16;  // bytes, of a descriptor's address
-
 /// A consumer thread's registers for its two rows, lane / 4 and 8 below in the warp's 16: element
 /// 4j + 2h + i is column 8j + lane % 4 * 2 + i of row h.
 using Scores = float[kBlockTokens / 2];
@@ -84,13 +82,6 @@ class WideConsumer {
   // ---- Products ----
 
   static constexpr uint64_t kValueStep = 16 * 128 / kDescriptorUnit;  // 16 tokens
-
-  /// An address that the compiler may not keep descriptors of from block to block: there are more
-  /// than registers.
-  __device__ __forceinline__ static uint32_t here(uint32_t address) {
-    hold_value(address);
-    return uniform(address);
-  }
 
   /// scores = q times the warpgroup's next block, groups of columns from `kBegin` to `kEnd`, each
   /// as soon as it is there; one committed group.
@@ -174,7 +165,7 @@ class WideConsumer {
                                                      float (&rescale)[2]) {
 #pragma unroll
     for (float& score : scores_) hold_uses(score);
-    if (has_bad_page()) sum_[0] = sum_[1] = not_a_number();
+    if (has_bad_page(smem_.has_bad_page[kWarpgroup])) sum_[0] = sum_[1] = not_a_number();
     if (is_masked(params_, block, request.length)) mask(block);
 #pragma unroll
     for (uint32_t h = 0; h < 2; ++h) {
@@ -201,12 +192,6 @@ class WideConsumer {
     for (uint32_t i = 0; i < kBlockTokens / 4; ++i) {
       probabilities_[i / 4][i % 4] = ptx::cvt_rn_bf16x2_f32(scores_[2 * i + 1], scores_[2 * i]);
     }
-  }
-
-  __device__ __forceinline__ bool has_bad_page() const {
-    uint32_t flags[kNumProducerWarps];
-    ptx::ld_shared_v4_b32(ptx::cvta_to_shared(smem_.has_bad_page[kWarpgroup]), flags);
-    return (flags[0] | flags[1] | flags[2] | flags[3]) != 0;
   }
 
   /// The output follows a raised maximum. It is complete: no product is under way.
