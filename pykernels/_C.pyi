@@ -370,6 +370,43 @@ def make_merge_states_launch(
 ) -> Launch: ...
 def merge_states(
     device: Device, outs: TensorView, lses: TensorView, out: TensorView, lse: TensorView
+def make_mla_cache_write_launch(
+    device: Device,
+    kv_latent: _Matrix,
+    k_rope: _Matrix,
+    kv_cache: TensorView,
+    slot_mapping: TensorView,
+    norm_weight: TensorView | None = None,
+    norm_eps: float = 0.0,
+    cos: _Matrix | None = None,
+    sin: _Matrix | None = None,
+    rope_interleaved: bool = True,
+) -> Launch: ...
+def mla_cache_write(
+    device: Device,
+    kv_latent: _Matrix,
+    k_rope: _Matrix,
+    kv_cache: TensorView,
+    slot_mapping: TensorView,
+    norm_weight: TensorView | None = None,
+    norm_eps: float = 0.0,
+    cos: _Matrix | None = None,
+    sin: _Matrix | None = None,
+    rope_interleaved: bool = True,
+) -> None: ...
+def make_mla_cache_read_launch(
+    device: Device,
+    kv_cache: TensorView,
+    slot_mapping: TensorView,
+    kv_latent: _Matrix,
+    k_rope: _Matrix,
+) -> Launch: ...
+def mla_cache_read(
+    device: Device,
+    kv_cache: TensorView,
+    slot_mapping: TensorView,
+    kv_latent: _Matrix,
+    k_rope: _Matrix,
 ) -> None: ...
 
 class emulator:  # noqa: N801 - a submodule

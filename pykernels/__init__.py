@@ -10,6 +10,7 @@ from pykernels.merge_states import merge_states
 from pykernels.mla_checks import MlaPlan
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
 from pykernels.mla import mla_decode
+from pykernels.mla_cache import mla_cache_read, mla_cache_write
 from pykernels.quantize import quantize_1x128, quantize_128x128
 from pykernels.silu_mul_quantize import silu_mul_quantize_1x128
 
@@ -30,6 +31,8 @@ __all__ = [
     "mla_decode",
     "mla_decode_plan",
     "mla_update_plan",
+    "mla_cache_read",
+    "mla_cache_write",
     "quantize_1x128",
     "quantize_128x128",
     "reference",

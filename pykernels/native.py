@@ -28,7 +28,15 @@ _KERNEL_FIELDS = (
 _ROW_ELEMENTS = 16  # of any element type these fill a multiple of 16 bytes
 DTYPE_NAMES = {
     dtype: str(dtype).removeprefix("torch.")
-    for dtype in (torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32, torch.int32)
+    for dtype in (
+        torch.float8_e4m3fn,
+        torch.uint8,
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+        torch.int32,
+        torch.int64,
+    )
 }
 
 # Address, rows, columns, row stride, column stride (in elements), dtype: functions of the extension

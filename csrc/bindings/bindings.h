@@ -16,6 +16,7 @@ void warn_of_unknown_gpu();
 void bind_grouped_gemm(pybind11::module_& module);
 void bind_mla(pybind11::module_& module);
 void bind_mla_plan(pybind11::module_& module);
+void bind_mla_cache(pybind11::module_& module);
 void bind_quantize(pybind11::module_& module);
 void bind_emulator(pybind11::module_& module);
 /// Takes the submodule `emulator`.

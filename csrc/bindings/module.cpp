@@ -34,6 +34,7 @@ PYBIND11_MODULE(_C, module) {
   pykernels::bindings::bind_mla(module);
   pykernels::bindings::bind_mla_plan(module);
   pykernels::bindings::bind_quantize(module);
+  pykernels::bindings::bind_mla_cache(module);
   pykernels::bindings::bind_emulator(module);
   pybind11::module_ emulator = module.attr("emulator");
   pykernels::bindings::bind_numerics(emulator);

@@ -20,8 +20,7 @@ namespace {
 
 quantize::QuantizeArguments make_arguments(const TensorView& x, const TensorView& q,
                                            const TensorView& scales, uint32_t block_m, bool ue8m0) {
-  return {x, q, scales, block_m,
-          ue8m0 ? quantize::ScaleFormat::kUe8m0 : quantize::ScaleFormat::kFp32};
+  return {x, q, scales, block_m, ue8m0 ? ScaleFormat::kUe8m0 : ScaleFormat::kFp32};
 }
 
 /// Defines a function with the arguments of the fused cast, which become function(device, launch).
@@ -39,7 +38,7 @@ void define_silu_mul(py::module_& module, const char* name, Function&& function,
             x,
             q,
             scales,
-            ue8m0 ? quantize::ScaleFormat::kUe8m0 : quantize::ScaleFormat::kFp32,
+            ue8m0 ? ScaleFormat::kUe8m0 : ScaleFormat::kFp32,
             group_source(source),
             groups.value_or(TensorView{})};
         return function(device, quantize::make_silu_mul_quantize_launch(device, arguments));

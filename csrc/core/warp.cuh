@@ -23,4 +23,15 @@ __device__ __forceinline__ uint32_t inclusive_sum(uint32_t value) {
   return inclusive_scan(value, [](uint32_t a, uint32_t b) { return a + b; });
 }
 
+/// The greatest of `value` over groups of `kLanes` neighbouring lanes, in each of them. A converged
+/// warp.
+template <uint32_t kLanes>
+__device__ __forceinline__ uint32_t max_over_lanes(uint32_t value) {
+#pragma unroll
+  for (uint32_t distance = kLanes / 2; distance > 0; distance /= 2) {
+    value = max(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
 }  // namespace pykernels

@@ -1,6 +1,8 @@
 // Sixteen consecutive values of a row in one thread's registers: loading, unpacking, storing.
 #pragma once
 
+#include "core/bfloat16.cuh"
+#include "core/words.cuh"
 #include "ptx/convert.cuh"
 #include "quantize/config.h"
 
@@ -25,15 +27,7 @@ struct Chunk {
 
   /// All 16, in accesses of 16 bytes.
   __device__ __forceinline__ void load_whole(const uint8_t* source) {
-    const uint4* vectors = reinterpret_cast<const uint4*>(source);
-#pragma unroll
-    for (uint32_t i = 0; i < kWords / 4; ++i) {
-      const uint4 vector = vectors[i];
-      words[4 * i] = vector.x;
-      words[4 * i + 1] = vector.y;
-      words[4 * i + 2] = vector.z;
-      words[4 * i + 3] = vector.w;
-    }
+    load_words<kWords>(source, words);
   }
 
   /// As `load`, value by value, from any element on.
@@ -55,8 +49,7 @@ struct Chunk {
     if constexpr (kType == InputType::kFloat32) {
       return __uint_as_float(words[i]);
     } else if constexpr (kType == InputType::kBfloat16) {
-      const uint32_t word = words[i / 2];
-      return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+      return bfloat16_value(words[i / 2], i % 2);
     } else {
       return ptx::cvt_f32_f16(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
     }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/scale_format.h"
 
 namespace pykernels::quantize {
 
@@ -12,8 +13,6 @@ inline constexpr uint32_t kChunk = 16;    // values of one thread: 16 bytes of q
 inline constexpr uint32_t kThreadsPerRow = kBlockK / kChunk;
 
 enum class InputType : uint32_t { kBfloat16 = 0, kFloat16 = 1, kFloat32 = 2 };
-
-enum class ScaleFormat : uint32_t { kFp32 = 0, kUe8m0 = 1 };
 
 struct QuantizeConfig {
   uint32_t block_m = 1;  // rows that share a scale factor: 1 or 128

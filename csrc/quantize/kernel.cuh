@@ -4,12 +4,13 @@
 // search for the greatest magnitude and the cast.
 #pragma once
 
+#include "core/scale.cuh"
+#include "core/warp.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/control.cuh"
 #include "quantize/cast.cuh"
 #include "quantize/chunk.cuh"
 #include "quantize/config.h"
-#include "quantize/scale.cuh"
 #include "quantize/storage.cuh"
 
 namespace pykernels::quantize {

@@ -4,12 +4,13 @@
 // of rows that belong to no group nothing is read or written.
 #pragma once
 
+#include "core/scale.cuh"
+#include "core/warp.cuh"
 #include "ptx/arithmetic.cuh"
 #include "ptx/control.cuh"
 #include "quantize/cast.cuh"
 #include "quantize/chunk.cuh"
 #include "quantize/row_list.cuh"
-#include "quantize/scale.cuh"
 #include "quantize/silu_mul_config.h"
 #include "quantize/silu_mul_storage.cuh"
 

@@ -7,6 +7,13 @@ from pykernels.reference.gemm import dequantize_1x128, dequantize_128x128, fp8_g
 from pykernels.reference.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
 from pykernels.reference.merge_states import merge_states
 from pykernels.reference.mla import absorb_query, mla_attention, mla_decode, project_output
+from pykernels.reference.mla_cache import (
+    mla_cache_read,
+    mla_cache_tokens,
+    mla_cache_write,
+    rms_norm,
+    rotate,
+)
 from pykernels.reference.quantize import quantize_1x128, quantize_128x128, round_to_e4m3
 from pykernels.reference.silu_mul_quantize import silu_mul, silu_mul_quantize_1x128
 
@@ -21,8 +28,13 @@ __all__ = [
     "mla_attention",
     "mla_decode",
     "project_output",
+    "mla_cache_read",
+    "mla_cache_tokens",
+    "mla_cache_write",
     "quantize_1x128",
     "quantize_128x128",
+    "rms_norm",
+    "rotate",
     "round_to_e4m3",
     "silu_mul",
     "silu_mul_quantize_1x128",

@@ -1,10 +1,12 @@
-// The scale factor of a block, and division by it. Every operation is correctly rounded.
+// The scale factor of an FP8 block, and the cast of its values. Every operation is correctly
+// rounded.
 #pragma once
 
+#include "core/scale_format.h"
+#include "ptx/convert.cuh"
 #include "ptx/types.cuh"
-#include "quantize/config.h"
 
-namespace pykernels::quantize {
+namespace pykernels {
 
 inline constexpr float kE4m3Max = 448.0f;
 inline constexpr uint32_t kInfinityBits = 0x7f800000u;
@@ -46,6 +48,16 @@ struct Divider {
     quotient = fmaf(fmaf(quotient, scale, -lifted), -reciprocal, quotient);
     return fmaf(fmaf(quotient, scale, -lifted), -reciprocal, quotient);
   }
+
+  /// Four values divided and rounded to e4m3, the first one in bits 7:0.
+  __device__ __forceinline__ uint32_t cast_to_e4m3x4(const float (&values)[4]) const {
+    float quotients[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) quotients[i] = divide(values[i]);
+    const uint32_t low = ptx::cvt_rn_satfinite_e4m3x2_f32(quotients[1], quotients[0]);
+    const uint32_t high = ptx::cvt_rn_satfinite_e4m3x2_f32(quotients[3], quotients[2]);
+    return low | high << 16;
+  }
 };
 
-}  // namespace pykernels::quantize
+}  // namespace pykernels
