@@ -25,7 +25,7 @@ from pykernels.native import native
 INVALID_VALUE = 1
 CAPTURE_IMPLICIT = 906
 NAME = "quantize_1x128"
-GROUP_OFFSET, MASKED_M, GROUP_INDEX, READY_TIMEOUT = 1, 2, 3, 4
+GROUP_OFFSET, MASKED_M, GROUP_INDEX, READY_TIMEOUT, SLOT = 1, 2, 3, 4, 9
 
 Error: TypeAlias = tuple[int, int, int, int]  # kind, index, value, limit
 MakeLaunch: TypeAlias = Callable[..., _C.Launch]
@@ -60,6 +60,17 @@ MESSAGES = {
         "the rows of ready counter 4 never came: 17 of 128 after the timeout; its tiles and all "
         "later ones of that SM were left untouched; let the kernel that fills them run beside this "
         "one (num_sms, another stream), or raise ready_timeout"
+    ),
+    (SLOT, 6, 64, 64): (
+        "slot_mapping of token 6 must be from -1 to 63, got 64; this token was left out"
+    ),
+    (SLOT, 0, 2**31 - 1, 64): (
+        "slot_mapping of token 0 must be from -1 to 63, got 2147483647 or more; this token was "
+        "left out"
+    ),
+    (SLOT, 0, -(2**31), 64): (
+        "slot_mapping of token 0 must be from -1 to 63, got -2147483648 or less; this token was "
+        "left out"
     ),
     (77, 2**32 - 1, -3, 4): "a kernel left an error of unknown kind 77 (4294967295, -3, 4)",
 }

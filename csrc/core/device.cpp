@@ -21,6 +21,12 @@ std::string describe_group_offset(const DeviceError& error, const char* conseque
                 consequence);
 }
 
+/// Of a value that stands for all beyond it, as the nearest one that the record holds.
+const char* beyond_32_bits(int32_t value) {
+  if (value == std::numeric_limits<int32_t>::max()) return " or more";
+  return value == std::numeric_limits<int32_t>::min() ? " or less" : "";
+}
+
 }  // namespace
 
 MemoryRange error_memory(Device& device) {
@@ -65,7 +71,8 @@ std::string describe(const DeviceError& error) {
                     "request are NaN");
     case DeviceErrorKind::kSlot:
       return concat("slot_mapping of token ", error.index, " must be from -1 to ", error.limit - 1,
-                    ", got ", error.value, "; this token was left out");
+                    ", got ", error.value, beyond_32_bits(error.value),
+                    "; this token was left out");
   }
   return concat("a kernel left an error of unknown kind ", static_cast<uint32_t>(error.kind), " (",
                 error.index, ", ", error.value, ", ", error.limit, ")");

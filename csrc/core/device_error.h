@@ -16,7 +16,8 @@ enum class DeviceErrorKind : uint32_t {
   kCacheSeqlen = 6,   // cache_seqlens is not from 0 to what the table holds: request, value, most
   kPageIndex = 7,     // a page of block_table does not exist: request, page, num_pages
   kStalePlan = 8,     // the plan was made for another length: request, its length, the planned one
-  kSlot = 9,          // slot_mapping is not from -1 to the last slot: token, slot, num_slots
+  kSlot = 9,          // slot_mapping is not from -1 to the last slot: token, slot (or the nearest
+                      // value of 32 bits), num_slots
 };
 
 /// One record a device (Device::error_record), written in one access of 16 bytes. A launch writes
