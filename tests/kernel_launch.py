@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pykernels.emulator import Emulator, Launch, Module, Report
-from pykernels.native import native, tensor_view
+from pykernels.native import native, strided_view, tensor_view
 from pykernels.testing import gemm_operands
 
 if TYPE_CHECKING:
@@ -171,3 +171,64 @@ class SiluMulLaunch:
             device, *views[:3], False, views[3], self.source
         )
         return run_launch(module, launch, tensors, self.num_sms, **options)
+
+
+@dataclass
+class MlaCacheLaunch:
+    """Tokens and a cache, and the launch that writes them into it or reads them back."""
+
+    kernel: str  # mla_cache_write or mla_cache_read
+    kv_latent: Tensor
+    k_rope: Tensor
+    kv_cache: Tensor
+    slot_mapping: Tensor
+    norm_weight: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def make(cls, kernel: str, num_tokens: int, kv_cache: Tensor) -> MlaCacheLaunch:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        slots = torch.randperm(kv_cache.size(0) * kv_cache.size(1), generator=generator)
+        tokens = random(num_tokens, 576).bfloat16()
+        angles = random(num_tokens, 32)
+        return cls(
+            kernel,
+            tokens[:, :512],
+            tokens[:, 512:],
+            kv_cache,
+            slots[:num_tokens],
+            random(512),
+            angles.cos(),
+            angles.sin(),
+        )
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        if self.kernel == "mla_cache_write":
+            return (self.kv_cache,)
+        return (self.kv_latent, self.k_rope)
+
+    def ptx(self) -> str:
+        return kernel_ptx(self.kernel)
+
+    def run(self, module: Module, **options: object) -> Report:
+        """Poisons the results and runs the only kernel of the module."""
+        for result in self.results:
+            result.fill_(0x55)
+        device = native().EmulatedDevice(num_sms=1)
+        new = tensor_view(self.kv_latent), tensor_view(self.k_rope)
+        stored = strided_view(self.kv_cache), strided_view(self.slot_mapping)
+        tensors = [self.kv_latent, self.k_rope, self.kv_cache, self.slot_mapping]
+        if self.kernel == "mla_cache_read":
+            launch = native().make_mla_cache_read_launch(device, *stored, *new)
+            return run_launch(module, launch, tensors, 1, **options)
+        angles = tensor_view(self.cos), tensor_view(self.sin)
+        weight = strided_view(self.norm_weight)
+        launch = native().make_mla_cache_write_launch(device, *new, *stored, weight, 1e-6, *angles)
+        tensors += [self.norm_weight, self.cos, self.sin]
+        return run_launch(module, launch, tensors, 1, **options)

@@ -46,6 +46,7 @@ GROUPED_TWO = "grouped_fp8_gemm_nt_m128n128c2"
 GROUPED_SWAPPED = "grouped_fp8_gemm_nt_swap_m16n64"
 GROUPED = (GROUPED_ONE, GROUPED_TWO, GROUPED_SWAPPED)
 SILU_MUL = "silu_mul_quantize_1x128"
+MLA_CACHES = ("mla_cache_write", "mla_cache_read")
 
 HARMLESS: tuple[Harmless, ...] = (
     Harmless(
@@ -144,7 +145,8 @@ HARMLESS: tuple[Harmless, ...] = (
         "bar.warp.sync (swap.cuh:183) behind these reads",
     ),
     Harmless(
-        (*GROUPED, SILU_MUL), "device_error.cuh:13", "st.relaxed.sys", "sys narrowed to gpu",
+        (*GROUPED, SILU_MUL, *MLA_CACHES), "device_error.cuh:13", "st.relaxed.sys",
+        "sys narrowed to gpu",
         "the host reads the record of errors only after it has waited for the launch",
     ),
 )  # fmt: skip

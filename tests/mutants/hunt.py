@@ -11,7 +11,7 @@ import torch
 from pykernels.emulator import EmulationError, Module, Report
 from tests.cases import bits
 from tests.grouped_kernels import Problem
-from tests.kernel_launch import GemmLaunch, QuantizeLaunch, SiluMulLaunch
+from tests.kernel_launch import GemmLaunch, MlaCacheLaunch, QuantizeLaunch, SiluMulLaunch
 from tests.mutants.mutate import Mutant, mutants
 from tests.overlapped import GroupedLaunch, OverlappedLaunch
 
@@ -44,9 +44,12 @@ _GROUPED = {
     "grouped_fp8_gemm_nt_swap_m16n64": ((1, 2, 1), (1, 1, 1)),
 }
 _SILU_MUL = "silu_mul_quantize_1x128"
-KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL)
+_MLA_CACHES = ("mla_cache_write", "mla_cache_read")
+KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL, *_MLA_CACHES)
 
-Mutable = GemmLaunch | GroupedLaunch | OverlappedLaunch | QuantizeLaunch | SiluMulLaunch
+Mutable = (
+    GemmLaunch | GroupedLaunch | MlaCacheLaunch | OverlappedLaunch | QuantizeLaunch | SiluMulLaunch
+)
 
 
 def _silu_mul_launches() -> list[SiluMulLaunch]:
@@ -82,6 +85,12 @@ def _launches(kernel: str) -> Sequence[Mutable]:
         return _grouped_launches(kernel)
     if kernel == _SILU_MUL:
         return _silu_mul_launches()
+    if kernel in _MLA_CACHES:
+        caches = (
+            torch.zeros(2, 8, 1, 576, dtype=torch.bfloat16),
+            torch.zeros(2, 8, 1, 656, dtype=torch.uint8),
+        )
+        return [MlaCacheLaunch.make(kernel, 13, cache) for cache in caches]
     if kernel in _GEMMS:
         sizes, num_sms, schedule = _GEMMS[kernel]
         return [GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES]
