@@ -16,6 +16,14 @@ __device__ __forceinline__ void cp_async_cg_16(uint32_t dst, const void* src, ui
                : "memory");
 }
 
+/// cp.async.wait_all;      PTX 7.0, sm_80
+///
+/// Waits until all cp.async that this thread has issued are complete; their writes are visible to
+/// it. Any thread.
+__device__ __forceinline__ void cp_async_wait_all() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// cp.async.mbarrier.arrive.noinc.shared::cta.b64 [mbar];      PTX 7.8, sm_80
 ///
 /// Arrives on `mbar`, as one of the arrivals that it was initialised for, once all cp.async that

@@ -31,12 +31,6 @@ __device__ __forceinline__ uint32_t cvt_rn_f16x2_e4m3x2(uint16_t pair) {
   uint32_t halves;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
   return halves;
-/// Two e4m3 values as FP16, exact: bits 15:8 in the upper half, 7:0 in the lower one; NaN becomes
-/// 0x7fff.
-__device__ __forceinline__ uint32_t cvt_rn_f16x2_e4m3x2(uint16_t pair) {
-  uint32_t d;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(d) : "h"(pair));
-  return d;
 }
 
 /// cvt.f32.f16 d, a;      PTX 1.0, sm_53

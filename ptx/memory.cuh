@@ -129,6 +129,16 @@ __device__ __forceinline__ void st_global_v4_b32(void* address, const uint32_t (
                : "memory");
 }
 
+/// ld.global.v4.b32 {d0, d1, d2, d3}, [a];      PTX 2.0, sm_20
+///
+/// Weak load of 16 bytes. Any thread. `address`: global, aligned to 16 bytes.
+__device__ __forceinline__ void ld_global_v4_b32(const void* address, uint32_t (&d)[4]) {
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "l"(address)
+               : "memory");
+}
+
 /// ld.global.nc.L1::no_allocate.L2::256B.v4.s32 {d0, d1, d2, d3}, [a];      PTX 7.4, sm_75
 ///
 /// 16 bytes of memory that nothing writes while the kernel runs, on a way that does not fill L1;

@@ -4,6 +4,7 @@
 
 #include "bindings/bindings.h"
 #include "core/device.h"
+#include "mla/combine_launch.h"
 #include "mla/launch.h"
 
 namespace py = pybind11;
@@ -39,6 +40,16 @@ void define(py::module_& module, const char* name, Function&& function, const ch
 }  // namespace
 
 void bind_mla(py::module_& module) {
+  define(
+      module, "mla_decode",
+      [](Device& device, const mla::MlaDecodeArguments& arguments) {
+        device.run(mla::make_mla_decode_launch(device, arguments));
+        // Without slots no request is ever split.
+        if (arguments.plan.partial_lse.sizes[0] > 0) {
+          device.run(mla::make_mla_combine_launch(device, arguments));
+        }
+      },
+      "Attends to a paged latent cache as the plan divides it, and merges what was split.");
   define(module, "make_mla_decode_launch", mla::make_mla_decode_launch,
          "The first of the launches that mla_decode would run.");
 }

@@ -65,6 +65,11 @@ std::string describe(const DeviceError& error) {
                     error.limit - 1, ", got ", error.value,
                     "; out and lse of this request are NaN");
     case DeviceErrorKind::kStalePlan:
+      if (error.limit == kNeverPlanned) {
+        return concat("the plan was not updated for request ", error.index,
+                      "; call mla_update_plan with the cache_seqlens of the whole batch; out and "
+                      "lse of this request are NaN");
+      }
       return concat("the plan was updated for cache_seqlens of ", error.limit, " in request ",
                     error.index, ", got ", error.value,
                     "; call mla_update_plan whenever the lengths change; out and lse of this "

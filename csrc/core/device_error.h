@@ -20,6 +20,9 @@ enum class DeviceErrorKind : uint32_t {
                       // value of 32 bits), num_slots
 };
 
+/// kStalePlan: the plan does not have the request at all.
+inline constexpr int32_t kNeverPlanned = -1;
+
 /// One record a device (Device::error_record), written in one access of 16 bytes. A launch writes
 /// its first error; what it concerns has then been left out. The members are those named above, in
 /// that order; describe() in core/device.h puts them into words.

@@ -5,8 +5,8 @@
 
 #include "core/words.cuh"
 #include "mla/cache_slots.cuh"
+#include "mla/dequantise.cuh"
 #include "ptx/control.cuh"
-#include "ptx/convert.cuh"
 
 namespace pykernels::mla {
 
@@ -22,11 +22,7 @@ __device__ __forceinline__ void load_fp8(const uint8_t* source, uint32_t lane,
       reinterpret_cast<const float*>(source + kFp8ScaleOffset)[lane / kLanesPerScale];
 #pragma unroll
   for (uint32_t i = 0; i < kLatentWords; ++i) {
-    const uint32_t pair =
-        ptx::cvt_rn_f16x2_e4m3x2(static_cast<uint16_t>(codes[i / 2] >> (i % 2 * 16)));
-    const float low = ptx::cvt_f32_f16(static_cast<uint16_t>(pair));
-    const float high = ptx::cvt_f32_f16(static_cast<uint16_t>(pair >> 16));
-    words[i] = ptx::cvt_rn_bf16x2_f32(__fmul_rn(high, scale), __fmul_rn(low, scale));
+    words[i] = dequantise(codes[i / 2] >> (i % 2 * 16), scale);
   }
 }
 

@@ -26,6 +26,8 @@ inline constexpr uint32_t kFp8TokenBytes = 656;
 inline constexpr uint32_t kFp8ScaleOffset = 512;
 inline constexpr uint32_t kFp8RopeOffset = 528;
 
+inline constexpr uint32_t kLaunchRegisters = 168;  // of 384 threads, in steps of 8
+
 struct MlaDecodeConfig {
   uint32_t block_rows = 64;  // rows (query tokens times heads) of a CTA: 64, or 8 to 32 transposed
   uint32_t cluster = 1;      // CTAs that share the cache's blocks: neighbouring tiles of rows
@@ -39,14 +41,16 @@ struct MlaDecodeConfig {
     return num_consumer_threads() + num_producer_threads();
   }
 
-  /// Registers of a thread by its role: 168 for each at launch, which both share anew. Consumers of
-  /// 64 rows hold 128 of output; producers of an FP8 cache what they convert.
+  /// Registers of a thread by its role: of 168 for each at launch, which they share anew. Those of
+  /// 64 rows hold 128 of output, those of 32 rows, too; producers of an FP8 cache hold a block on
+  /// its way.
   PK_HOST_DEVICE constexpr uint32_t consumer_registers() const {
     if (!fp8) return 232;
-    return block_rows == 64 ? 208 : block_rows == 32 ? 192 : 152;
+    if (block_rows == 64) return 208;
+    return block_rows == 32 ? 200 : 152;
   }
   PK_HOST_DEVICE constexpr uint32_t producer_registers() const {
-    return 3 * 168 - 2 * consumer_registers();
+    return 3 * kLaunchRegisters - 2 * consumer_registers();
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "mla/fp8_loader.cuh"
 #include "mla/loader.cuh"
 #include "mla/ring.cuh"
 #include "mla/storage.cuh"
@@ -37,23 +38,38 @@ __device__ __forceinline__ void set_up_barriers(DecodeStorage<kConfig>& smem) {
   }
 }
 
+/// A warpgroup's registers a thread from now on.
+template <uint32_t kRegisters>
+__device__ __forceinline__ void set_registers() {
+  if constexpr (kRegisters > kLaunchRegisters) {
+    ptx::setmaxnreg_inc<kRegisters>();
+  } else {
+    ptx::setmaxnreg_dec<kRegisters>();
+  }
+}
+
+template <MlaDecodeConfig kConfig>
+using Blocks = std::conditional_t<kConfig.fp8, Fp8BlockLoader<kConfig>, BlockLoader<kConfig>>;
+
 /// The producer warps: q and all blocks of all items of the CTA's part, in order. The first blocks
 /// of an item are on their way while the one before is stored, and q while they are.
 template <MlaDecodeConfig kConfig>
 __device__ __forceinline__ void produce(const MlaDecodeParams& params,
                                         DecodeStorage<kConfig>& smem) {
   QueryLoader<kConfig> queries(smem);
-  BlockLoader<kConfig> blocks(smem);
+  Blocks<kConfig> blocks(smem);
   for (WorkWalk walk(params); walk.has_item(); walk.advance()) {
     if (walk.is_last() && producer_idx<kConfig>() == 0) ptx::griddepcontrol_launch_dependents();
-    const WorkItem& item = walk.item();
+    const WorkItem item = walk.item();
     const Request request(params, item);
     const PageTable pages(params, item, request);
+    if (request.num_blocks > 0) blocks.start(params, pages, item.begin_block);
     const auto num_first = min(request.num_blocks, static_cast<int32_t>(kNumStages));
 #pragma unroll 1
     for (int32_t i = 0; i < request.num_blocks; ++i) {
       if (i == num_first) queries.load(params, item);
-      blocks.load(params, pages, request, item.begin_block + i, i % kNumStages);
+      blocks.load(params, pages, request, item.begin_block + i, i % kNumStages,
+                  i + 1 < request.num_blocks);
     }
     if (request.num_blocks == num_first) queries.load(params, item);
   }
@@ -77,10 +93,11 @@ __device__ __forceinline__ void mla_decode_body(const MlaDecodeParams& params) {
   set_up_barriers<kConfig>(smem);
   ptx::griddepcontrol_wait();  // all threads, before any role touches global memory
   if (threadIdx.x >= kConfig.num_consumer_threads()) {
-    ptx::setmaxnreg_dec<kConfig.producer_registers()>();
+    set_registers<kConfig.producer_registers()>();
     produce<kConfig>(params, smem);
+    store_unplanned<kConfig>(params);
   } else {
-    ptx::setmaxnreg_inc<kConfig.consumer_registers()>();
+    set_registers<kConfig.consumer_registers()>();
     if (threadIdx.x < 128) {
       Consumer<kConfig, 0>(params, smem).run();
     } else {

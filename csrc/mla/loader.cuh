@@ -92,9 +92,12 @@ class BlockLoader {
   __device__ __forceinline__ explicit BlockLoader(DecodeStorage<kConfig>& smem)
       : smem_(smem), ring_(smem.barriers) {}
 
+  __device__ __forceinline__ void start(const MlaDecodeParams&, const PageTable&, int32_t) {}
+
   /// Fills a stage with one block of the request. All producer warps.
   __device__ __forceinline__ void load(const MlaDecodeParams& params, const PageTable& pages,
-                                       const Request& request, int32_t block, uint32_t stage) {
+                                       const Request& request, int32_t block, uint32_t stage,
+                                       bool /*has_next*/) {
     if (is_gathered(params, block, request.length)) {
       gather(pages, block, stage);
     } else {

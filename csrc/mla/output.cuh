@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/tile.cuh"
+#include "mla/softmax.cuh"
 #include "mla/storage.cuh"
 #include "mla/work.cuh"
 #include "ptx/address.cuh"
@@ -126,6 +127,33 @@ __device__ __forceinline__ void store_wide(const MlaDecodeParams& params,
     if (!target.exists(warp_row + i)) continue;
     uint8_t* columns = target.out(warp_row + i) + warpgroup * WideStaging::kRowBytes;
     ptx::st_global_v4_b32(columns + lane * 16, words);
+  }
+}
+
+// ---- Requests that no part has ----
+
+/// Rows of a request that the plan does not have, never updated or for a smaller batch: NaN. All
+/// producer threads, which have registers for it.
+template <MlaDecodeConfig kConfig>
+__device__ __forceinline__ void store_unplanned(const MlaDecodeParams& params) {
+  constexpr uint32_t kNan = 0x7fff7fff;  // two BF16
+  constexpr uint32_t kUnits = kHeadDimV * 2 / 16;
+  for (uint32_t request = blockIdx.y; request < params.batch; request += gridDim.y) {
+    if (params.plan.requests[request].num_splits != 0) continue;
+    const WorkItem item{static_cast<int32_t>(request), 0, 0, kWholeRequest};
+    const RowTarget target(params, item);
+    const uint32_t thread = threadIdx.x - kConfig.num_consumer_threads();
+    if (thread == 0) {
+      write_error(params.errors, {DeviceErrorKind::kStalePlan, request,
+                                  params.cache_seqlens[request], kNeverPlanned});
+    }
+    for (uint32_t i = thread; i < kConfig.block_rows * kUnits;
+         i += kConfig.num_producer_threads()) {
+      const uint32_t row = first_row<kConfig>() + i / kUnits;
+      if (!target.exists(row)) break;
+      ptx::st_global_v4_b32(target.out(row) + i % kUnits * 16, {kNan, kNan, kNan, kNan});
+      if (i % kUnits == 0) target.store_lse(row, not_a_number());
+    }
   }
 }
 

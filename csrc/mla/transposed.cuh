@@ -57,7 +57,7 @@ class TransposedConsumer {
         // The other warpgroup's last stage carries its results over, and is released behind that.
         if (kWarpgroup == 0 || block + 2 < end) release();
       }
-      finish(item, request);
+      finish(walk.item(), request);
     }
   }
 

@@ -53,7 +53,7 @@ class WideConsumer {
       } else {
         attend_odd(request);
       }
-      finish(item);
+      finish(walk.item());
     }
   }
 

@@ -3,34 +3,35 @@
 
 #include "core/device_error.cuh"
 #include "mla/config.h"
+#include "ptx/memory.cuh"
 
 namespace pykernels::mla {
 
-/// Walks the items of the CTA's part; every role holds one. The next item travels while one is
-/// worked on.
+/// Walks the items of the CTA's part; every role holds one.
 class WorkWalk {
  public:
   __device__ __forceinline__ explicit WorkWalk(const MlaDecodeParams& params)
       : params_(params),
         next_(params.plan.part_offsets[blockIdx.y]),
-        end_(params.plan.part_offsets[blockIdx.y + 1]) {
-    if (next_ < end_) item_ = params.plan.items[next_];
-  }
+        end_(params.plan.part_offsets[blockIdx.y + 1]) {}
 
   __device__ __forceinline__ bool has_item() const { return next_ < end_; }
   __device__ __forceinline__ bool is_last() const { return next_ + 1 == end_; }
-  __device__ __forceinline__ const WorkItem& item() const { return item_; }
 
-  __device__ __forceinline__ void advance() {
-    ++next_;
-    if (next_ < end_) item_ = params_.plan.items[next_];
+  /// Reads it anew: consumers have no registers for it while they multiply.
+  __device__ __forceinline__ WorkItem item() const {
+    uint32_t words[4];
+    ptx::ld_global_v4_b32(&params_.plan.items[next_], words);
+    return {static_cast<int32_t>(words[0]), static_cast<int32_t>(words[1]),
+            static_cast<int32_t>(words[2]), static_cast<int32_t>(words[3])};
   }
+
+  __device__ __forceinline__ void advance() { ++next_; }
 
  private:
   const MlaDecodeParams& params_;
   int32_t next_;
   int32_t end_;
-  WorkItem item_;
 };
 
 /// An item's request as this call has it.
