@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "core/check.h"
 #include "core/device.h"
 #include "mla/combine_launch.h"
 #include "mla/launch.h"
@@ -11,6 +12,24 @@ namespace py = pybind11;
 
 namespace pykernels::bindings {
 namespace {
+
+/// Both launches, also where the first one has left an error that the device raises at once: what
+/// it concerns is NaN, and the others are as they should be.
+void run_decode(Device& device, const mla::MlaDecodeArguments& arguments) {
+  const auto combine = [&] {
+    // Without slots no request is ever split.
+    if (arguments.plan.partial_lse.sizes[0] > 0) {
+      device.run(mla::make_mla_combine_launch(device, arguments));
+    }
+  };
+  try {
+    device.run(mla::make_mla_decode_launch(device, arguments));
+  } catch (const ArgumentError&) {
+    combine();
+    throw;
+  }
+  combine();
+}
 
 /// Defines a function with the arguments of mla_decode, which become function(device, arguments).
 template <typename Function>
@@ -40,16 +59,8 @@ void define(py::module_& module, const char* name, Function&& function, const ch
 }  // namespace
 
 void bind_mla(py::module_& module) {
-  define(
-      module, "mla_decode",
-      [](Device& device, const mla::MlaDecodeArguments& arguments) {
-        device.run(mla::make_mla_decode_launch(device, arguments));
-        // Without slots no request is ever split.
-        if (arguments.plan.partial_lse.sizes[0] > 0) {
-          device.run(mla::make_mla_combine_launch(device, arguments));
-        }
-      },
-      "Attends to a paged latent cache as the plan divides it, and merges what was split.");
+  define(module, "mla_decode", run_decode,
+         "Attends to a paged latent cache as the plan divides it, and merges what was split.");
   define(module, "make_mla_decode_launch", mla::make_mla_decode_launch,
          "The first of the launches that mla_decode would run.");
 }
