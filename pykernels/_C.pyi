@@ -370,6 +370,41 @@ def make_merge_states_launch(
 ) -> Launch: ...
 def merge_states(
     device: Device, outs: TensorView, lses: TensorView, out: TensorView, lse: TensorView
+) -> None: ...
+def make_mla_decode_launch(
+    device: Device,
+    q_nope: TensorView,
+    q_rope: TensorView,
+    kv_cache: TensorView,
+    block_table: TensorView,
+    cache_seqlens: TensorView,
+    items: TensorView,
+    part_offsets: TensorView,
+    requests: TensorView,
+    partial_out: TensorView,
+    partial_lse: TensorView,
+    out: TensorView,
+    lse: TensorView,
+    softmax_scale: float,
+    causal: bool,
+) -> Launch: ...
+def mla_decode(
+    device: Device,
+    q_nope: TensorView,
+    q_rope: TensorView,
+    kv_cache: TensorView,
+    block_table: TensorView,
+    cache_seqlens: TensorView,
+    items: TensorView,
+    part_offsets: TensorView,
+    requests: TensorView,
+    partial_out: TensorView,
+    partial_lse: TensorView,
+    out: TensorView,
+    lse: TensorView,
+    softmax_scale: float,
+    causal: bool,
+) -> None: ...
 def make_mla_cache_write_launch(
     device: Device,
     kv_latent: _Matrix,

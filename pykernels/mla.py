@@ -86,8 +86,9 @@ def mla_decode(
     )
     pair = _check_arguments(call, batch_invariant, out)
     if plan is None:
-        mla_decode_checks.check_mla_decode(call, pair, real=False)
-        if not checks.has_memory(q_nope):  # nothing runs, so nothing need be planned
+        real = checks.has_memory(q_nope)
+        mla_decode_checks.check_mla_decode(call, pair, real=real)
+        if not real or q_nope.numel() == 0:  # nothing runs, so nothing need be planned
             return _empty_outputs(q_nope) if pair is None else pair
         _check_not_capturing(q_nope)
         plan = _plan_for_call(call, batch_invariant)
@@ -155,12 +156,9 @@ def _check_not_capturing(q_nope: Tensor) -> None:
 
 
 def _plan_for_call(call: DecodeCall, batch_invariant: bool) -> MlaPlan:
-    """A plan for a checked call; one that runs nothing, for lack of requests or tokens, too."""
-    batch, seqlen_q, num_heads, _ = call.q_nope.shape
+    """A plan for a checked call that has rows."""
     plan = mla_decode_plan(
-        max(batch, 1),
-        max(seqlen_q, 1),
-        num_heads,
+        *call.q_nope.shape[:3],
         batch_invariant=batch_invariant,
         max_seqlen=max(call.max_length, 1),
         device=call.q_nope.device,

@@ -12,8 +12,8 @@ from pathlib import Path
 WIDTHS = (8, 16, 32, 48, 64, 80, 96, 112, 128)
 # Columns of those with one accumulator for all chains, whose registers must stay the same ones.
 WIDTHS_IN_PLACE = (144, 160, 192)
-# BF16: columns of the tiles whose first instruction of a chain only writes the accumulators, columns
-# of the tiles with A transposed, and with B transposed, whose accumulators live through all chains.
+# BF16: columns of the tiles whose first instruction of a chain only writes the accumulators; of the
+# tiles with A or B transposed, whose accumulators live through all chains.
 WIDTHS_BF16 = (8, 16, 32, 64)
 WIDTHS_A_TRANSPOSED = (8, 16, 32)
 WIDTHS_B_TRANSPOSED = (256,)
