@@ -26,9 +26,10 @@ NO_PAGES = (-1, 2**31 - 1, -(2**31), 10**6)
 
 # FP32 sums of 576 and of as many products as there are tokens, and torch's exp.
 TORCH_FLOOR, TORCH_LSE = 1e-5, 1e-5
-# The kernels multiply values by weights rounded to BF16: 2^-9 / sqrt(3) for independent weights.
-# Scores are FP32 sums of exact products of BF16, exponentials are approximate.
-KERNEL_FLOOR, KERNEL_LSE = 1.5e-3, 1e-4
+# The kernels multiply values by weights rounded to BF16, and divide by their sum before that: 2^-9
+# of a row that one token dominates, unless its weight is a power of two. Scores are FP32 sums of
+# exact products of BF16, exponentials are approximate.
+KERNEL_FLOOR, KERNEL_LSE = 2.0**-9, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,25 @@ def test_against_the_reference(case: MlaCase) -> None:
     assert_right(decode(operands, {"async_completion": "late"}), operands)
 
 
+@pytest.mark.slow
+@FP8
+@pytest.mark.parametrize("page_size", [1, 16, 64, 256])
+@pytest.mark.parametrize("seqlen_q", [1, 2, 4])
+@pytest.mark.parametrize("num_heads", [1, 2, 5, 8, 16, 64, 128])
+def test_every_combination(num_heads: int, seqlen_q: int, page_size: int, fp8: bool) -> None:
+    """Lengths around a page and a block and of several, few parts and many, the same bits."""
+    p = page_size
+    lengths = (0, 1, max(p - 1, 0), p, p + 1, 63, 64, 65, 190)
+    case = MlaCase(lengths, num_heads, "all", seqlen_q, p, fp8, shares_pages=num_heads % 2 == 0)
+    operands = case.operands()
+    number = num_heads + seqlen_q + p
+    first = decode(operands, {"num_sms": 5 + number % 9, "async_completion": MODES[number % 3]})
+    assert_right(first, operands)
+    # By priority, completion that is always late would starve who waits for it.
+    options = {"seed": number, "async_completion": "random", "schedule": "priority"}
+    assert_same(decode(operands, {"num_sms": 5 + number % 9, **options}), first)
+
+
 @FP8
 @pytest.mark.parametrize("num_sms", [1, 2, 3, 7, 132])
 def test_splits(num_sms: int, fp8: bool) -> None:
