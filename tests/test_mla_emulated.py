@@ -283,6 +283,26 @@ def test_wrong_values(name: str, fp8: bool) -> None:
     assert_close((out[others], lse[others]), exact, KERNEL_FLOOR, KERNEL_LSE)
 
 
+@FP8
+@pytest.mark.parametrize("place", range(4))
+def test_a_wrong_page_of_a_whole_block(place: int, fp8: bool) -> None:
+    """Each CTA of a cluster loads a half of the tokens; the rows of both are NaN."""
+    operands = MlaCase((128, 40), 128, "pairs", page_size=16, fp8=fp8).operands()
+    right = operands.exact()
+    table = put_at(0, place, value=-1)(operands.block_table)
+    out, lse = operands.poisoned_outputs()
+    with (
+        pykernels.emulate(num_sms=2) as report,
+        pytest.raises(ValueError, match=re.escape("block_table of request 0 must name pages")),
+    ):
+        dataclasses.replace(operands, block_table=table).call(out=(out, lse))
+    report.raise_if_findings()
+    assert bool(out[0].isnan().all())
+    assert bool(lse[0].isnan().all())
+    exact = right[0][1:], right[1][1:]
+    assert_close((out[1:], lse[1:]), exact, KERNEL_FLOOR, KERNEL_LSE)
+
+
 @pytest.mark.parametrize("length", [59, 61, 0, 96])
 def test_a_stale_plan(length: int) -> None:
     """The lengths have changed since the update; the request's pages are those it had."""

@@ -97,6 +97,12 @@ class Fp8BlockLoader {
         addresses[i] =
             pages.address(block * static_cast<int32_t>(kBlockTokens) + static_cast<int32_t>(row(i)),
                           has_bad_page);
+        if constexpr (kConfig.cluster > 1) {  // a bad page spoils the rows of every CTA
+          constexpr uint32_t kOtherHalf = kBlockTokens / kConfig.cluster;
+          pages.address(block * static_cast<int32_t>(kBlockTokens) +
+                            static_cast<int32_t>(row(i) ^ kOtherHalf),
+                        has_bad_page);
+        }
       }
     }
   };

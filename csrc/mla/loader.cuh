@@ -169,11 +169,10 @@ class BlockLoader {
     __device__ __forceinline__ void locate(const MlaDecodeParams& params, const PageTable& pages,
                                            int32_t block, bool& has_bad_page) {
       const uint32_t box_tokens = min(1u << params.page_shift, kSharedTokens);
-      const uint32_t lane = threadIdx.x % 32;
-      exists = lane * box_tokens < kSharedTokens;
-      first_row = lane * box_tokens;
-      if constexpr (kConfig.cluster > 1) first_row += ptx::cluster_ctarank() * kSharedTokens;
-      if (!exists) return;
+      first_row = threadIdx.x % 32 * box_tokens;
+      // Lanes look at all of the block's pages, since a bad one spoils the rows of every CTA.
+      if (first_row >= kBlockTokens) return;
+      exists = kConfig.cluster == 1 || first_row / kSharedTokens == ptx::cluster_ctarank();
       const int32_t token =
           block * static_cast<int32_t>(kBlockTokens) + static_cast<int32_t>(first_row);
       page = pages.page(token, has_bad_page);  // a bad one is out of the map's bounds: zeros
