@@ -128,13 +128,20 @@ class ConsumerRing {
   /// All groups of the stage's block have been waited for.
   __device__ __forceinline__ void advance() { phase_ ^= 1; }
 
-  /// A converged warp, once its reads are complete: to all CTAs that may fill the stage. Released
-  /// at their scope: threads of this CTA may have filled it, and the next is another's TMA.
-  __device__ __forceinline__ void release(uint32_t stage, Half half) const {
+  /// A converged warp, once its reads are complete: to all CTAs that may fill the stage.
+  /// `is_gathered`: threads of this CTA wrote what another's TMA may overwrite next, which takes the
+  /// cluster's scope, and that a GPU-wide fence. WGMMA's reads alone are over when they are waited
+  /// for.
+  __device__ __forceinline__ void release(uint32_t stage, Half half,
+                                          bool is_gathered = true) const {
     const uint32_t mbar = empty_ + (stage * kNumHalves + static_cast<uint32_t>(half)) * 8;
     if constexpr (kConfig.cluster > 1) {
       if (threadIdx.x % 32 < kConfig.cluster) {
-        ptx::mbarrier_arrive_release_cluster(mbar);
+        if (is_gathered) {
+          ptx::mbarrier_arrive_release_cluster(mbar);
+        } else {
+          ptx::mbarrier_arrive_cluster(mbar);
+        }
       }
     } else {
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(mbar);

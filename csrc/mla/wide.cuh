@@ -141,9 +141,12 @@ class WideConsumer {
     ptx::wgmma_commit_group();
   }
 
-  /// The warpgroup's half of a stage, which it has read.
-  __device__ __forceinline__ void release(uint32_t stage) const {
-    ring_.release(stage, kWarpgroup == 0 ? Half::kLeft : Half::kRight);
+  /// The warpgroup's half of a stage, which it has read; `block` was in it. Without TMA, what a
+  /// CTA's threads have written they overwrite themselves, and the other CTA's copies their own.
+  __device__ __forceinline__ void release(uint32_t stage, int32_t block,
+                                          const Request& request) const {
+    ring_.release(stage, kWarpgroup == 0 ? Half::kLeft : Half::kRight,
+                  !kConfig.fp8 && params_.has_map && gathered(block, request));
   }
 
   // ---- Softmax ----
@@ -260,23 +263,23 @@ class WideConsumer {
       issue_own(0);
       if (block + 1 == end) {
         ptx::wgmma_wait_group<0>();
-        release(0);
+        release(0, block, request);
         return;
       }
       receive(rescale);
       ptx::wgmma_wait_group<0>();  // the output, to be rescaled, and the stage
-      release(0);
+      release(0, block, request);
       rescale_output(rescale);
       issue_exchanged(1);
       if (block + 2 == end) {
         ptx::wgmma_wait_group<0>();
-        release(1);
+        release(1, block + 1, request);
         return;
       }
       const bool is_gathered = gathered(block + 2, request);
       issue_scores<0, kLeftGroups>(is_gathered);
       ptx::wgmma_wait_group<1>();  // all but these scores: the odd stage has been read
-      release(1);
+      release(1, block + 1, request);
       issue_scores<kLeftGroups, kNumGroups>(is_gathered);
     }
   }
@@ -293,12 +296,12 @@ class WideConsumer {
       issue_exchanged(0);
       take_probabilities(block, request, rescale);
       ptx::wgmma_wait_group<0>();  // the even block's product: its stage and probabilities are read
-      release(0);
+      release(0, block - 1, request);
       publish();
       rescale_output(rescale);
       issue_own(1);
       ptx::wgmma_wait_group<0>();
-      release(1);
+      release(1, block, request);
     }
     if (request.num_blocks % 2 != 0) {  // an even block is left
       float rescale[2];
@@ -306,7 +309,7 @@ class WideConsumer {
       rescale_output(rescale);
       issue_exchanged(0);
       ptx::wgmma_wait_group<0>();
-      release(0);
+      release(0, first_block_ + request.num_blocks - 1, request);
     }
   }
 
