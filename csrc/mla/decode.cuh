@@ -52,7 +52,8 @@ template <MlaDecodeConfig kConfig>
 using Blocks = std::conditional_t<kConfig.fp8, Fp8BlockLoader<kConfig>, BlockLoader<kConfig>>;
 
 /// The producer warps: q and all blocks of all items of the CTA's part, in order. The first blocks
-/// of an item are on their way while the one before is stored, and q while they are.
+/// of an item are on their way while the one before is stored, and q while they are; the first
+/// item's q is needed at once.
 template <MlaDecodeConfig kConfig>
 __device__ __forceinline__ void produce(const MlaDecodeParams& params,
                                         DecodeStorage<kConfig>& smem) {
@@ -64,7 +65,8 @@ __device__ __forceinline__ void produce(const MlaDecodeParams& params,
     const Request request(params, item);
     const PageTable pages(params, item, request);
     if (request.num_blocks > 0) blocks.start(params, pages, item.begin_block);
-    const auto num_first = min(request.num_blocks, static_cast<int32_t>(kNumStages));
+    const int32_t num_first =
+        queries.is_first() ? 0 : min(request.num_blocks, static_cast<int32_t>(kNumStages));
 #pragma unroll 1
     for (int32_t i = 0; i < request.num_blocks; ++i) {
       if (i == num_first) queries.load(params, item);

@@ -54,9 +54,12 @@ class QueryLoader {
  public:
   __device__ __forceinline__ explicit QueryLoader(DecodeStorage<kConfig>& smem) : smem_(smem) {}
 
+  /// Nothing has been loaded yet.
+  __device__ __forceinline__ bool is_first() const { return num_loaded_ == 0; }
+
   __device__ __forceinline__ void load(const MlaDecodeParams& params, const WorkItem& item) {
-    wait(ptx::cvta_to_shared(&smem_.barriers.q_empty), phase_ ^ 1);
-    phase_ ^= 1;
+    wait(ptx::cvta_to_shared(&smem_.barriers.q_empty), (num_loaded_ & 1) ^ 1);
+    ++num_loaded_;
     RowCopies<kConfig.block_rows> copies(producer_idx<kConfig>());
     locate(params, item, params.q_nope, params.q_nope_strides, copies);
     for (uint32_t group = 0; group < kNumValueGroups; ++group) {
@@ -82,7 +85,7 @@ class QueryLoader {
   }
 
   DecodeStorage<kConfig>& smem_;
-  uint32_t phase_ = 0;
+  uint32_t num_loaded_ = 0;
 };
 
 /// Blocks of a BF16 cache.
