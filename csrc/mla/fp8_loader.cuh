@@ -145,14 +145,17 @@ class Fp8BlockLoader {
     }
   }
 
-  /// The rope part is BF16: 32 bytes of each token are copied as they are.
+  /// The rope part is BF16: 32 bytes of each token are copied as they are. At a time a token's
+  /// threads take 64 bytes in a row, and neighbouring rows different halves, for all banks.
   __device__ __forceinline__ static void start_rope(const Tokens& tokens, uint32_t tile) {
+    uint32_t thread = producer_idx<kConfig>();
+    hold_value(thread);  // no registers for what follows from it, from block to block
 #pragma unroll
     for (uint32_t i = 0; i < kNumTokens; ++i) {
       const uint8_t* token = tokens.addresses[i];
 #pragma unroll
       for (uint32_t half = 0; half < 2; ++half) {
-        const uint32_t unit = 2 * chunk() + half;
+        const uint32_t unit = (half ^ thread / 4 % 2) * 4 + thread % 4;
         ptx::cp_async_cg_16(tile + swizzled_128b(row(i), unit),
                             token + kFp8RopeOffset + unit * kUnitBytes,
                             token != nullptr ? kUnitBytes : 0);
