@@ -124,7 +124,7 @@ class TransposedConsumer {
 #pragma unroll
     for (uint32_t group = 0; group < kNumGroups; ++group) {
       ring_.wait_full(group);
-      if (is_gathered) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
+      if (is_gathered && !kConfig.fp8) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t step = 0; step < kGroupColumns / 16; ++step) {

@@ -93,7 +93,7 @@ class WideConsumer {
 #pragma unroll
     for (uint32_t group = kBegin; group < kEnd; ++group) {
       ring_.wait_full(group);
-      if (is_gathered) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
+      if (is_gathered && !kConfig.fp8) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t step = 0; step < kGroupColumns / 16; ++step) {
