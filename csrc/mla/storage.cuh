@@ -60,6 +60,7 @@ enum class NamedBarrier : uint32_t {
   kConsumers = 3,  // both consumer warpgroups
   kWarpgroup = 4,  // of one of them, plus its index
   kProducers = 6,
+  kEvenAhead = 7,  // an even block's scores are under way and have begun to complete
 };
 
 }  // namespace pykernels::mla

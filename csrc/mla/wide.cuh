@@ -252,10 +252,16 @@ class WideConsumer {
     const int32_t end = first_block_ + request.num_blocks;
     int32_t block = first_block_;
     if (block >= end) return;
-    issue_scores<0, kNumGroups>(gathered(block, request));
+    issue_scores<0, kLeftGroups>(gathered(block, request));
+    issue_scores<kLeftGroups, kNumGroups>(gathered(block, request));
 #pragma unroll 1
     for (;; block += 2) {
       float rescale[2];
+      if (block + 1 < end) {
+        ptx::wgmma_wait_group<1>();  // the first groups' part: the odd scores may follow
+        ptx::bar_arrive(static_cast<uint32_t>(NamedBarrier::kEvenAhead),
+                        kConfig.num_consumer_threads());
+      }
       ptx::wgmma_wait_group<0>();  // the scores, and the odd block's product before them
       take_probabilities(block, request, rescale);
       rescale_output(rescale);
@@ -289,6 +295,10 @@ class WideConsumer {
 #pragma unroll 1
     for (int32_t block = first_block_ + 1; block < end; block += 2) {
       float rescale[2];
+      // Even scores come first, so that their softmax runs under these products: were they to share
+      // the tensor cores from the start, both would end at one time and nothing would be left.
+      ptx::bar_sync(static_cast<uint32_t>(NamedBarrier::kEvenAhead),
+                    kConfig.num_consumer_threads());
       issue_scores<0, kNumGroups>(gathered(block, request));
       receive(rescale);
       ptx::wgmma_wait_group<0>();  // the scores: no output is touched while products are under way
