@@ -501,6 +501,14 @@ class Partial:
         assert max(counts) > 8
 
 
+@DTYPES
+def test_more_rows_than_the_device_holds_at_a_time(dtype: torch.dtype) -> None:
+    """CTAs go on to further rows; there are as many as one SM can hold."""
+    outs, lses = make_states(Case(3, (7, 2, 5), 512, "many rows"), dtype)
+    out = emulated(outs, lses, options={"num_sms": 1})
+    assert_close(out, outs, lses)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("seqlen_q", "num_heads"), [(1, 1), (2, 3), (1, 16)])
 def test_partial_results(seqlen_q: int, num_heads: int, mode: str) -> None:

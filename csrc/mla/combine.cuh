@@ -199,14 +199,16 @@ template <CombineConfig kConfig>
 __device__ __forceinline__ void combine_body(const CombineParams& params) {
   ptx::griddepcontrol_wait();  // all threads, before any access to global memory
   ptx::griddepcontrol_launch_dependents();
-  const uint32_t unit = blockIdx.x * kConfig.num_warps() + threadIdx.x / 32;
-  if (unit >= params.num_units) return;
-  const MergedRow row = locate(params, unit);
-  if (row.num_states == 0) return;
-  if (params.input_bytes == 4) {
-    merge_row<true>(params, row);
-  } else {
-    merge_row<false>(params, row);
+#pragma unroll 1
+  for (uint32_t unit = blockIdx.x * kConfig.num_warps() + threadIdx.x / 32; unit < params.num_units;
+       unit += gridDim.x * kConfig.num_warps()) {
+    const MergedRow row = locate(params, unit);
+    if (row.num_states == 0) continue;
+    if (params.input_bytes == 4) {
+      merge_row<true>(params, row);
+    } else {
+      merge_row<false>(params, row);
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 // The launches: a warp for each slice of a row.
 #include "mla/combine_launch.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "core/check.h"
@@ -40,12 +41,14 @@ void set_result(CombineParams& params, const TensorView& out, const TensorView& 
 
 Launch make_launch(Device& device, const CombineParams& params) {
   const KernelInfo& kernel = Registry::instance().get("mla_combine");
-  PK_CHECK(device.max_active_clusters(kernel, {1, 1, 1}) > 0, "the device cannot run kernel ",
-           kernel.name);
+  const int64_t num_resident = device.max_active_clusters(kernel, {1, 1, 1});
+  PK_CHECK(num_resident > 0, "the device cannot run kernel ", kernel.name);
   const CombineConfig config{.threads = kernel.threads};
   Launch launch;
   launch.kernel = kernel.name;
-  launch.grid.x = static_cast<uint32_t>(ceil_div(params.num_units, config.num_warps()));
+  const int64_t num_ctas = ceil_div(params.num_units, config.num_warps());
+  // What the device holds at a time: rows of requests that are not split cost a look each, no CTA.
+  launch.grid.x = static_cast<uint32_t>(std::min(num_ctas, num_resident));
   launch.block.x = kernel.threads;
   launch.dynamic_shared_bytes = kernel.dynamic_shared_bytes;
   launch.programmatic_dependent = true;

@@ -129,9 +129,9 @@ class ConsumerRing {
   __device__ __forceinline__ void advance() { phase_ ^= 1; }
 
   /// A converged warp, once its reads are complete: to all CTAs that may fill the stage.
-  /// `is_gathered`: threads of this CTA wrote what another's TMA may overwrite next, which takes the
-  /// cluster's scope, and that a GPU-wide fence. WGMMA's reads alone are over when they are waited
-  /// for.
+  /// `is_gathered`: threads of this CTA wrote what another's TMA may overwrite next, which takes
+  /// the cluster's scope, and that a GPU-wide fence. WGMMA's reads alone are over when they are
+  /// waited for.
   __device__ __forceinline__ void release(uint32_t stage, Half half,
                                           bool is_gathered = true) const {
     const uint32_t mbar = empty_ + (stage * kNumHalves + static_cast<uint32_t>(half)) * 8;
