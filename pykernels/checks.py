@@ -155,9 +155,11 @@ def has_memory(tensor: Tensor) -> bool:
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
-def check_rank(name: str, tensor: Tensor, rank: int) -> None:
+def check_rank(name: str, tensor: Tensor, rank: int, missing_dim: int = 0) -> None:
+    """``missing_dim``: where the dimension goes that a tensor of one too few most likely lacks."""
     if tensor.dim() != rank:
-        fix = ".flatten(0, -2)" if tensor.dim() > rank else ".unsqueeze(0)"
+        too_many = tensor.dim() > rank
+        fix = f".flatten(0, {-rank})" if too_many else f".unsqueeze({missing_dim})"
         raise ValueError(
             f"{name} must have {rank} dimensions, got {tensor.dim()} (shape {_shape(tensor)}); "
             f"reshape it, for example with {fix}"

@@ -74,7 +74,10 @@ def require_device(tensor: Tensor) -> None:
     launch_device(tensor)
 
 
-def planning_device(device: torch.device | str | None) -> _C.Device:
+def planning_device(
+    device: torch.device | str | None,
+    fix: str = 'pass the name of the GPU whose constants count, such as "H200", or None',
+) -> _C.Device:
     """A GPU; for None the current one, else the emulated one.
 
     Raises:
@@ -89,10 +92,7 @@ def planning_device(device: torch.device | str | None) -> _C.Device:
     index = _cuda_device(device).index
     if index is None:
         if not torch.cuda.is_available():
-            raise RuntimeError(
-                f"torch finds no GPU for device {device}; pass the name of the GPU whose constants "
-                'count, such as "H200", or None'
-            )
+            raise RuntimeError(f"torch finds no GPU for device {device}; {fix}")
         index = torch.cuda.current_device()
     gpu: _C.Device = native().CudaDevice(index, 0)
     return gpu
@@ -104,7 +104,9 @@ def sizing_device(device: torch.device) -> _C.Device:
     Raises:
         RuntimeError: there is no GPU, or it cannot run the kernels.
     """
-    return _current_emulated_device() if device.type == "cpu" else planning_device(device)
+    if device.type == "cpu":
+        return _current_emulated_device()
+    return planning_device(device, fix="pass device='cpu' for CPU tensors")
 
 
 def _current_emulated_device() -> _C.Device:

@@ -97,10 +97,12 @@ def check_kv_cache(name: str, kv_cache: Tensor, *, real: bool = True) -> bool:
     columns = FP8_TOKEN_BYTES if fp8 else BF16_TOKEN_COLUMNS
     if kv_cache.dim() != 4 or kv_cache.shape[2:] != (1, columns):
         other = "bfloat16 has 576" if fp8 else "uint8 and float8_e4m3fn have 656"
+        without_head = kv_cache.dim() == 3 and kv_cache.size(2) == columns
+        fix = f"; pass {name}.unsqueeze(2)" if without_head else ""
         raise ValueError(
             f"{name} of {str(kv_cache.dtype).removeprefix('torch.')} must be [num_pages, "
             f"page_size, 1, {columns}], got {list(kv_cache.shape)}; {other} columns, and all "
-            f"query heads share one head of the cache"
+            f"query heads share one head of the cache{fix}"
         )
     num_pages, page_size, _, _ = kv_cache.shape
     if page_size not in PAGE_SIZES:
@@ -140,8 +142,9 @@ def check_cache_write(
     inputs = new.tensors | {"slot_mapping": slot_mapping}
     checks.check_same_device(**inputs, kv_cache=kv_cache)
     _check_token_types({"kv_latent": new.kv_latent, "k_rope": new.k_rope}, slot_mapping)
-    for name in {"norm_weight", "cos", "sin"} & inputs.keys():
-        checks.check_dtype(name, inputs[name], torch.float32, torch.bfloat16)
+    for name in ("norm_weight", "cos", "sin"):
+        if name in inputs:
+            checks.check_dtype(name, inputs[name], torch.float32, torch.bfloat16)
     if new.angles is not None and new.angles.cos.dtype != new.angles.sin.dtype:
         raise ValueError(
             f"cos and sin must have one dtype, got {new.angles.cos.dtype} and "

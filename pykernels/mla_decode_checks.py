@@ -29,6 +29,7 @@ from pykernels.overlap import check_no_overlap
 NUM_PLAN_TENSORS = 5  # the first fields of an MlaPlan
 # Tokens of a request and rows of a call: kernels count to the end of a block of 64, and so beyond.
 MAX_COUNT = checks.MAX_SIZE - 1024
+_SEQLEN_Q_DIM = {"q": 1, "q_nope": 1, "q_rope": 1, "out[0]": 1, "out[1]": 2}  # left out by many
 _FP32 = torch.finfo(torch.float32)
 _ABSORB = (
     "the decode takes queries absorbed into the latent space, q_nope @ w_uk of each head beside "
@@ -81,7 +82,7 @@ def check_query(q: object) -> tuple[Tensor, Tensor]:
             f"q must be a tensor or a pair (q_nope, q_rope) of tensors, got {type(q).__name__}"
         )
     checks.check_tensor("q", q)
-    checks.check_rank("q", q, 4)
+    checks.check_rank("q", q, 4, _SEQLEN_Q_DIM["q"])
     if q.size(-1) != BF16_TOKEN_COLUMNS:
         raise ValueError(
             f"q must be [batch, seqlen_q, num_heads, {BF16_TOKEN_COLUMNS}], got {list(q.shape)}; "
@@ -141,7 +142,7 @@ def check_mla_decode(
     ranks |= {"out[0]": 4, "out[1]": 3}
     for name, tensor in (inputs | outputs).items():
         if name in ranks:
-            checks.check_rank(name, tensor, ranks[name])
+            checks.check_rank(name, tensor, ranks[name], _SEQLEN_Q_DIM.get(name, 0))
 
     check_kv_cache("kv_cache", call.kv_cache, real=real)
     _check_shapes(call, out)
@@ -183,10 +184,8 @@ def _check_shapes(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
         "q_rope", call.q_rope, (*leading, ROPE_DIM), f"[batch, seqlen_q, num_heads, {ROPE_DIM}]"
     )
     if not 1 <= num_heads <= MAX_HEADS:
-        raise ValueError(
-            f"num_heads must be from 1 to {MAX_HEADS}, got {num_heads}; split the heads over "
-            "several calls"
-        )
+        fix = "leave the call out" if num_heads == 0 else "split the heads over several calls"
+        raise ValueError(f"num_heads must be from 1 to {MAX_HEADS}, got {num_heads}; {fix}")
     checks.check_size("batch", batch, MAX_COUNT)
     checks.check_size("seqlen_q * num_heads", seqlen_q * num_heads, MAX_COUNT)
     checks.check_size("num_pages", call.kv_cache.size(0))

@@ -554,7 +554,7 @@ WRONG = [
     ),
     Wrong("dtype of weight", {"norm_weight": weight().double()}, "norm_weight must be float32 or"),
     Wrong(
-        "dtype of cos", {name: each.half() for name, each in ANGLES.items()}, "must be float32 or"
+        "dtype of cos", {name: each.half() for name, each in ANGLES.items()}, "cos must be float32"
     ),
     Wrong(
         "two dtypes", {**ANGLES, "sin": ANGLES["sin"].bfloat16()}, "cos and sin must have one dtype"

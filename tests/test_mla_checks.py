@@ -106,13 +106,27 @@ WRONG = [
     ),
     Wrong("dtype of out", put(out=lambda v: v["out"].float()), "out[0] must be bfloat16, got flo"),
     Wrong("dtype of lse", put(lse=lambda v: v["lse"].double()), "out[1] must be float32, got floa"),
-    Wrong("rank of q", put(q_nope=lambda v: v["q_nope"][0]), "q_nope must have 4 dimensions"),
+    Wrong(
+        "rank of q",
+        put(q_nope=lambda v: v["q_nope"][0]),
+        "q_nope must have 4 dimensions, got 3 (shape [2, 5, 512]); reshape it, for example with "
+        ".unsqueeze(1)",
+    ),
     Wrong("rank of rope", put(q_rope=lambda v: v["q_rope"][None]), "q_rope must have 4 dimensions"),
     Wrong("flat table", put(block_table=lambda v: v["block_table"][0]), "must have 2 dimensions"),
-    Wrong("rank of lengths", put(cache_seqlens=lambda v: v["cache_seqlens"][None]), "1 dimensions"),
-    Wrong("rank of the cache", put(kv_cache=lambda v: v["kv_cache"][:, :, 0]), "kv_cache"),
+    Wrong(
+        "rank of lengths",
+        put(cache_seqlens=lambda v: v["cache_seqlens"][None]),
+        "cache_seqlens must have 1 dimensions, got 2 (shape [1, 3]); reshape it, for example with "
+        ".flatten(0, -1)",
+    ),
+    Wrong(
+        "rank of the cache",
+        put(kv_cache=lambda v: v["kv_cache"][:, :, 0]),
+        "share one head of the cache; pass kv_cache.unsqueeze(2)",
+    ),
     Wrong("rank of out", put(out=lambda v: v["out"][0]), "out[0] must have 4 dimensions"),
-    Wrong("rank of lse", put(lse=lambda v: v["lse"][0]), "out[1] must have 3 dimensions"),
+    Wrong("rank of lse", put(lse=lambda v: v["lse"][0]), "for example with .unsqueeze(2)"),
     Wrong("not absorbed", put(q_nope=lambda v: v["q_nope"][..., :128]), ABSORB),
     Wrong(
         "rope of 128",
@@ -140,7 +154,7 @@ WRONG = [
     Wrong(
         "no heads",
         put(q=lambda v: torch.zeros(BATCH, TOKENS, 0, 576).bfloat16(), pair=lambda v: None),
-        "num_heads must be from 1 to 128, got 0",
+        "num_heads must be from 1 to 128, got 0; leave the call out",
     ),
     Wrong("columns of the cache", put(kv_cache=lambda v: v["kv_cache"][..., :512]), "kv_cache"),
     Wrong(

@@ -366,6 +366,13 @@ def test_refuses_sizes(wrong: Wrong) -> None:
         pykernels.mla_decode_plan(**named)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is there")
+def test_no_gpu_for_a_plan() -> None:
+    message = "torch finds no GPU for device cuda; pass device='cpu' for CPU tensors"
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        pykernels.mla_decode_plan(2, 1, 16, device="cuda")
+
+
 LENGTHS = int32(100, 2000)
 WRONG_UPDATES = [
     Wrong({"plan": None}, "plan must be an MlaPlan, got None; mla_decode_plan makes one"),
