@@ -62,9 +62,15 @@ class TensorView:
     @property
     def spanned_bytes(self) -> int: ...
 
-# A function that takes a TensorView takes its parts too: address, rows, columns, row stride, column
-# stride, dtype.
-_Matrix = TensorView | tuple[int, int, int, int, int, str]
+# A function that takes a TensorView takes its parts too: of a matrix address, rows, columns, row
+# stride, column stride, dtype; of any tensor address, sizes, strides, dtype.
+_View = (
+    TensorView
+    | tuple[int, int, int, int, int, str]
+    | tuple[int, tuple[int, ...], tuple[int, ...], str]
+)
+
+def as_tensor_view(parts: _View) -> TensorView: ...
 
 class Launch:
     @property
@@ -243,11 +249,11 @@ def choose_fp8_gemm_nt(
 ) -> GemmCandidate: ...
 def make_fp8_gemm_nt_launch(
     device: Device,
-    a: _Matrix,
-    sfa: _Matrix,
-    b: _Matrix,
-    sfb: _Matrix,
-    out: _Matrix,
+    a: _View,
+    sfa: _View,
+    b: _View,
+    sfb: _View,
+    out: _View,
     num_sms: int | None = None,
     kernel: str | None = None,
     schedule: tuple[int, int, int] | None = None,
@@ -255,11 +261,11 @@ def make_fp8_gemm_nt_launch(
 ) -> Launch: ...
 def fp8_gemm_nt(
     device: Device,
-    a: _Matrix,
-    sfa: _Matrix,
-    b: _Matrix,
-    sfb: _Matrix,
-    out: _Matrix,
+    a: _View,
+    sfa: _View,
+    b: _View,
+    sfb: _View,
+    out: _View,
     num_sms: int | None = None,
     kernel: str | None = None,
     schedule: tuple[int, int, int] | None = None,
@@ -267,17 +273,17 @@ def fp8_gemm_nt(
 ) -> None: ...
 def make_grouped_fp8_gemm_nt_launch(
     device: Device,
-    a: _Matrix,
-    sfa: _Matrix,
-    b: _Matrix,
-    sfb: _Matrix,
-    out: _Matrix,
-    groups: _Matrix,
+    a: _View,
+    sfa: _View,
+    b: _View,
+    sfb: _View,
+    out: _View,
+    groups: _View,
     source: str,
     num_sms: int | None = None,
     expected_m: int | None = None,
-    ready: _Matrix | None = None,
-    done: _Matrix | None = None,
+    ready: _View | None = None,
+    done: _View | None = None,
     system_scope: bool = False,
     ready_timeout_ns: int = 0,
     kernel: str | None = None,
@@ -285,44 +291,44 @@ def make_grouped_fp8_gemm_nt_launch(
 ) -> Launch: ...
 def grouped_fp8_gemm_nt(
     device: Device,
-    a: _Matrix,
-    sfa: _Matrix,
-    b: _Matrix,
-    sfb: _Matrix,
-    out: _Matrix,
-    groups: _Matrix,
+    a: _View,
+    sfa: _View,
+    b: _View,
+    sfb: _View,
+    out: _View,
+    groups: _View,
     source: str,
     num_sms: int | None = None,
     expected_m: int | None = None,
-    ready: _Matrix | None = None,
-    done: _Matrix | None = None,
+    ready: _View | None = None,
+    done: _View | None = None,
     system_scope: bool = False,
     ready_timeout_ns: int = 0,
     kernel: str | None = None,
     schedule: tuple[int, int, int] | None = None,
 ) -> None: ...
 def make_quantize_launch(
-    x: _Matrix, q: _Matrix, scales: _Matrix, block_m: int, ue8m0: bool
+    x: _View, q: _View, scales: _View, block_m: int, ue8m0: bool
 ) -> Launch: ...
 def quantize(
-    device: Device, x: _Matrix, q: _Matrix, scales: _Matrix, block_m: int, ue8m0: bool
+    device: Device, x: _View, q: _View, scales: _View, block_m: int, ue8m0: bool
 ) -> None: ...
 def make_silu_mul_quantize_launch(
     device: Device,
-    x: _Matrix,
-    q: _Matrix,
-    scales: _Matrix,
+    x: _View,
+    q: _View,
+    scales: _View,
     ue8m0: bool,
-    groups: TensorView | None = None,
+    groups: _View | None = None,
     source: str | None = None,
 ) -> Launch: ...
 def silu_mul_quantize(
     device: Device,
-    x: _Matrix,
-    q: _Matrix,
-    scales: _Matrix,
+    x: _View,
+    q: _View,
+    scales: _View,
     ue8m0: bool,
-    groups: TensorView | None = None,
+    groups: _View | None = None,
     source: str | None = None,
 ) -> None: ...
 def mla_plan_sizes(
@@ -335,113 +341,111 @@ def mla_plan_sizes(
 ) -> tuple[int, int, int]: ...
 def make_mla_update_plan_launch(
     device: Device,
-    cache_seqlens: TensorView,
-    items: _Matrix,
-    part_offsets: TensorView,
-    requests: _Matrix,
+    cache_seqlens: _View,
+    items: _View,
+    part_offsets: _View,
+    requests: _View,
     batch_invariant: bool,
 ) -> Launch: ...
 def mla_update_plan(
     device: Device,
-    cache_seqlens: TensorView,
-    items: _Matrix,
-    part_offsets: TensorView,
-    requests: _Matrix,
+    cache_seqlens: _View,
+    items: _View,
+    part_offsets: _View,
+    requests: _View,
     batch_invariant: bool,
 ) -> None: ...
 def make_mla_combine_launch(
     device: Device,
-    requests: _Matrix,
-    partial_out: TensorView,
-    partial_lse: TensorView,
-    out: TensorView,
-    lse: TensorView,
+    requests: _View,
+    partial_out: _View,
+    partial_lse: _View,
+    out: _View,
+    lse: _View,
 ) -> Launch: ...
 def mla_combine(
     device: Device,
-    requests: _Matrix,
-    partial_out: TensorView,
-    partial_lse: TensorView,
-    out: TensorView,
-    lse: TensorView,
+    requests: _View,
+    partial_out: _View,
+    partial_lse: _View,
+    out: _View,
+    lse: _View,
 ) -> None: ...
 def make_merge_states_launch(
-    device: Device, outs: TensorView, lses: TensorView, out: TensorView, lse: TensorView
+    device: Device, outs: _View, lses: _View, out: _View, lse: _View
 ) -> Launch: ...
-def merge_states(
-    device: Device, outs: TensorView, lses: TensorView, out: TensorView, lse: TensorView
-) -> None: ...
+def merge_states(device: Device, outs: _View, lses: _View, out: _View, lse: _View) -> None: ...
 def make_mla_decode_launch(
     device: Device,
-    q_nope: TensorView,
-    q_rope: TensorView,
-    kv_cache: TensorView,
-    block_table: TensorView,
-    cache_seqlens: TensorView,
-    items: TensorView,
-    part_offsets: TensorView,
-    requests: TensorView,
-    partial_out: TensorView,
-    partial_lse: TensorView,
-    out: TensorView,
-    lse: TensorView,
+    q_nope: _View,
+    q_rope: _View,
+    kv_cache: _View,
+    block_table: _View,
+    cache_seqlens: _View,
+    items: _View,
+    part_offsets: _View,
+    requests: _View,
+    partial_out: _View,
+    partial_lse: _View,
+    out: _View,
+    lse: _View,
     softmax_scale: float,
     causal: bool,
 ) -> Launch: ...
 def mla_decode(
     device: Device,
-    q_nope: TensorView,
-    q_rope: TensorView,
-    kv_cache: TensorView,
-    block_table: TensorView,
-    cache_seqlens: TensorView,
-    items: TensorView,
-    part_offsets: TensorView,
-    requests: TensorView,
-    partial_out: TensorView,
-    partial_lse: TensorView,
-    out: TensorView,
-    lse: TensorView,
+    q_nope: _View,
+    q_rope: _View,
+    kv_cache: _View,
+    block_table: _View,
+    cache_seqlens: _View,
+    items: _View,
+    part_offsets: _View,
+    requests: _View,
+    partial_out: _View,
+    partial_lse: _View,
+    out: _View,
+    lse: _View,
     softmax_scale: float,
     causal: bool,
 ) -> None: ...
 def make_mla_cache_write_launch(
     device: Device,
-    kv_latent: _Matrix,
-    k_rope: _Matrix,
-    kv_cache: TensorView,
-    slot_mapping: TensorView,
-    norm_weight: TensorView | None = None,
+    kv_latent: _View,
+    k_rope: _View,
+    kv_cache: _View,
+    slot_mapping: _View,
+    norm_weight: _View | None = None,
     norm_eps: float = 0.0,
-    cos: _Matrix | None = None,
-    sin: _Matrix | None = None,
+    cos: _View | None = None,
+    sin: _View | None = None,
     rope_interleaved: bool = True,
 ) -> Launch: ...
 def mla_cache_write(
     device: Device,
-    kv_latent: _Matrix,
-    k_rope: _Matrix,
-    kv_cache: TensorView,
-    slot_mapping: TensorView,
-    norm_weight: TensorView | None = None,
+    kv_latent: _View,
+    k_rope: _View,
+    kv_cache: _View,
+    slot_mapping: _View,
+    norm_weight: _View | None = None,
     norm_eps: float = 0.0,
-    cos: _Matrix | None = None,
-    sin: _Matrix | None = None,
+    cos: _View | None = None,
+    sin: _View | None = None,
     rope_interleaved: bool = True,
 ) -> None: ...
 def make_mla_cache_read_launch(
     device: Device,
-    kv_cache: TensorView,
-    slot_mapping: TensorView,
-    kv_latent: _Matrix,
-    k_rope: _Matrix,
+    kv_cache: _View,
+    slot_mapping: _View,
+    kv_latent: _View,
+    k_rope: _View,
 ) -> Launch: ...
 def mla_cache_read(
     device: Device,
-    kv_cache: TensorView,
-    slot_mapping: TensorView,
-    kv_latent: _Matrix,
-    k_rope: _Matrix,
+    kv_cache: _View,
+    slot_mapping: _View,
+    kv_latent: _View,
+    k_rope: _View,
 ) -> None: ...
 
 class emulator:  # noqa: N801 - a submodule

@@ -13,7 +13,7 @@ from pykernels._ops import define
 from pykernels.device import launch_device
 from pykernels.gemm import compute_in_torch
 from pykernels.group_checks import COUNTER_ROWS, NO_COUNTERS, Counters, Groups
-from pykernels.native import native, strided_view
+from pykernels.native import native, tensor_parts
 
 _COUNTER_COLUMNS = 8  # columns of a row that a done counter counts as 1
 _NS_PER_S = 1e9
@@ -300,13 +300,13 @@ def _compute(
         segments = group_checks.group_segments(groups, b.size(0), a.size(-2))
         _require_ready(segments, groups, counters)
     ready, done = (
-        None if counter is None else strided_view(counter.view(-1))
+        None if counter is None else tensor_parts(counter.view(-1))
         for counter in (counters.ready, counters.done)
     )
     tensors = (a, sfa, b, sfb, out, groups.values)
     native().grouped_fp8_gemm_nt(
         device,
-        *map(strided_view, tensors),
+        *map(tensor_parts, tensors),
         groups.source,
         num_sms,
         expected_m,

@@ -10,7 +10,7 @@ from torch import Tensor
 from pykernels import checks, mla_checks
 from pykernels._ops import define
 from pykernels.device import launch_device
-from pykernels.native import native, strided_view
+from pykernels.native import native, tensor_parts
 
 
 def merge_states(
@@ -88,7 +88,7 @@ def _compute(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> None:
     if device is None:
         compute_in_torch(outs, lses, out, lse)
     elif lse.numel() > 0:
-        native().merge_states(device, *map(strided_view, (outs, lses, out, lse)))
+        native().merge_states(device, *map(tensor_parts, (outs, lses, out, lse)))
 
 
 def compute_in_torch(outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor) -> None:

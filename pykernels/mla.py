@@ -14,7 +14,7 @@ from pykernels.mla_cache_checks import FP8_ROPE_OFFSET, FP8_SCALE_OFFSET, LATENT
 from pykernels.mla_checks import MlaPlan, check_result_pair
 from pykernels.mla_decode_checks import NUM_PLAN_TENSORS, DecodeCall
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
-from pykernels.native import native, strided_view
+from pykernels.native import native, tensor_parts
 
 
 def mla_decode(
@@ -188,7 +188,7 @@ def _compute(call: DecodeCall, out: Tensor, lse: Tensor) -> None:
         inputs["kv_cache"] = call.kv_cache.view(torch.float8_e4m3fn)  # one name for FP8 tokens
     plan = mla_decode_checks.plan_tensors(call.plan)
     tensors = (*inputs.values(), *plan.values(), out, lse)
-    native().mla_decode(target, *map(strided_view, tensors), call.softmax_scale, call.causal)
+    native().mla_decode(target, *map(tensor_parts, tensors), call.softmax_scale, call.causal)
 
 
 def decode_in_torch(call: DecodeCall, out: Tensor, lse: Tensor) -> None:

@@ -24,7 +24,7 @@ from pykernels.mla_cache_checks import (
     Angles,
     NewTokens,
 )
-from pykernels.native import native, strided_view, tensor_view
+from pykernels.native import native, tensor_parts, tensor_view
 
 _LANE_COLUMNS = 16  # of a row: one lane of the kernel sums their squares
 
@@ -220,8 +220,8 @@ def _write(new: NewTokens, kv_cache: Tensor, slot_mapping: Tensor) -> None:
         write_in_torch(new, kv_cache, slot_mapping)
         return
     arguments: list[Any] = [tensor_view(new.kv_latent), tensor_view(new.k_rope)]
-    arguments += map(strided_view, (kv_cache, slot_mapping))
-    arguments += None if new.norm_weight is None else strided_view(new.norm_weight), new.norm_eps
+    arguments += map(tensor_parts, (kv_cache, slot_mapping))
+    arguments += None if new.norm_weight is None else tensor_parts(new.norm_weight), new.norm_eps
     if new.angles is not None:
         cos, sin, interleaved = new.angles
         arguments += tensor_view(cos), tensor_view(sin), interleaved
@@ -236,7 +236,7 @@ def _read(kv_cache: Tensor, slot_mapping: Tensor, kv_latent: Tensor, k_rope: Ten
     if device is None:
         read_in_torch(kv_cache, slot_mapping, kv_latent, k_rope)
         return
-    views = strided_view(kv_cache), strided_view(slot_mapping)
+    views = tensor_parts(kv_cache), tensor_parts(slot_mapping)
     native().mla_cache_read(device, *views, tensor_view(kv_latent), tensor_view(k_rope))
 
 

@@ -11,7 +11,7 @@ from pykernels import checks, mla_checks
 from pykernels._ops import define
 from pykernels.device import launch_device, sizing_device
 from pykernels.mla_checks import MlaPlan
-from pykernels.native import native, strided_view
+from pykernels.native import native, tensor_parts
 
 _BLOCK_TOKENS = 64
 _ITEM_OVERHEAD = 5  # blocks
@@ -142,7 +142,7 @@ def _update(
     mla_checks.check_update_plan(items, part_offsets, requests, cache_seqlens, batch_invariant)
     device = launch_device(cache_seqlens)
     if device is not None:
-        views = map(strided_view, (cache_seqlens, items, part_offsets, requests))
+        views = map(tensor_parts, (cache_seqlens, items, part_offsets, requests))
         native().mla_update_plan(device, *views, batch_invariant)
         return
     update_on_the_host(items, part_offsets, requests, cache_seqlens, batch_invariant)

@@ -42,6 +42,7 @@ DTYPE_NAMES = {
 # Address, rows, columns, row stride, column stride (in elements), dtype: functions of the extension
 # that take a TensorView take this too, and sooner than a TensorView is made.
 Matrix: TypeAlias = tuple[int, int, int, int, int, str]
+Parts: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...], str]  # as well: any rank
 
 _lock = threading.Lock()
 _loaded: ModuleType | None = None
@@ -114,17 +115,15 @@ def tensor_view(tensor: Tensor) -> Matrix:
     return tensor.data_ptr(), rows, columns, row_stride, column_stride, dtype
 
 
-def strided_view(tensor: Tensor) -> Any:
+def tensor_parts(tensor: Tensor) -> Parts:
     """A tensor of any rank as the host path in C++ takes it.
 
-    As :func:`tensor_view` of its matrices; the stride of a lone matrix is what would follow it.
+    As :func:`tensor_view` of its matrices; there the stride of a dimension of size 1 becomes what
+    would follow the dimensions behind it.
     """
-    sizes, strides = list(tensor.shape), list(tensor.stride())
-    behind = 1
-    for i in reversed(range(tensor.dim())):
-        if sizes[i] == 1:
-            strides[i] = behind
-        behind = max(strides[i] * sizes[i], 1)
-        behind = -(-behind // _ROW_ELEMENTS) * _ROW_ELEMENTS
-    dtype = DTYPE_NAMES[tensor.dtype]
-    return native().TensorView(tensor.data_ptr(), tuple(sizes), tuple(strides), dtype)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), DTYPE_NAMES[tensor.dtype]
+
+
+def strided_view(tensor: Tensor) -> Any:
+    """What the host path in C++ makes of :func:`tensor_parts`."""
+    return native().as_tensor_view(tensor_parts(tensor))

@@ -14,7 +14,7 @@ from pykernels import checks, group_checks, quantize
 from pykernels._ops import define
 from pykernels.device import launch_device
 from pykernels.group_checks import Groups
-from pykernels.native import native, strided_view
+from pykernels.native import native, tensor_parts
 
 _ROW_ELEMENTS = 16  # of any element type these fill a multiple of 16 bytes
 
@@ -141,9 +141,9 @@ def _compute(x: Tensor, groups: Groups | None, scale_fmt: str, q: Tensor, scales
         return
     if x.numel() == 0 or (groups is not None and _num_groups(groups) == 0):
         return
-    arguments: list[Any] = [*map(strided_view, (x, q, scales)), scale_fmt == "ue8m0"]
+    arguments: list[Any] = [*map(tensor_parts, (x, q, scales)), scale_fmt == "ue8m0"]
     if groups is not None:
-        arguments += strided_view(groups.values), groups.source
+        arguments += tensor_parts(groups.values), groups.source
     native().silu_mul_quantize(device, *arguments)
 
 

@@ -110,6 +110,9 @@ void bind_tensor_view(py::module_& module) {
       .def_property_readonly("spanned_bytes", &TensorView::spanned_bytes)
       .def("__repr__",
            [](const TensorView& view) { return concat("TensorView(", view.describe(), ")"); });
+  module.def(
+      "as_tensor_view", [](const TensorView& view) { return view; }, py::arg("parts"),
+      "The view that other functions make of these parts.");
 }
 
 py::list to_list(const auto* values, uint32_t count) {
