@@ -15,6 +15,11 @@ from pykernels.mla_checks import MlaPlan, check_result_pair
 from pykernels.mla_decode_checks import NUM_PLAN_TENSORS, DecodeCall
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
 from pykernels.native import native, tensor_parts
+from pykernels.usual_decode_calls import (
+    is_usual_decode_call,
+    usual_decode_outputs,
+    usual_decode_parts,
+)
 
 
 def mla_decode(
@@ -80,10 +85,16 @@ def mla_decode(
 
     Reference: :func:`pykernels.reference.mla_decode` (DeepSeek-V2 report, section 2.1).
     """
-    q_nope, q_rope = mla_decode_checks.check_query(q)
-    call = DecodeCall(
-        q_nope, q_rope, kv_cache, block_table, cache_seqlens, plan, softmax_scale, causal
-    )
+    q_nope, q_rope = _split_query(q)
+    inputs = q_nope, q_rope, kv_cache, block_table, cache_seqlens
+    if is_usual_decode_call(inputs, softmax_scale, causal, plan, batch_invariant, out):
+        assert plan is not None
+        if out is None:
+            result, lse = _OP(*inputs, *plan[:NUM_PLAN_TENSORS], softmax_scale, causal)
+            return result, lse
+        _OP_OUT(*inputs, *plan[:NUM_PLAN_TENSORS], softmax_scale, causal, out=out[0], lse=out[1])
+        return out
+    call = DecodeCall(*inputs, plan, softmax_scale, causal)
     pair = _check_arguments(call, batch_invariant, out)
     if plan is None:
         real = checks.has_memory(q_nope)
@@ -100,6 +111,12 @@ def mla_decode(
         return result, lse
     _OP_OUT(*tensors, *options, out=pair[0], lse=pair[1])
     return pair
+
+
+def _split_query(q: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if type(q) is tuple and len(q) == 2:  # what is in it is checked with all other tensors
+        return q
+    return mla_decode_checks.check_query(q)
 
 
 @checks.checks_call(mla_decode)
@@ -244,6 +261,12 @@ def _define(real: bool) -> tuple[Any, Any]:
     """Both overloads: for tensors with memory, or for fake ones."""
 
     def allocate(*inputs: Any) -> tuple[Tensor, Tensor]:
+        parts = usual_decode_parts(*inputs[:-1]) if real else None
+        if parts is not None and (target := launch_device(inputs[0])) is not None:
+            out, lse = _empty_outputs(inputs[0])
+            results = tensor_parts(out), tensor_parts(lse)
+            native().mla_decode(target, *parts, *results, *inputs[-2:])
+            return out, lse
         call = _call_of(inputs)
         mla_decode_checks.check_mla_decode(call, None, real=real)
         out, lse = _empty_outputs(call.q_nope)
@@ -252,6 +275,14 @@ def _define(real: bool) -> tuple[Any, Any]:
         return out, lse
 
     def write(*inputs: Any, out: Tensor, lse: Tensor) -> None:
+        parts = usual_decode_parts(*inputs[:-1]) if real else None
+        if (
+            parts is not None
+            and (results := usual_decode_outputs(out, lse, inputs[0], parts)) is not None
+            and (target := launch_device(inputs[0])) is not None
+        ):
+            native().mla_decode(target, *parts, *results, *inputs[-2:])
+            return
         call = _call_of(inputs)
         mla_decode_checks.check_mla_decode(call, (out, lse), real=real)
         if real:

@@ -88,7 +88,8 @@ def check_query(q: object) -> tuple[Tensor, Tensor]:
             f"q must be [batch, seqlen_q, num_heads, {BF16_TOKEN_COLUMNS}], got {list(q.shape)}; "
             f"{_ABSORB}"
         )
-    return q[..., :LATENT_DIM], q[..., LATENT_DIM:]
+    q_nope, q_rope = q.split_with_sizes((LATENT_DIM, ROPE_DIM), -1)  # sooner than two slices
+    return q_nope, q_rope
 
 
 def check_plan_argument(plan: object, batch_invariant: object) -> None:
