@@ -238,18 +238,15 @@ def check_values(call: DecodeCall) -> None:
         ValueError: one is wrong.
     """
     num_pages, page_size = call.kv_cache.shape[:2]
-    planned = None if call.plan is None else call.plan.requests[:, 0].tolist()
+    planned = None if call.plan is None else call.plan.requests[:, :2].tolist()
     for request, length in enumerate(call.cache_seqlens.tolist()):
         if not 0 <= length <= call.max_length:
             raise ValueError(
                 f"cache_seqlens of request {request} must be from 0 to {call.max_length}, what its "
                 f"row of block_table reaches, got {length}"
             )
-        if planned is not None and planned[request] != length:
-            raise ValueError(
-                f"the plan was updated for cache_seqlens of {planned[request]} in request "
-                f"{request}, got {length}; call mla_update_plan whenever the lengths change"
-            )
+        if planned is not None:
+            _check_planned(request, length, *planned[request])
         pages = call.block_table[request, : checks.ceil_div(length, page_size)]
         wrong = pages[(pages < 0) | (pages >= num_pages)]
         if wrong.numel() > 0:
@@ -257,3 +254,16 @@ def check_values(call: DecodeCall) -> None:
                 f"block_table of request {request} must name pages from 0 to {num_pages - 1}, got "
                 f"{int(wrong[0])}"
             )
+
+
+def _check_planned(request: int, length: int, planned_length: int, num_splits: int) -> None:
+    if num_splits == 0:
+        raise ValueError(
+            f"the plan was not updated for request {request}; call mla_update_plan with the "
+            "cache_seqlens of the whole batch"
+        )
+    if planned_length != length:
+        raise ValueError(
+            f"the plan was updated for cache_seqlens of {planned_length} in request {request}, got "
+            f"{length}; call mla_update_plan whenever the lengths change"
+        )

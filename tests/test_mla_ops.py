@@ -327,6 +327,22 @@ def test_a_stale_plan() -> None:
     operands.call(plan=plan)
 
 
+@pytest.mark.parametrize("length", [0, 5])
+def test_a_plan_that_was_updated_for_fewer_requests(length: int) -> None:
+    """As on the GPU, of a request without tokens too."""
+    operands = dataclasses.replace(SMALL, lengths=(40, length)).operands()
+    plan = operands.plan()
+    pykernels.mla_update_plan(plan, operands.cache_seqlens[:1])
+    message = (
+        "the plan was not updated for request 1; call mla_update_plan with the cache_seqlens of "
+        "the whole batch"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        operands.call(plan=plan)
+    with pykernels.emulate(), pytest.raises(ValueError, match=re.escape(message)):
+        operands.call(plan=plan)
+
+
 def test_pages_past_the_end_do_not_matter() -> None:
     """A cache without pages serves requests without tokens."""
     operands = MlaCase((0, 0), 3, "no tokens").operands()
