@@ -58,10 +58,7 @@ class Fp8BlockLoader {
     }
     ptx::cp_async_wait_all();  // the rope part
     const bool any = __any_sync(kAllLanes, tokens.has_bad_page);
-    if (threadIdx.x % 32 == 0) {
-      smem_.has_bad_page[stage][producer_idx<kConfig>() / 32] = any;
-      ptx::mbarrier_arrive(ring_.full(stage, kNumGroups - 1));
-    }
+    if (threadIdx.x % 32 == 0) smem_.has_bad_page[stage][producer_idx<kConfig>() / 32] = any;
     publish(stage, kNumValueGroups);
     ring_.advance(stage);
   }
@@ -92,18 +89,20 @@ class Fp8BlockLoader {
 
     Tokens() = default;
     __device__ __forceinline__ Tokens(const PageTable& pages, int32_t block) {
+      BadPage bad_page;
 #pragma unroll
       for (uint32_t i = 0; i < kNumTokens; ++i) {
-        addresses[i] =
-            pages.address(block * static_cast<int32_t>(kBlockTokens) + static_cast<int32_t>(row(i)),
-                          has_bad_page);
+        addresses[i] = pages.address(
+            block * static_cast<int32_t>(kBlockTokens) + static_cast<int32_t>(row(i)), bad_page);
         if constexpr (kConfig.cluster > 1) {  // a bad page spoils the rows of every CTA
           constexpr uint32_t kOtherHalf = kBlockTokens / kConfig.cluster;
           pages.address(block * static_cast<int32_t>(kBlockTokens) +
                             static_cast<int32_t>(row(i) ^ kOtherHalf),
-                        has_bad_page);
+                        bad_page);
         }
       }
+      pages.record(bad_page);
+      has_bad_page = bad_page.exists;
     }
   };
 

@@ -130,13 +130,14 @@ class BlockLoader {
   /// Every thread copies its rows' units, and zeros behind the last token.
   __device__ __forceinline__ void gather(const PageTable& pages, int32_t block, uint32_t stage) {
     RowCopies<kBlockTokens> copies(producer_idx<kConfig>());
-    bool has_bad_page = false;
+    BadPage bad_page;
 #pragma unroll
     for (uint32_t i = 0; i < copies.kCount; ++i) {
       const int32_t token =
           block * static_cast<int32_t>(kBlockTokens) + static_cast<int32_t>(copies.row(i));
-      copies.sources[i] = pages.address(token, has_bad_page);
+      copies.sources[i] = pages.address(token, bad_page);
     }
+    pages.record(bad_page);
     ring_.wait_empty(stage, Half::kLeft);
 #pragma unroll 1
     for (uint32_t group = 0; group < kNumGroups; ++group) {
@@ -144,22 +145,23 @@ class BlockLoader {
       copies.start(tile(stage, group), group * kGroupUnits * kUnitBytes);
       ptx::cp_async_mbarrier_arrive_noinc(ring_.full(stage, group));
     }
-    finish(stage, has_bad_page);
+    finish(stage, bad_page.exists);
   }
 
   /// The first warp has TMA bring boxes of 64 columns and as many tokens as lie in a page, one a
   /// lane, for all threads. CTAs of a cluster load a part of the tokens each, into all of them.
   __device__ __forceinline__ void load_boxes(const MlaDecodeParams& params, const PageTable& pages,
                                              int32_t block, uint32_t stage) {
-    bool has_bad_page = false;
+    BadPage bad_page;
     const bool is_first_warp = producer_idx<kConfig>() < 32;
     Boxes boxes;
-    if (is_first_warp) boxes.locate(params, pages, block, has_bad_page);
+    if (is_first_warp) boxes.locate(params, pages, block, bad_page);
+    pages.record(bad_page);
     ring_.wait_empty(stage, Half::kLeft);
     if (is_first_warp) load_groups(params, boxes, stage, 0, kLeftGroups);
     ring_.wait_empty(stage, Half::kRight);
     if (is_first_warp) load_groups(params, boxes, stage, kLeftGroups, kNumGroups);
-    finish(stage, has_bad_page);
+    finish(stage, bad_page.exists);
   }
 
   /// A lane's box of a block.
@@ -170,7 +172,7 @@ class BlockLoader {
     bool exists = false;
 
     __device__ __forceinline__ void locate(const MlaDecodeParams& params, const PageTable& pages,
-                                           int32_t block, bool& has_bad_page) {
+                                           int32_t block, BadPage& bad_page) {
       const uint32_t box_tokens = min(1u << params.page_shift, kSharedTokens);
       first_row = threadIdx.x % 32 * box_tokens;
       // Lanes look at all of the block's pages, since a bad one spoils the rows of every CTA.
@@ -178,19 +180,17 @@ class BlockLoader {
       exists = kConfig.cluster == 1 || first_row / kSharedTokens == ptx::cluster_ctarank();
       const int32_t token =
           block * static_cast<int32_t>(kBlockTokens) + static_cast<int32_t>(first_row);
-      page = pages.page(token, has_bad_page);  // a bad one is out of the map's bounds: zeros
+      page = pages.page(token, bad_page);  // a bad one is out of the map's bounds: zeros
       token_in_page = static_cast<int32_t>(pages.token_in_page(token));
     }
   };
 
   __device__ __forceinline__ void load_groups(const MlaDecodeParams& params, const Boxes& boxes,
                                               uint32_t stage, uint32_t begin, uint32_t end) {
-    if (threadIdx.x % 32 == 0) {
-      for (uint32_t group = begin; group < end; ++group) {
-        const uint32_t full = ring_.full(stage, group);
-        ptx::mbarrier_arrive_expect_tx(full, kGroupBytes);
-        ptx::mbarrier_arrive_count(full, kConfig.num_producer_threads() - 1);
-      }
+    if (const uint32_t group = begin + threadIdx.x % 32; group < end) {
+      const uint32_t full = ring_.full(stage, group);
+      ptx::mbarrier_arrive_expect_tx(full, kGroupBytes);
+      ptx::mbarrier_arrive_count(full, kConfig.num_producer_threads() - 1);
     }
     if (!boxes.exists) return;
     for (uint32_t group = begin; group < end; ++group) {

@@ -105,7 +105,9 @@ __device__ __forceinline__ void store_wide(const MlaDecodeParams& params,
   }
   if (target.is_partial()) return;
 
-  const WideStaging staging(ptx::cvta_to_shared(smem.q));
+  uint32_t tile = ptx::cvta_to_shared(smem.q);
+  hold_value(tile);  // addresses are not kept from item to item: there are no registers for them
+  const WideStaging staging(tile);
 #pragma unroll
   for (uint32_t j = 0; j < kHeadDimV / 16; j += 2) {
     uint32_t words[4];

@@ -9,6 +9,12 @@
 
 namespace pykernels::mla {
 
+/// What a thread has found among its entries of the block table: the last one that is wrong.
+struct BadPage {
+  bool exists = false;
+  int32_t page = 0;
+};
+
 /// A request's row of the block table. Entries behind the request's length are never looked at.
 class PageTable {
  public:
@@ -21,29 +27,28 @@ class PageTable {
 
   __device__ __forceinline__ bool has_token(int32_t token) const { return token < length_; }
 
-  /// The page of a token that the request has. `is_bad`: set if it does not exist, which is
-  /// recorded; nothing may be read from it.
-  __device__ __forceinline__ int32_t page(int32_t token, bool& is_bad) const {
+  /// The page of a token that the request has. `bad`: set if it does not exist; nothing may be read
+  /// from it.
+  __device__ __forceinline__ int32_t page(int32_t token, BadPage& bad) const {
     const int32_t page = row_[token >> params_.page_shift];
-    if (static_cast<uint32_t>(page) >= params_.num_pages) {
-      is_bad = true;
-      write_error(params_.errors, {DeviceErrorKind::kPageIndex, static_cast<uint32_t>(request_),
-                                   page, static_cast<int32_t>(params_.num_pages)});
-    }
+    if (!exists(page)) bad = {true, page};
     return page;
   }
 
   /// The token's row in the cache; null if the request does not have it, or its page is bad.
-  __device__ __forceinline__ const uint8_t* address(int32_t token, bool& is_bad) const {
+  __device__ __forceinline__ const uint8_t* address(int32_t token, BadPage& bad) const {
     if (!has_token(token)) return nullptr;
-    bool is_page_bad = false;
-    const auto page = static_cast<uint32_t>(this->page(token, is_page_bad));
-    if (is_page_bad) {
-      is_bad = true;
-      return nullptr;
-    }
-    return params_.kv_cache + page * params_.page_stride +
+    const int32_t page = this->page(token, bad);
+    if (!exists(page)) return nullptr;
+    return params_.kv_cache + static_cast<uint32_t>(page) * params_.page_stride +
            token_in_page(token) * params_.token_stride;
+  }
+
+  /// Leaves the error, if there is one.
+  __device__ __forceinline__ void record(const BadPage& bad) const {
+    if (!bad.exists) return;
+    write_error(params_.errors, {DeviceErrorKind::kPageIndex, static_cast<uint32_t>(request_),
+                                 bad.page, static_cast<int32_t>(params_.num_pages)});
   }
 
   __device__ __forceinline__ uint32_t token_in_page(int32_t token) const {
@@ -51,6 +56,10 @@ class PageTable {
   }
 
  private:
+  __device__ __forceinline__ bool exists(int32_t page) const {
+    return static_cast<uint32_t>(page) < params_.num_pages;
+  }
+
   const MlaDecodeParams& params_;
   const int32_t* row_;
   int32_t request_;

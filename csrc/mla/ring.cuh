@@ -11,22 +11,27 @@
 
 namespace pykernels::mla {
 
-/// Arrivals that complete a phase of a full barrier: of each producer thread, be it by its copies;
-/// at the last group of each producer warp too, once the warp has seen the stage empty. So no warp
-/// falls behind by a phase, and what it has found of the block is visible.
+/// Arrivals that complete a phase of a full barrier. BF16: of each producer thread, be it by its
+/// copies; at the last group of each producer warp too, once the warp has seen the stage empty. So
+/// no warp falls behind by a phase, and what it has found of the block is visible. FP8: of each
+/// producer thread, which arrives on its own.
+template <MlaDecodeConfig kConfig>
 __device__ __forceinline__ constexpr uint32_t full_arrivals(uint32_t group) {
-  return kNumProducerWarps * 32 + (group + 1 == kNumGroups ? kNumProducerWarps : 0);
+  const bool has_warps = !kConfig.fp8 && group + 1 == kNumGroups;
+  return kNumProducerWarps * 32 + (has_warps ? kNumProducerWarps : 0);
 }
 
 /// Sets up the barriers. One thread.
 template <MlaDecodeConfig kConfig>
 __device__ __forceinline__ void initialise(DecodeBarriers& barriers) {
   constexpr uint32_t kWarps = 4;  // of a warpgroup
+  constexpr uint32_t kUsedHalves = kConfig.is_transposed() ? 1 : kNumHalves;
   for (uint32_t stage = 0; stage < kNumStages; ++stage) {
     for (uint32_t group = 0; group < kNumGroups; ++group) {
-      ptx::mbarrier_init(ptx::cvta_to_shared(&barriers.full[stage][group]), full_arrivals(group));
+      ptx::mbarrier_init(ptx::cvta_to_shared(&barriers.full[stage][group]),
+                         full_arrivals<kConfig>(group));
     }
-    for (uint32_t half = 0; half < kNumHalves; ++half) {
+    for (uint32_t half = 0; half < kUsedHalves; ++half) {
       ptx::mbarrier_init(ptx::cvta_to_shared(&barriers.empty[stage][half]),
                          kWarps * kConfig.cluster);
     }
@@ -88,6 +93,7 @@ class ProducerRing {
 
   /// Waits until the half of the stage may be overwritten, at once in the first round.
   __device__ __forceinline__ void wait_empty(uint32_t stage, Half half) const {
+    if (kConfig.is_transposed() && half == Half::kRight) return;
     const uint32_t mbar = empty_ + (stage * kNumHalves + static_cast<uint32_t>(half)) * 8;
     wait_cluster<kConfig>(mbar, (phases_ >> stage & 1) ^ 1);
   }

@@ -7,6 +7,7 @@
 namespace pykernels::mla {
 
 /// Which columns of a stage a consumer warpgroup hands back: those that it multiplies as values.
+/// Transposed these are all, and the left half stands for them.
 enum class Half : uint32_t { kLeft = 0, kRight = 1 };
 
 inline constexpr uint32_t kNumHalves = 2;

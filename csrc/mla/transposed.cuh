@@ -94,15 +94,13 @@ class TransposedConsumer {
     ptx::fence_proxy_async_shared_cta();  // q came by cp.async, and WGMMA reads it
   }
 
-  __device__ __forceinline__ void release() const {
-    ring_.release(kWarpgroup, Half::kLeft);
-    ring_.release(kWarpgroup, Half::kRight);
-  }
+  __device__ __forceinline__ void release() const { ring_.release(kWarpgroup, Half::kLeft); }
 
   // ---- A block ----
 
   __device__ __forceinline__ void attend(int32_t block, const Request& request) {
-    issue_scores(is_gathered(params_, block, request.length));
+    // Of an FP8 cache, the producers have made each group visible to WGMMA themselves.
+    issue_scores(!kConfig.fp8 && is_gathered(params_, block, request.length));
     ptx::wgmma_wait_group<0>();
 #pragma unroll
     for (float& score : scores_) hold_uses(score);
@@ -124,7 +122,7 @@ class TransposedConsumer {
 #pragma unroll
     for (uint32_t group = 0; group < kNumGroups; ++group) {
       ring_.wait_full(group);
-      if (is_gathered && !kConfig.fp8) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
+      if (is_gathered) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t step = 0; step < kGroupColumns / 16; ++step) {
@@ -330,7 +328,6 @@ class TransposedConsumer {
     ptx::fence_proxy_async_shared_cta();  // TMA overwrites what was written here
     ptx::bar_warp_sync();
     ring_.release(1, Half::kLeft);
-    ring_.release(1, Half::kRight);
   }
 
   /// The first warpgroup: all rows.

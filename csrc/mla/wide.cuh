@@ -93,7 +93,7 @@ class WideConsumer {
 #pragma unroll
     for (uint32_t group = kBegin; group < kEnd; ++group) {
       ring_.wait_full(group);
-      if (is_gathered && !kConfig.fp8) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
+      if (is_gathered) ptx::fence_proxy_async_shared_cta();  // it came by cp.async
       ptx::wgmma_fence();
 #pragma unroll
       for (uint32_t step = 0; step < kGroupColumns / 16; ++step) {
@@ -146,7 +146,7 @@ class WideConsumer {
   __device__ __forceinline__ void release(uint32_t stage, int32_t block,
                                           const Request& request) const {
     ring_.release(stage, kWarpgroup == 0 ? Half::kLeft : Half::kRight,
-                  !kConfig.fp8 && params_.has_map && gathered(block, request));
+                  params_.has_map && gathered(block, request));
   }
 
   // ---- Softmax ----
@@ -244,8 +244,9 @@ class WideConsumer {
 
   // ---- Schedules ----
 
+  /// Of an FP8 cache, the producers have made each group visible to WGMMA themselves.
   __device__ __forceinline__ bool gathered(int32_t block, const Request& request) const {
-    return is_gathered(params_, block, request.length);
+    return !kConfig.fp8 && is_gathered(params_, block, request.length);
   }
 
   __device__ __forceinline__ void attend_even(const Request& request) {
