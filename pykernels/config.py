@@ -19,6 +19,8 @@ from pykernels.device import planning_device
 from pykernels.gemm import fp8_gemm_nt
 from pykernels.group_checks import MAX_ROWS
 from pykernels.grouped_gemm import grouped_fp8_gemm_nt, grouped_fp8_gemm_nt_masked
+from pykernels.mla import mla_decode
+from pykernels.mla_checks import MAX_HEADS
 from pykernels.native import native
 from pykernels.quantize import quantize_1x128, quantize_128x128
 from pykernels.silu_mul_quantize import silu_mul_quantize_1x128
@@ -68,7 +70,9 @@ def explain_config(
     Args:
         op: :func:`pykernels.fp8_gemm_nt` with sizes ``m n k`` (BF16 output), a grouped GEMM with
             sizes ``num_groups m n k``, where m is the rows of each group, a quantise op with sizes
-            ``m k``, or :func:`pykernels.silu_mul_quantize_1x128` with sizes ``m i`` (m: all rows).
+            ``m k``, :func:`pykernels.silu_mul_quantize_1x128` with sizes ``m i`` (m: all rows), or
+            :func:`pykernels.mla_decode` with sizes ``seqlen_q num_heads fp8`` (1 for an FP8 cache,
+            else 0), whose rows decide alone.
         device: Whose constants count: a CUDA device, the name of a known GPU (``"H20"``), or None
             for the current GPU, else the H200 that the emulator stands for.
         num_sms: As in the call of a GEMM; quantise ops have no such option.
@@ -101,6 +105,8 @@ def explain_config(
         gpu = gpu_model(device)
         empty = 0 in (m, n, num_groups)
         return [] if empty else _ranked_gemms((m, n, k), gpu, num_sms, False, num_groups)
+    if op is mla_decode:
+        return _decode_kernel(sizes, gpu_model(device))
     sizes_of_op = next((names for known, names in _CAST_SIZES if known is op), None)
     if sizes_of_op is not None:
         if num_sms is not None or batch_invariant:
@@ -113,8 +119,8 @@ def explain_config(
         kernels = [] if 0 in sizes.values() else native().registered_kernels()
         return [Candidate(k.name, k.config, {}, {}) for k in kernels if k.family == op.__name__]
     raise ValueError(
-        "op must be fp8_gemm_nt, a grouped GEMM, quantize_1x128, quantize_128x128 or "
-        "silu_mul_quantize_1x128, "
+        "op must be fp8_gemm_nt, a grouped GEMM, quantize_1x128, quantize_128x128, "
+        "silu_mul_quantize_1x128 or mla_decode, "
         f"got {getattr(op, '__name__', op)}"
     )
 
@@ -138,6 +144,19 @@ def _ranked_gemms(
         )
         for candidate in ranked
     ]
+
+
+def _decode_kernel(sizes: Mapping[str, int], gpu: _C.GpuModel) -> list[Candidate]:
+    _check_sizes(sizes, "seqlen_q", "num_heads", "fp8")
+    check_integer("num_heads", sizes["num_heads"], 0, MAX_HEADS)
+    check_integer("fp8", sizes["fp8"], 0, 1)
+    num_rows = int(sizes["seqlen_q"]) * int(sizes["num_heads"])
+    check_size("seqlen_q * num_heads", num_rows)
+    if num_rows == 0:
+        return []
+    name = native().mla_decode_kernel(num_rows, bool(sizes["fp8"]), gpu.num_sms)
+    kernels = native().registered_kernels()
+    return [Candidate(k.name, k.config, {}, {}) for k in kernels if k.name == name]
 
 
 def gpu_model(device: torch.device | str | None) -> _C.GpuModel:

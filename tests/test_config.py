@@ -332,3 +332,25 @@ def test_references_come_with_the_package() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     assert printed.stdout.strip() == "pykernels.reference.gemm"
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "num_heads", "fp8", "kernel"),
+    [
+        (1, 8, 0, "mla_decode_bf16_n8"),
+        (1, 16, 1, "mla_decode_fp8_n16"),
+        (2, 16, 0, "mla_decode_bf16_n32"),
+        (1, 33, 0, "mla_decode_bf16_m64c1"),
+        (1, 128, 1, "mla_decode_fp8_m64c2"),
+        (3, 64, 0, "mla_decode_bf16_m64c1"),
+    ],
+)
+def test_the_kernel_of_a_decode(seqlen_q: int, num_heads: int, fp8: int, kernel: str) -> None:
+    """By the rows of a request: few are transposed, an even number of tiles of 64 are in pairs."""
+    sizes = {"seqlen_q": seqlen_q, "num_heads": num_heads, "fp8": fp8}
+    (candidate,) = pykernels.explain_config(pykernels.mla_decode, **sizes)
+    assert candidate.kernel == kernel
+    assert candidate.config["fp8"] == fp8
+    with pytest.raises(ValueError, match="seqlen_q, num_heads, fp8"):
+        pykernels.explain_config(pykernels.mla_decode, num_heads=8)
+    assert pykernels.explain_config(pykernels.mla_decode, seqlen_q=0, num_heads=8, fp8=0) == []

@@ -340,3 +340,20 @@ def test_nan_in_a_query_stays_there(fp8: bool) -> None:
     assert bool(lse[0, 2, 1].isnan())
     out[0, 1, 2], lse[0, 2, 1] = expected[0][0, 1, 2], expected[1][0, 2, 1]
     assert_same((out, lse), expected)
+
+
+@FP8
+def test_one_sm(fp8: bool) -> None:
+    """No clusters there, so the tiles of 128 heads go without."""
+    operands = dataclasses.replace(SHORT, num_heads=128, fp8=fp8).operands()
+    assert_right(decode(operands, {"num_sms": 1}), operands)
+
+
+@pytest.mark.parametrize("num_heads", [5, 64])
+def test_scores_beyond_exponentials_are_never_lost(num_heads: int) -> None:
+    """A row that sees tokens is right or NaN, and not a row of zeros."""
+    operands = dataclasses.replace(SHORT, num_heads=num_heads).operands()
+    operands = dataclasses.replace(operands, q=(operands.q.float() * 1e10).bfloat16())
+    out, lse = decode(operands, {"num_sms": 2})
+    lost = (out == 0).all(dim=-1) | (lse == -torch.inf).transpose(1, 2)
+    assert not bool(lost.any())

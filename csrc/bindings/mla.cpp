@@ -61,6 +61,13 @@ void define(py::module_& module, const char* name, Function&& function, const ch
 void bind_mla(py::module_& module) {
   define(module, "mla_decode", run_decode,
          "Attends to a paged latent cache as the plan divides it, and merges what was split.");
+  module.def(
+      "mla_decode_kernel",
+      [](int64_t num_rows, bool fp8, int num_sms) {
+        return mla::kernel_name(mla::choose_config(num_rows, fp8, num_sms));
+      },
+      py::arg("num_rows"), py::arg("fp8"), py::arg("num_sms"),
+      "The kernel that mla_decode takes for so many rows (seqlen_q * num_heads) of a request.");
   define(module, "make_mla_decode_launch", mla::make_mla_decode_launch,
          "The first of the launches that mla_decode would run.");
 }

@@ -61,9 +61,10 @@ std::string describe(const DeviceError& error) {
                     ", what its row of block_table reaches, got ", error.value,
                     "; out and lse of this request are NaN");
     case DeviceErrorKind::kPageIndex:
-      return concat("block_table of request ", error.index, " must name pages from 0 to ",
-                    error.limit - 1, ", got ", error.value,
-                    "; out and lse of this request are NaN");
+      return concat("block_table of request ", error.index, " must name ",
+                    error.limit > 0 ? concat("pages from 0 to ", error.limit - 1)
+                                    : std::string("no page, since the cache has none"),
+                    ", got ", error.value, "; out and lse of this request are NaN");
     case DeviceErrorKind::kStalePlan:
       if (error.limit == kNeverPlanned) {
         return concat("the plan was not updated for request ", error.index,

@@ -14,11 +14,12 @@ constexpr int64_t kWideRows = 64;  // of a CTA that has tokens on N; the others 
 /// serves either, the lesser number.
 int64_t num_resident_ctas(Device& device, int64_t num_rows) {
   // A CTA occupies an SM: its two blocks and q alone take more than half of the shared memory.
-  const int64_t cluster = choose_config(num_rows, false).cluster;
-  int64_t num_clusters = device.properties().num_sms / cluster;
+  const int num_sms = device.properties().num_sms;
+  const int64_t cluster = choose_config(num_rows, false, num_sms).cluster;
+  int64_t num_clusters = num_sms / cluster;
   const auto kernels = Registry::instance().all();
   for (const bool fp8 : {false, true}) {
-    const std::string name = kernel_name(choose_config(num_rows, fp8));
+    const std::string name = kernel_name(choose_config(num_rows, fp8, num_sms));
     const auto found =
         std::ranges::find_if(kernels, [&](const KernelInfo* info) { return info->name == name; });
     if (found == kernels.end()) continue;
@@ -30,11 +31,11 @@ int64_t num_resident_ctas(Device& device, int64_t num_rows) {
 
 }  // namespace
 
-MlaDecodeConfig choose_config(int64_t num_rows, bool fp8) {
+MlaDecodeConfig choose_config(int64_t num_rows, bool fp8, int num_sms) {
   for (const uint32_t block_rows : {8u, 16u, 32u}) {
     if (num_rows <= block_rows) return {.block_rows = block_rows, .cluster = 1, .fp8 = fp8};
   }
-  const bool in_pairs = ceil_div(num_rows, kWideRows) % 2 == 0;
+  const bool in_pairs = ceil_div(num_rows, kWideRows) % 2 == 0 && num_sms > 1;
   return {.block_rows = kWideRows, .cluster = in_pairs ? 2u : 1u, .fp8 = fp8};
 }
 
@@ -49,7 +50,7 @@ int64_t num_row_tiles(int64_t num_rows, const MlaDecodeConfig& config) {
 }
 
 int64_t num_parts(Device& device, int64_t num_rows, std::optional<int64_t> num_sms) {
-  const MlaDecodeConfig config = choose_config(num_rows, false);
+  const MlaDecodeConfig config = choose_config(num_rows, false, device.properties().num_sms);
   int64_t num_ctas = num_resident_ctas(device, num_rows);
   if (num_sms.has_value()) {
     num_ctas = std::min(num_ctas, *num_sms / config.cluster * config.cluster);

@@ -107,7 +107,7 @@ Launch make_mla_decode_launch(Device& device, const MlaDecodeArguments& argument
   const int64_t num_rows = arguments.q_nope.sizes[1] * arguments.q_nope.sizes[2];
   PK_CHECK(num_rows > 0 && num_rows <= std::numeric_limits<int32_t>::max(),
            "seqlen_q * num_heads must be from 1 to 2^31 - 1, got ", num_rows);
-  const MlaDecodeConfig config = choose_config(num_rows, fp8);
+  const MlaDecodeConfig config = choose_config(num_rows, fp8, device.properties().num_sms);
   const KernelInfo& kernel = Registry::instance().get(kernel_name(config));
   const auto row_tiles = static_cast<uint32_t>(num_row_tiles(num_rows, config));
 

@@ -34,7 +34,8 @@ struct MlaDecodeArguments {
 };
 
 /// Rows (seqlen_q * num_heads) of a request that one CTA takes, and how many CTAs share the blocks.
-MlaDecodeConfig choose_config(int64_t num_rows, bool fp8);
+/// A device of one SM has no clusters.
+MlaDecodeConfig choose_config(int64_t num_rows, bool fp8, int num_sms);
 
 /// The kernel compiled for this configuration, for example mla_decode_bf16_m64c2.
 std::string kernel_name(const MlaDecodeConfig& config);

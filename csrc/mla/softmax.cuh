@@ -29,10 +29,20 @@ __device__ __forceinline__ float probability(float score, float scale_log2, floa
   return ptx::ex2_approx_ftz_f32(fmaf(score, scale_log2, -max));
 }
 
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
+__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
+
+/// The sum of a row's probabilities as it is used: NaN where a row saw tokens and yet has none. The
+/// maximum is rounded, by more than exponentials of FP32 reach where scores pass some 2^31; up to
+/// there, all probabilities share that error, which their sum takes out again.
+__device__ __forceinline__ float checked_sum(float max, float sum) {
+  return sum == 0.0f && max != kNoMax ? not_a_number() : sum;
+}
+
 /// Natural logarithm of sum times 2^max; -infinity for a row that saw no token.
 __device__ __forceinline__ float log_sum_exp(float max, float sum) {
   constexpr float kLn2 = 0.693147180559945309f;
-  if (sum == 0.0f) return __int_as_float(0xff800000);
+  if (sum == 0.0f) return minus_infinity();
   return __fmul_rn(__fadd_rn(max, ptx::lg2_approx_ftz_f32(sum)), kLn2);
 }
 
@@ -40,8 +50,5 @@ __device__ __forceinline__ float log_sum_exp(float max, float sum) {
 __device__ __forceinline__ float normalisation(float sum) {
   return sum == 0.0f ? 0.0f : ptx::rcp_approx_ftz_f32(sum);
 }
-
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
-__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fffffff); }
 
 }  // namespace pykernels::mla

@@ -297,6 +297,7 @@ class TransposedConsumer {
                                            __fadd_rn(warp_sum[2][row(i)], warp_sum[3][row(i)]));
       sum = fmaf(of_warpgroup, rescaling(exchange.row_max[warpgroup][row(i)], max), sum);
     }
+    sum = checked_sum(max, sum);
     factor = __fmul_rn(rescaling(max_[i], max), normalisation(sum));
     return {1.0f, log_sum_exp(max, sum)};
   }

@@ -343,7 +343,7 @@ class WideConsumer {
     for (uint32_t h = 0; h < 2; ++h) {
       // In the order of the warpgroups, so that both get the same bits.
       const auto& sums = smem_.exchange.row_sum[item_parity_];
-      const float sum = __fadd_rn(sums[0][row(h)], sums[1][row(h)]);
+      const float sum = checked_sum(max_[h], __fadd_rn(sums[0][row(h)], sums[1][row(h)]));
       results[h] = {normalisation(sum), log_sum_exp(max_[h], sum)};
     }
     item_parity_ ^= 1;
