@@ -44,6 +44,9 @@ def _lane_copies() -> list[Row]:
     form = "cp.async.cg.shared.global"
     body = f"{_TILE} {_LANE_IN} {form} [r2], [rd1], 16; {groups} {_OUT}"
     rows.append(Row(form, body, {"source": data}, expected, also=also))
+    form, wait = "cp.async.cg.shared.global.L2::256B", "cp.async.wait_all"
+    body = f"{_TILE} {_LANE_IN} {form} [r2], [rd1], 16; {wait}; {_OUT}"
+    rows.append(Row(form, body, {"source": data}, expected, also=(wait,)))
     form = "cp.async.cg.shared.global.L2::cache_hint.L2::256B"
     policy = "createpolicy.fractional.L2::evict_last.b64"
     body = (
@@ -119,6 +122,23 @@ def _remote_stores() -> list[Row]:
     ]
 
 
+def _between_ctas() -> Row:
+    """Each CTA of a cluster copies its tile's first half to the other's second one."""
+    form = "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
+    data = source(1024)
+    cluster = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; "
+    body = (
+        f"{_TILE} {BARRIER} mov.u32 r3, %cluster_ctarank; mad.wide.u32 source, r3, 512, source; "
+        f"{FILL} @p9 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], 512; {cluster}"
+        "xor.b32 r4, r3, 1; add.u32 r5, r1, 512; mapa.shared::cluster.u32 r6, r5, r4; "
+        f"mapa.shared::cluster.u32 r7, r0, r4; @p9 {form} [r6], [r1], 512, [r7]; {WAIT} "
+        "add.u32 r1, r1, 512; mad.wide.u32 out, r3, 512, out; "
+        f"{_OUT} {cluster}"
+    )
+    swapped = np.concatenate([data[512:], data[:512]])
+    return Row(form, body, {"source": data}, {"out": swapped}, grid=2, cluster=2)
+
+
 def rows() -> list[Row]:
     """All rows of this table."""
-    return [*_lane_copies(), *_bulk(), *_remote_stores()]
+    return [*_lane_copies(), *_bulk(), *_remote_stores(), _between_ctas()]
