@@ -326,7 +326,7 @@ class TransposedConsumer {
         output_[tile][i] = __fadd_rn(output_[tile][i], *carried(tile, i));
       }
     }
-    ptx::fence_proxy_async_shared_cta();  // TMA overwrites what was written here
+    if constexpr (!kConfig.fp8) ptx::fence_proxy_async_shared_cta();  // TMA overwrites it
     ptx::bar_warp_sync();
     ring_.release(1, Half::kLeft);
   }
