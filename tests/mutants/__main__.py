@@ -1,4 +1,4 @@
-"""``python -m tests.mutants [kernel ...]``: what catches each mutant, as a table a kernel."""
+"""``PYTHONPATH=csrc python -m tests.mutants [kernel ...]``: what catches each mutant, as tables."""
 
 import sys
 

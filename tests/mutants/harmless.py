@@ -47,6 +47,9 @@ GROUPED_SWAPPED = "grouped_fp8_gemm_nt_swap_m16n64"
 GROUPED = (GROUPED_ONE, GROUPED_TWO, GROUPED_SWAPPED)
 SILU_MUL = "silu_mul_quantize_1x128"
 MLA_CACHES = ("mla_cache_write", "mla_cache_read")
+MLA_TWO, MLA_FEW = "mla_decode_bf16_m64c2", "mla_decode_bf16_n16"
+MLA_FP8_TWO, MLA_FP8_FEW = "mla_decode_fp8_m64c2", "mla_decode_fp8_n16"
+MLA_DECODES = (MLA_TWO, MLA_FEW, MLA_FP8_TWO, MLA_FP8_FEW)
 
 HARMLESS: tuple[Harmless, ...] = (
     Harmless(
@@ -111,43 +114,56 @@ HARMLESS: tuple[Harmless, ...] = (
         "returned need no visibility, so a release of any scope gives the order",
     ),
     Harmless(
-        (SWAPPED,), "split.cuh:140", "mbarrier.try_wait", "cluster narrowed to cta",
-        "waits until the peers have read their parts, for st.async to overwrite them: reads that "
-        "have returned need no visibility",
-        copies=(1,),
-    ),
-    Harmless(
-        (ONE, TWO), "mainloop.cuh:176", "wgmma.fence", "removed",
-        "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
-        "thread has accessed yet; where ptxas takes some again, it inserts the fence",
-        copies=(1, 2, 3, 4),
-    ),
-    Harmless(
-        (GROUPED_ONE, GROUPED_TWO), "mainloop.cuh:176", "wgmma.fence", "removed",
-        "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
-        "thread has accessed yet; where ptxas takes some again, it inserts the fence",
-        copies=(1, 2, 3),
-    ),
-    Harmless(
-        (SWAPPED,), "mainloop.cuh:176", "wgmma.fence", "removed",
-        "the group's first WGMMA has scale-d 0: in PTX its accumulators are registers that no "
-        "thread has accessed yet; where ptxas takes some again, it inserts the fence",
-        copies=(1, 2),
-    ),
-    Harmless(
-        (GROUPED_SWAPPED,), "mainloop.cuh:176", "wgmma.fence", "removed",
-        "the same",
-        copies=(2,),
-    ),
-    Harmless(
         (SWAPPED,), "swap_epilogue.cuh:110", "bar.warp.sync", "removed",
         "the staging is filled again in the next tile only, and each k tile between has a "
         "bar.warp.sync (swap.cuh:183) behind these reads",
     ),
     Harmless(
-        (*GROUPED, SILU_MUL, *MLA_CACHES), "device_error.cuh:13", "st.relaxed.sys",
+        (*GROUPED, SILU_MUL, *MLA_DECODES, *MLA_CACHES), "device_error.cuh:13", "st.relaxed.sys",
         "sys narrowed to gpu",
         "the host reads the record of errors only after it has waited for the launch",
+    ),
+    Harmless(
+        (MLA_FEW, MLA_FP8_FEW), "decode.cuh:31", "fence.mbarrier_init", "removed",
+        "without a cluster, bar.sync (decode.cuh:37) orders the initialisation before all uses",
+    ),
+    Harmless(
+        (MLA_TWO, MLA_FEW), "loader.cuh:190", "mbarrier.arrive.expect_tx", "release relaxed",
+        "the TMA warp writes none of a group's bytes itself: consumers need the copies', which "
+        "complete_tx orders",
+    ),
+    Harmless(
+        (MLA_TWO, MLA_FEW), "loader.cuh:191", "mbarrier.arrive", "release relaxed",
+        "likewise: it stands for the other producer threads, which write nothing either",
+    ),
+    Harmless(
+        (MLA_FP8_TWO,), "fp8_loader.cuh:167", "mbarrier.arrive", "release relaxed",
+        "bar.sync before it orders every producer's bytes before every arrival, and any other one "
+        "of the phase releases them",
+    ),
+    Harmless(
+        (MLA_FP8_TWO,), "fp8_loader.cuh:170", "mbarrier.arrive.expect_tx", "release relaxed",
+        "the same",
+    ),
+    Harmless(
+        (MLA_FP8_FEW,), "ring.cuh:46", "mbarrier.try_wait", "of the next barrier",
+        "a wait for the next group of the block, which the same threads hand over behind this one",
+        copies=(*range(4, 12), *range(14, 22)),
+    ),
+    Harmless(
+        (MLA_FP8_TWO,), "ring.cuh:62", "mbarrier.try_wait", "cluster narrowed to cta",
+        "the peer fills its own tokens' rows of a stage, always by bulk copies, over what has been "
+        "read: reads that have returned need no visibility",
+    ),
+    Harmless(
+        (MLA_FP8_TWO,), "ring.cuh:143", "mbarrier.arrive", "cluster narrowed to cta",
+        "the same",
+    ),
+    Harmless(
+        (MLA_TWO, MLA_FP8_TWO), "ring.cuh:143", "mbarrier.arrive", "release relaxed",
+        "the odd warpgroup's release of an even block but the last: the even one releases its half "
+        "behind the bar.sync that follows, and producers wait for that half, too",
+        copies=(4,),
     ),
 )  # fmt: skip
 

@@ -12,6 +12,9 @@ from pykernels.emulator import EmulationError, Module, Report
 from tests.cases import bits
 from tests.grouped_kernels import Problem
 from tests.kernel_launch import GemmLaunch, MlaCacheLaunch, QuantizeLaunch, SiluMulLaunch
+from tests.mla_cases import MlaCase
+from tests.mla_launch import Item, MlaCombineLaunch, MlaDecodeLaunch, MlaPlanLaunch
+from tests.mutants.assembled import complaint
 from tests.mutants.mutate import Mutant, mutants
 from tests.overlapped import GroupedLaunch, OverlappedLaunch
 
@@ -45,10 +48,27 @@ _GROUPED = {
 }
 _SILU_MUL = "silu_mul_quantize_1x128"
 _MLA_CACHES = ("mla_cache_write", "mla_cache_read")
-KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL, *_MLA_CACHES)
+# By heads: two CTAs of 64 rows, the second one with few; one of 16, some of them missing.
+_MLA_DECODES = {
+    "mla_decode_bf16_m64c2": 35,
+    "mla_decode_bf16_n16": 6,
+    "mla_decode_fp8_m64c2": 35,
+    "mla_decode_fp8_n16": 6,
+}
+_MLA_COMBINE, _MLA_PLAN = "mla_combine", "mla_update_plan"
+_MLA = (*_MLA_DECODES, _MLA_COMBINE, _MLA_PLAN, *_MLA_CACHES)
+KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL, *_MLA)
 
 Mutable = (
-    GemmLaunch | GroupedLaunch | MlaCacheLaunch | OverlappedLaunch | QuantizeLaunch | SiluMulLaunch
+    GemmLaunch
+    | GroupedLaunch
+    | MlaCacheLaunch
+    | MlaCombineLaunch
+    | MlaDecodeLaunch
+    | MlaPlanLaunch
+    | OverlappedLaunch
+    | QuantizeLaunch
+    | SiluMulLaunch
 )
 
 
@@ -79,18 +99,55 @@ def _grouped_launches(kernel: str) -> list[Mutable]:
     ]
 
 
+def _mla_launches(kernel: str) -> Sequence[Mutable]:
+    if kernel == _MLA_COMBINE:
+        return [MlaCombineLaunch.make((3, 1, 0, 40), seqlen_q=2, num_heads=3)]
+    if kernel == _MLA_PLAN:
+        # More requests than threads, and none.
+        lengths = 7 * torch.arange(600, dtype=torch.int32)
+        return [
+            MlaPlanLaunch.make(lengths, num_parts=13, max_splits=None),
+            MlaPlanLaunch.make(lengths, num_parts=13, max_splits=4),
+            MlaPlanLaunch.make(lengths[:0], num_parts=3, max_splits=None),
+        ]
+    if kernel in _MLA_DECODES:
+        return _mla_decode_launches(kernel)
+    caches = (
+        torch.zeros(2, 8, 1, 576, dtype=torch.bfloat16),
+        torch.zeros(2, 8, 1, 656, dtype=torch.uint8),
+    )
+    return [MlaCacheLaunch.make(kernel, 13, cache) for cache in caches]
+
+
+def _mla_decode_launches(kernel: str) -> list[Mutable]:
+    """Odd and even numbers of blocks behind each other, by TMA and thread by thread.
+
+    Two tokens of each request: the first one sees less. Whole requests, some without tokens, and
+    split ones.
+    """
+    num_heads, fp8 = _MLA_DECODES[kernel], "fp8" in kernel
+
+    def launch(
+        lengths: tuple[int, ...], page_size: int, *parts: tuple[Item, ...], **named: Any
+    ) -> Mutable:
+        case = MlaCase(lengths, num_heads, "mutants", 2, page_size, fp8)
+        return MlaDecodeLaunch.make(kernel, case, parts, **named)
+
+    return [
+        launch((74, 192), 16, ((0, 0, 2), (1, 0, 3))),
+        launch((300, 0, 4), 4, ((2, 0, 1), (1, 0, 0), (0, 0, 4)), ((0, 4, 5),)),
+        launch((320, 60, 128), 32, ((1, 0, 1), (0, 0, 5), (2, 0, 2)), bad_page=(0, 4), stale=1),
+    ]
+
+
 def _launches(kernel: str) -> Sequence[Mutable]:
     """Of each type of elements."""
     if kernel in _GROUPED:
         return _grouped_launches(kernel)
     if kernel == _SILU_MUL:
         return _silu_mul_launches()
-    if kernel in _MLA_CACHES:
-        caches = (
-            torch.zeros(2, 8, 1, 576, dtype=torch.bfloat16),
-            torch.zeros(2, 8, 1, 656, dtype=torch.uint8),
-        )
-        return [MlaCacheLaunch.make(kernel, 13, cache) for cache in caches]
+    if kernel in _MLA:
+        return _mla_launches(kernel)
     if kernel in _GEMMS:
         sizes, num_sms, schedule = _GEMMS[kernel]
         return [GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES]
@@ -127,10 +184,17 @@ class Hunter:
             self._expected.append([bits(result).clone() for result in launch.results])
 
     def hunt(self, mutant: Mutant) -> Outcome:
-        """Run one mutant until something notices."""
+        """Run one mutant until something notices.
+
+        A wgmma.fence that nothing reports is assembled: where the accumulators are still a WGMMA's
+        own PTX needs none, but ptxas may want one behind a branch.
+        """
         module = Module.from_ptx(mutant.ptx)
         runs = 0
         for mode, seed, schedule in SCHEDULES:
+            if runs > 0 and mutant.opcode.startswith("wgmma.fence"):
+                refused = complaint(mutant.ptx)
+                return Outcome(mutant, refused and f"build: {refused}", runs)
             options: dict[str, Any] = {"async_completion": mode, "seed": seed, "schedule": schedule}
             for launch, right in zip(self._launches, self._expected, strict=True):
                 runs += 1

@@ -46,6 +46,9 @@ NARROWER = {"cluster": "cta", "gpu": "cta", "sys": "gpu"}
 ONE = re.compile(r"^\s*mov\.\w+\s+(%\w+), 1;", re.MULTILINE)
 # Forms whose scope or order is part of their name.
 ONE_FORM = ("fence.mbarrier_init", "fence.proxy.async")
+# What is changed in all copies of a source line at once: a loop, since schedules need not reach
+# every copy of it with a wait that has not ended, and a scope, which one of several may be without.
+IN_ALL_COPIES = re.compile("tried once|narrowed")
 
 
 @dataclass(frozen=True)
@@ -74,27 +77,29 @@ def mutants(ptx: str) -> Iterator[Mutant]:
 
     A removed try_wait leaves its predicate true, as if the wait had ended at once.
     """
-    files = {match["file"]: match["path"] for match in FILE.finditer(ptx)}
     lines = ptx.splitlines()
-    location = "?"
     ordinal = 0
     copies: Counter[tuple[str, ...]] = Counter()
     ones = set(ONE.findall(ptx))
-    for index, line in enumerate(lines):
-        if found := LOCATION.match(line):
-            location = f"{files[found['file']].rsplit('/', 1)[-1]}:{found['line']}"
-        statement = STATEMENT.match(line)
-        if statement is None:
-            continue
+    statements = list(_statements(ptx))
+    for index, location, statement in statements:
         opcode, operands = statement["opcode"], statement["operands"].strip()
         for change, text in _replacements(opcode, operands):
+            key = (location, opcode, change)
+            in_all_copies = IN_ALL_COPIES.search(change) is not None
+            if in_all_copies and copies[key] > 0:
+                continue
             if text.startswith("{") and statement["guard"]:
                 continue  # a block takes no guard
             if change == "one arrival fewer" and operands.rsplit(", ", 1)[-1] in ones:
                 continue  # none fewer than one
-            begin = statement.start("opcode" if text else "guard")
-            mutated = line[:begin] + text + line[statement.end() :]
-            key = (location, opcode, change)
+            mutated = list(lines)
+            mutated[index] = _replaced(statement, text)
+            if in_all_copies:
+                for other, place, copy in statements:
+                    if (place, copy["opcode"]) == (location, opcode):
+                        found = dict(_replacements(opcode, copy["operands"].strip()))
+                        mutated[other] = _replaced(copy, found[change])
             yield Mutant(
                 ordinal,
                 copies[key],
@@ -102,10 +107,27 @@ def mutants(ptx: str) -> Iterator[Mutant]:
                 f"{opcode} {operands}".strip(),
                 index + 1,
                 location,
-                "\n".join([*lines[:index], mutated, *lines[index + 1 :]]) + "\n",
+                "\n".join(mutated) + "\n",
             )
             copies[key] += 1
             ordinal += 1
+
+
+def _statements(ptx: str) -> Iterator[tuple[int, str, re.Match[str]]]:
+    """Index of the line, file and line of the source, and the statement itself."""
+    files = {match["file"]: match["path"] for match in FILE.finditer(ptx)}
+    location = "?"
+    for index, line in enumerate(ptx.splitlines()):
+        if found := LOCATION.match(line):
+            location = f"{files[found['file']].rsplit('/', 1)[-1]}:{found['line']}"
+        if statement := STATEMENT.match(line):
+            yield index, location, statement
+
+
+def _replaced(statement: re.Match[str], text: str) -> str:
+    """The line with another statement; its guard goes where nothing is left."""
+    begin = statement.start("opcode" if text else "guard")
+    return statement.string[:begin] + text + statement.string[statement.end() :]
 
 
 def _replacements(opcode: str, operands: str) -> Iterator[tuple[str, str]]:
