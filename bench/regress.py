@@ -1,4 +1,4 @@
-"""Machine code and emulator counts of every kernel, GEMMs and casts, as committed.
+"""Machine code of every kernel and emulator counts of GEMMs, casts and MLA decode, as committed.
 
 ``python -m bench.regress`` prints what differs and returns 1 if anything does; ``--update`` writes
 ``results/static.json``. Worse figures are regressions; better ones beyond a tolerance make the
@@ -23,6 +23,7 @@ from .candidates import rank
 from .cast_bench import CastShape, QuantizeShape, SiluMulShape
 from .gemm_bench import Shape
 from .grouped_bench import GroupedShape
+from .mla_bench import MlaShape
 from .problem import Options, Problem
 
 FILE = Path(__file__).with_name("results") / "static.json"
@@ -36,6 +37,9 @@ _PROBLEMS: dict[str, Problem[Any]] = {
     "quantize_128x128": QuantizeShape(1003, 1040, block_rows=128),
     "silu_mul_quantize_1x128": SiluMulShape(67, 1040, capacity=128, num_groups=15),
 }
+# A split request, whole ones and one without tokens, for each kernel's rows.
+_MLA_LENGTHS, _MLA_HEADS, _MLA_FP8 = (700, 0, 65, 1, 192), (5, 16, 24, 64, 128), (False, True)
+_MLA_OPTIONS = Options(num_sms=4)
 # What a kernel has none of is left out: `instructions` are all of one that has no main loop.
 _LISTING = ("registers", "local_accesses", "main_loop", "ffma", "issue_share", "instructions")
 _COUNTS = (
@@ -72,11 +76,15 @@ class Static:
         """Of the kernels as built."""
         families = {str(k["name"]): str(k["family"]) for k in kernel_metadata()}
         (ptxas,) = {str(kernel["ptxas"]) for kernel in kernel_metadata()}
-        names = [name for name, family in families.items() if family in _PROBLEMS]
         widest = {candidate.kernel: candidate for candidate in bits.candidates()}
         widest |= _casts()
-        counted = [_counts(widest[name], _PROBLEMS[families[name]]) for name in names]
-        return cls(ptxas, {name: _listing(name) for name in names}, dict(counted))
+        counted = [
+            _counts(widest[name], _PROBLEMS[family], Options())
+            for name, family in families.items()
+            if family in _PROBLEMS
+        ]
+        counted += [_counts(*decode, _MLA_OPTIONS) for decode in _decodes()]
+        return cls(ptxas, {name: _listing(name) for name in families}, dict(counted))
 
     def write(self, path: Path = FILE) -> None:
         """One line a kernel, so that a change shows as a line."""
@@ -101,9 +109,17 @@ def _casts() -> dict[str, Candidate]:
     return {candidate.kernel: candidate for candidate in ranked}
 
 
-def _counts(candidate: Candidate, problem: Problem[Any]) -> tuple[str, dict[str, float]]:
+def _decodes() -> list[tuple[Candidate, MlaShape]]:
+    """Each kernel of MLA decode with the call that runs it, and merges what it has split."""
+    shapes = [MlaShape(_MLA_LENGTHS, heads, fp8=fp8) for heads in _MLA_HEADS for fp8 in _MLA_FP8]
+    return [(rank(shape, _MLA_OPTIONS)[0], shape) for shape in shapes]
+
+
+def _counts(
+    candidate: Candidate, problem: Problem[Any], options: Options
+) -> tuple[str, dict[str, float]]:
     """Of the kernel's widest schedule: the last in the order of cluster sizes and split."""
-    row = counts.count(problem, candidate, Options()).row()
+    row = counts.count(problem, candidate, options).row()
     schedule = "x".join(map(str, candidate.schedule.values()))
     found = {name: row["counts"][name] for name in _COUNTS}
     return " ".join(filter(None, (candidate.kernel, schedule, str(problem)))), found
