@@ -128,21 +128,21 @@ HARMLESS: tuple[Harmless, ...] = (
         "without a cluster, bar.sync (decode.cuh:37) orders the initialisation before all uses",
     ),
     Harmless(
-        (MLA_TWO, MLA_FEW), "loader.cuh:190", "mbarrier.arrive.expect_tx", "release relaxed",
+        (MLA_TWO, MLA_FEW), "loader.cuh:192", "mbarrier.arrive.expect_tx", "release relaxed",
         "the TMA warp writes none of a group's bytes itself: consumers need the copies', which "
         "complete_tx orders",
     ),
     Harmless(
-        (MLA_TWO, MLA_FEW), "loader.cuh:191", "mbarrier.arrive", "release relaxed",
+        (MLA_TWO, MLA_FEW), "loader.cuh:193", "mbarrier.arrive", "release relaxed",
         "likewise: it stands for the other producer threads, which write nothing either",
     ),
     Harmless(
-        (MLA_FP8_TWO,), "fp8_loader.cuh:167", "mbarrier.arrive", "release relaxed",
+        (MLA_FP8_TWO,), "fp8_loader.cuh:176", "mbarrier.arrive", "release relaxed",
         "bar.sync before it orders every producer's bytes before every arrival, and any other one "
         "of the phase releases them",
     ),
     Harmless(
-        (MLA_FP8_TWO,), "fp8_loader.cuh:170", "mbarrier.arrive.expect_tx", "release relaxed",
+        (MLA_FP8_TWO,), "fp8_loader.cuh:179", "mbarrier.arrive.expect_tx", "release relaxed",
         "the same",
     ),
     Harmless(
@@ -156,11 +156,11 @@ HARMLESS: tuple[Harmless, ...] = (
         "read: reads that have returned need no visibility",
     ),
     Harmless(
-        (MLA_FP8_TWO,), "ring.cuh:143", "mbarrier.arrive", "cluster narrowed to cta",
+        (MLA_FP8_TWO,), "ring.cuh:147", "mbarrier.arrive", "cluster narrowed to cta",
         "the same",
     ),
     Harmless(
-        (MLA_TWO, MLA_FP8_TWO), "ring.cuh:143", "mbarrier.arrive", "release relaxed",
+        (MLA_TWO, MLA_FP8_TWO), "ring.cuh:147", "mbarrier.arrive", "release relaxed",
         "the odd warpgroup's release of an even block but the last: the even one releases its half "
         "behind the bar.sync that follows, and producers wait for that half, too",
         copies=(4,),
