@@ -141,8 +141,14 @@ class WideConsumer {
     ptx::wgmma_commit_group();
   }
 
-  /// The warpgroup's half of a stage, which it has read; `block` was in it. Without TMA, what a
-  /// CTA's threads have written they overwrite themselves, and the other CTA's copies their own.
+  /// The warpgroup's half of a stage, which it has read. Behind a block that is not an item's last,
+  /// which TMA has loaded if there is any; without TMA, what a CTA's threads have written they
+  /// overwrite themselves, and the other CTA's copies their own.
+  __device__ __forceinline__ void release(uint32_t stage) const {
+    ring_.release(stage, kWarpgroup == 0 ? Half::kLeft : Half::kRight, false);
+  }
+
+  /// The same behind any block.
   __device__ __forceinline__ void release(uint32_t stage, int32_t block,
                                           const Request& request) const {
     ring_.release(stage, kWarpgroup == 0 ? Half::kLeft : Half::kRight,
@@ -275,7 +281,7 @@ class WideConsumer {
       }
       receive(rescale);
       ptx::wgmma_wait_group<0>();  // the output, to be rescaled, and the stage
-      release(0, block, request);
+      release(0);
       rescale_output(rescale);
       issue_exchanged(1);
       if (block + 2 == end) {
@@ -286,7 +292,7 @@ class WideConsumer {
       const bool is_gathered = gathered(block + 2, request);
       issue_scores<0, kLeftGroups>(is_gathered);
       ptx::wgmma_wait_group<1>();  // all but these scores: the odd stage has been read
-      release(1, block + 1, request);
+      release(1);
       issue_scores<kLeftGroups, kNumGroups>(is_gathered);
     }
   }
@@ -307,7 +313,7 @@ class WideConsumer {
       issue_exchanged(0);
       take_probabilities(block, request, rescale);
       ptx::wgmma_wait_group<0>();  // the even block's product: its stage and probabilities are read
-      release(0, block - 1, request);
+      release(0);
       publish();
       rescale_output(rescale);
       issue_own(1);

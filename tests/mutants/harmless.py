@@ -165,6 +165,19 @@ HARMLESS: tuple[Harmless, ...] = (
         "behind the bar.sync that follows, and producers wait for that half, too",
         copies=(4,),
     ),
+    Harmless(
+        (MLA_TWO, MLA_FP8_TWO), "wide.cuh:109", "wgmma.commit_group", "removed",
+        "of the first even block: only paces the odd scores, which wait for nothing of it",
+        copies=(0,),
+    ),
+    Harmless(
+        (MLA_TWO, MLA_FP8_TWO), "wide.cuh:268", "wgmma.wait_group", "removed",
+        "only paces the odd scores",
+    ),
+    Harmless(
+        (MLA_TWO, MLA_FP8_TWO), "wide.cuh:268", "wgmma.wait_group", "one group more",
+        "only paces the odd scores",
+    ),
 )  # fmt: skip
 
 
