@@ -134,7 +134,7 @@ def _mla_decode_launches(kernel: str) -> list[Mutable]:
         return MlaDecodeLaunch.make(kernel, case, parts, **named)
 
     return [
-        launch((74, 192), 16, ((0, 0, 2), (1, 0, 3))),
+        launch((74, 180, 128), 16, ((0, 0, 2), (1, 0, 3), (2, 0, 2))),
         launch((300, 0, 4), 4, ((2, 0, 1), (1, 0, 0), (0, 0, 4)), ((0, 4, 5),)),
         launch((320, 60, 128), 32, ((1, 0, 1), (0, 0, 5), (2, 0, 2)), bad_page=(0, 4), stale=1),
     ]
