@@ -156,7 +156,7 @@ HARMLESS: tuple[Harmless, ...] = (
         "read: reads that have returned need no visibility",
     ),
     Harmless(
-        (MLA_FP8_TWO,), "ring.cuh:149", "mbarrier.arrive", "release relaxed",
+        (MLA_TWO, MLA_FP8_TWO), "ring.cuh:149", "mbarrier.arrive", "release relaxed",
         "the odd warpgroup's release of an even block but the last: the even one releases its half "
         "behind the bar.sync that follows, and producers wait for that half, too",
         copies=(4,),
