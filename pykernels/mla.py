@@ -11,8 +11,8 @@ from pykernels import checks, device, mla_decode_checks
 from pykernels._ops import define
 from pykernels.device import launch_device
 from pykernels.mla_cache_checks import FP8_ROPE_OFFSET, FP8_SCALE_OFFSET, LATENT_DIM
-from pykernels.mla_checks import MlaPlan, check_result_pair
-from pykernels.mla_decode_checks import NUM_PLAN_TENSORS, DecodeCall
+from pykernels.mla_checks import NUM_PLAN_TENSORS, MlaPlan, check_result_pair, plan_tensors
+from pykernels.mla_decode_checks import DecodeCall
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
 from pykernels.native import native, tensor_parts
 from pykernels.usual_decode_calls import (
@@ -103,8 +103,8 @@ def mla_decode(
             return _empty_outputs(q_nope) if pair is None else pair
         _check_not_capturing(q_nope)
         plan = _plan_for_call(call, batch_invariant)
-    plan_tensors = mla_decode_checks.plan_tensors(plan)
-    tensors = (*call.inputs.values(), *plan_tensors.values())
+    of_plan = plan_tensors(plan)
+    tensors = (*call.inputs.values(), *of_plan.values())
     options = (float(softmax_scale), bool(causal))
     if pair is None:
         result, lse = _OP(*tensors, *options)
@@ -203,7 +203,7 @@ def _compute(call: DecodeCall, out: Tensor, lse: Tensor) -> None:
     inputs = call.inputs
     if call.kv_cache.dtype == torch.uint8:
         inputs["kv_cache"] = call.kv_cache.view(torch.float8_e4m3fn)  # one name for FP8 tokens
-    plan = mla_decode_checks.plan_tensors(call.plan)
+    plan = plan_tensors(call.plan)
     tensors = (*inputs.values(), *plan.values(), out, lse)
     native().mla_decode(target, *map(tensor_parts, tensors), call.softmax_scale, call.causal)
 
@@ -249,11 +249,11 @@ def _gather_tokens(kv_cache: Tensor, pages: Tensor, length: int) -> Tensor:
 def _call_of(inputs: tuple[Any, ...]) -> DecodeCall:
     """From the op's arguments. Whether the plan is invariant shows in its sizes."""
     *tensors, softmax_scale, causal = inputs
-    operands, plan_tensors = tensors[:-NUM_PLAN_TENSORS], tensors[-NUM_PLAN_TENSORS:]
-    items, part_offsets, requests = (tensor.numel() for tensor in plan_tensors[:3])
+    operands, of_plan = tensors[:-NUM_PLAN_TENSORS], tensors[-NUM_PLAN_TENSORS:]
+    items, part_offsets, requests = (tensor.numel() for tensor in of_plan[:3])
     num_borders = part_offsets - 2  # between parts, each of which may cut a request in two
     batch_invariant = bool(items != requests + 4 * num_borders)
-    plan = MlaPlan._make([*plan_tensors, batch_invariant])
+    plan = MlaPlan._make([*of_plan, batch_invariant])
     return DecodeCall._make([*operands, plan, softmax_scale, causal])
 
 

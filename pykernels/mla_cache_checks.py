@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,6 @@ FP8_ROPE_OFFSET = FP8_SCALE_OFFSET + LATENT_DIM // checks.SCALE_BLOCK * 4
 FP8_TOKEN_BYTES = FP8_ROPE_OFFSET + ROPE_DIM * 2
 PAGE_SIZES = tuple(1 << shift for shift in range(9))
 _MAX_EPS = 1.0
-_NUMBERS = (int, float, np.integer, np.floating)
 
 
 class Angles(NamedTuple):
@@ -68,7 +66,7 @@ def check_angles(cos: Tensor | None, sin: Tensor | None, rope_interleaved: objec
 
 
 def check_norm_eps(norm_eps: object) -> None:
-    if isinstance(norm_eps, bool) or not isinstance(norm_eps, _NUMBERS):
+    if isinstance(norm_eps, bool) or not isinstance(norm_eps, checks.NUMBERS):
         raise ValueError(f"norm_eps must be a number, got {checks.shown(norm_eps)}")
     if not 0 <= norm_eps <= _MAX_EPS:
         raise ValueError(f"norm_eps must be from 0 to {_MAX_EPS:g}, got {checks.shown(norm_eps)}")

@@ -12,6 +12,7 @@ from pykernels.overlap import check_no_overlap
 
 HEAD_DIM_V = 512
 MAX_HEADS = 128
+NUM_PLAN_TENSORS = 5  # the first fields of an MlaPlan
 _VECTOR_COLUMNS = 8  # 16 bytes of BF16
 
 
@@ -39,6 +40,11 @@ class MlaPlan(NamedTuple):
     batch_invariant: bool
 
 
+def plan_tensors(plan: MlaPlan) -> dict[str, Tensor]:
+    """By the names that messages give them."""
+    return {f"plan.{name}": getattr(plan, name) for name in plan._fields[:NUM_PLAN_TENSORS]}
+
+
 def check_plan_sizes(
     max_batch: object, seqlen_q: object, num_heads: object, max_seqlen: object
 ) -> None:
@@ -54,8 +60,7 @@ def check_plan(
 ) -> MlaPlan:
     """The plan, if it was made for such a call. Its values are not read."""
     made = _check_plan_type(plan)
-    tensors = {f"plan.{name}": getattr(made, name) for name in MlaPlan._fields[:-1]}
-    for name, tensor in tensors.items():
+    for name, tensor in plan_tensors(made).items():
         if tensor.device != device:
             raise ValueError(
                 f"plan was made on {tensor.device} ({name}), and the call has tensors on {device}; "
@@ -114,8 +119,8 @@ def _check_plan_type(plan: object) -> MlaPlan:
         raise ValueError(
             f"plan must be an MlaPlan, got {checks.shown(plan)}; mla_decode_plan makes one"
         )
-    for name in MlaPlan._fields[:-1]:
-        checks.check_tensor(f"plan.{name}", getattr(plan, name))
+    for name, tensor in plan_tensors(plan).items():
+        checks.check_tensor(name, tensor)
     checks.check_batch_invariant(plan.batch_invariant)
     return plan
 

@@ -23,10 +23,10 @@ from pykernels.mla_checks import (
     MlaPlan,
     check_plan,
     check_vectors,
+    plan_tensors,
 )
 from pykernels.overlap import check_no_overlap
 
-NUM_PLAN_TENSORS = 5  # the first fields of an MlaPlan
 # Tokens of a request and rows of a call: kernels count to the end of a block of 64, and so beyond.
 MAX_COUNT = checks.MAX_SIZE - 1024
 _SEQLEN_Q_DIM = {"q": 1, "q_nope": 1, "q_rope": 1, "out[0]": 1, "out[1]": 2}  # left out by many
@@ -165,11 +165,6 @@ def check_mla_decode(
                 inputs |= plan_tensors(plan)
             check_no_overlap("out[0]", out[0], {**inputs, "out[1]": out[1]})
             check_no_overlap("out[1]", out[1], inputs)
-
-
-def plan_tensors(plan: MlaPlan) -> dict[str, Tensor]:
-    """By the names that messages give them."""
-    return {f"plan.{name}": getattr(plan, name) for name in plan._fields[:NUM_PLAN_TENSORS]}
 
 
 def _check_shapes(call: DecodeCall, out: tuple[Tensor, Tensor] | None) -> None:
