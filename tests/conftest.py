@@ -1,4 +1,4 @@
-"""The ``--device`` option and the recording driver for all tests."""
+"""The ``--device`` option and fixtures for all tests."""
 
 from tests.device_option import (
     pytest_addoption,
@@ -6,6 +6,7 @@ from tests.device_option import (
     pytest_configure,
 )
 from tests.recording import cuda, make_cuda
+from tests.registered_program import register_program
 
 __all__ = [
     "cuda",
@@ -13,4 +14,5 @@ __all__ = [
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
+    "register_program",
 ]

@@ -9,7 +9,11 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -141,8 +145,46 @@ py::dict decode_tensor_map(const std::string& bytes) {
   return result;
 }
 
+using Sizes = std::array<uint32_t, 3>;
+
+/// (address, bytes, name)
+using MemoryTuple = std::tuple<uint64_t, uint64_t, std::string>;
+
+Dim3 to_dim3(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2]}; }
+
+/// The same text for as long as the process lives, as a MemoryRange needs it.
+const char* kept_name(const std::string& name) {
+  static auto* names = new std::set<std::string>;  // under the interpreter lock
+  return names->insert(name).first->c_str();
+}
+
+Launch make_launch(std::string kernel, const Sizes& grid, const Sizes& block,
+                   const py::bytes& arguments, const Sizes& cluster, uint32_t dynamic_shared_bytes,
+                   bool programmatic_dependent, const std::vector<MemoryTuple>& memory,
+                   uint32_t rank) {
+  Launch launch;
+  launch.kernel = std::move(kernel);
+  launch.grid = to_dim3(grid);
+  launch.block = to_dim3(block);
+  launch.cluster = to_dim3(cluster);
+  launch.dynamic_shared_bytes = dynamic_shared_bytes;
+  launch.programmatic_dependent = programmatic_dependent;
+  for (const char byte : std::string_view(arguments)) {
+    launch.arguments.push_back(static_cast<std::byte>(byte));
+  }
+  for (const auto& [address, bytes, name] : memory) {
+    launch.memory.push_back({address, bytes, kept_name(name)});
+  }
+  launch.rank = rank;
+  return launch;
+}
+
 void bind_launch(py::module_& module) {
   py::class_<Launch>(module, "Launch", "A kernel launch as a plain value.")
+      .def(py::init(&make_launch), py::arg("kernel"), py::arg("grid"), py::arg("block"),
+           py::arg("arguments"), py::kw_only(), py::arg("cluster") = py::make_tuple(1, 1, 1),
+           py::arg("dynamic_shared_bytes") = 0, py::arg("programmatic_dependent") = false,
+           py::arg("memory") = py::tuple(), py::arg("rank") = 0)
       .def_readonly("kernel", &Launch::kernel)
       .def_property_readonly("grid", [](const Launch& launch) { return to_tuple(launch.grid); })
       .def_property_readonly("block", [](const Launch& launch) { return to_tuple(launch.block); })
@@ -150,6 +192,7 @@ void bind_launch(py::module_& module) {
                              [](const Launch& launch) { return to_tuple(launch.cluster); })
       .def_readonly("dynamic_shared_bytes", &Launch::dynamic_shared_bytes)
       .def_readonly("programmatic_dependent", &Launch::programmatic_dependent)
+      .def_readonly("rank", &Launch::rank)
       .def_property_readonly("arguments",
                              [](const Launch& launch) {
                                return py::bytes(
@@ -185,13 +228,17 @@ void bind_device(py::module_& module) {
       .def_property_readonly("properties", &Device::properties)
       .def(
           "max_active_clusters",
-          [](Device& device, const std::string& kernel, std::array<uint32_t, 3> cluster) {
-            return device.max_active_clusters(Registry::instance().get(kernel),
-                                              {cluster[0], cluster[1], cluster[2]});
+          [](Device& device, const std::string& kernel, const Sizes& cluster) {
+            return device.max_active_clusters(Registry::instance().get(kernel), to_dim3(cluster));
           },
           py::arg("kernel"), py::arg("cluster"),
           "How many clusters of this size of a kernel's CTAs the device holds at a time.")
       .def("run", &Device::run, py::arg("launch"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "run_together", &Device::run_together, py::arg("launches"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Runs launches that wait for one another, each on a stream of its own and the GPU of its "
+          "rank: in the emulator only, a GPU takes one.")
       .def("error_record", &Device::error_record, py::call_guard<py::gil_scoped_release>(),
            "The address at which kernels leave the error that they found.")
       .def(

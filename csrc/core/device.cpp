@@ -29,6 +29,12 @@ const char* beyond_32_bits(int32_t value) {
 
 }  // namespace
 
+void Device::run_together(const std::vector<Launch>& launches) {
+  PK_CHECK(launches.size() == 1, "a stream runs one launch at a time, got ", launches.size(),
+           " to run together; launches that wait for one another need a stream each");
+  run(launches.front());
+}
+
 MemoryRange error_memory(Device& device) {
   return {device.error_record(), sizeof(DeviceError), "errors"};
 }

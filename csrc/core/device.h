@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/device_error.h"
 #include "core/launch.h"
@@ -35,6 +36,10 @@ class Device {
 
   /// Starts the launch; asynchronous on a GPU (current stream), complete on return in the emulator.
   virtual void run(const Launch& launch) = 0;
+
+  /// Runs launches that wait for one another, each on a stream of its own; launches of different
+  /// ranks on different GPUs. A device that is one stream refuses more than one.
+  virtual void run_together(const std::vector<Launch>& launches);
 
   /// The address at which kernels leave a DeviceError. The same for every launch on this device.
   virtual uint64_t error_record() = 0;

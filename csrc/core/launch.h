@@ -37,6 +37,7 @@ struct Launch {
   std::vector<std::byte>
       arguments;  // the one by-value parameter struct, 64-byte aligned members inside
   std::vector<MemoryRange> memory;
+  uint32_t rank = 0;  // the GPU, where several run together in the emulator
 
   friend bool operator==(const Launch&, const Launch&) = default;
 };

@@ -11,6 +11,19 @@ namespace {
 
 constexpr uint32_t kMaxSharedBytesPerBlock = 232448;  // sm_90, with opt-in
 
+/// Each once, in the order of the launches.
+std::string kernel_names(const std::vector<Launch>& launches) {
+  std::vector<std::string> names;
+  for (const Launch& launch : launches) {
+    if (std::find(names.begin(), names.end(), launch.kernel) == names.end()) {
+      names.push_back(launch.kernel);
+    }
+  }
+  std::string text;
+  for (const std::string& name : names) text += concat(text.empty() ? "" : ", ", name);
+  return text;
+}
+
 }  // namespace
 
 EmulatedDevice::EmulatedDevice(const MachineOptions& options) : options_(options) {
@@ -40,16 +53,30 @@ void EmulatedDevice::replay(std::vector<std::shared_ptr<const Trace>> traces) {
 }
 
 void EmulatedDevice::run(const Launch& launch) {
+  run_launches(launch.kernel, {make_machine_launch(launch)});
+}
+
+void EmulatedDevice::run_together(const std::vector<Launch>& launches) {
+  PK_CHECK(!launches.empty(), "launches must be at least one, got none");
+  std::vector<MachineLaunch> together;
+  for (const Launch& launch : launches) {
+    together.push_back(make_machine_launch(launch));
+    together.back().follows_list = false;
+  }
+  run_launches(kernel_names(launches), together);
+}
+
+void EmulatedDevice::run_launches(const std::string& name,
+                                  const std::vector<MachineLaunch>& launches) {
   if (replays_) {
     options_.trace = traces_.empty() ? std::make_shared<const Trace>() : traces_.front();
     if (!traces_.empty()) traces_.pop_front();
   }
-  const std::vector<MachineLaunch> launches = {make_machine_launch(launch)};
   error_ = {};  // a launch that was interrupted may have left one
   try {
-    reports_.emplace_back(launch.kernel, run_launches(options_, launches));
+    reports_.emplace_back(name, emulator::run_launches(options_, launches));
   } catch (const EmulationError& error) {
-    reports_.emplace_back(launch.kernel, error.report());
+    reports_.emplace_back(name, error.report());
     error_ = {};
     throw;
   }
@@ -84,6 +111,7 @@ MachineLaunch make_machine_launch(const Launch& launch) {
   result.dynamic_shared_bytes = launch.dynamic_shared_bytes;
   result.registers = kernel.registers;
   result.programmatic_dependent = launch.programmatic_dependent;
+  result.rank = launch.rank;
   const auto* first = reinterpret_cast<const uint8_t*>(launch.arguments.data());
   result.parameters.assign(first, first + launch.arguments.size());
   for (const MemoryRange& range : launch.memory) {

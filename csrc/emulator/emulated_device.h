@@ -26,9 +26,12 @@ class EmulatedDevice : public Device {
   /// Runs to the end; findings and counters are added to reports(). Throws EmulationError, and
   /// ArgumentError with the error that the kernel left.
   void run(const Launch& launch) override;
+  /// The same of launches that are resident together: each rank has all the device's SMs to itself,
+  /// and they add one report, under the names of their kernels. None is the dependent of another.
+  void run_together(const std::vector<Launch>& launches) override;
   uint64_t error_record() override { return reinterpret_cast<uint64_t>(&error_); }
   std::optional<DeviceError> take_error() override;
-  /// The launches from now on replay these, one each; later ones an empty trace.
+  /// The runs from now on replay these, one each; later ones an empty trace.
   void replay(std::vector<std::shared_ptr<const Trace>> traces);
 
   const std::vector<std::pair<std::string, Report>>& reports() const {
@@ -36,9 +39,11 @@ class EmulatedDevice : public Device {
   }  // kernel, report
 
  private:
+  void run_launches(const std::string& name, const std::vector<MachineLaunch>& launches);
+
   MachineOptions options_;
   bool replays_ = false;
-  std::deque<std::shared_ptr<const Trace>> traces_;  // of the launches to come
+  std::deque<std::shared_ptr<const Trace>> traces_;  // of the runs to come
   DeviceProperties properties_;
   std::vector<std::pair<std::string, Report>> reports_;
   DeviceError error_;  // the record

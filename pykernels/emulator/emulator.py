@@ -39,11 +39,12 @@ class Launch:
             ``TensorMap``; ``bytes`` for by-value structs; None for a null pointer.
         cluster: CTAs of a cluster, (x, y, z); (1, 1, 1) stands for what the kernel requires.
         dynamic_smem_bytes: Dynamic shared memory of a CTA.
-        programmatic_dependent: Whether the launch before may still run; see ``griddepcontrol``.
+        programmatic_dependent: Whether the launch before, of the same rank, may still run; see
+            ``griddepcontrol``.
         registers: Per thread at launch, as ptxas reports; 0 if unknown. ``setmaxnreg`` is checked
             against it.
-        rank: The GPU that it runs on: launches of different ranks synchronise at ``.sys`` scope
-            only.
+        rank: The GPU that it runs on: launches of different ranks have SMs of their own, and
+            synchronise at ``.sys`` scope only.
 
     Raises:
         ValueError: a dimension, size or argument is not possible on sm_90.
@@ -135,7 +136,7 @@ class Emulator:
         """Make an emulated GPU.
 
         Args:
-            num_sms: Its SMs: how many CTAs are resident at a time.
+            num_sms: Its SMs: how many CTAs are resident at a time. Each rank has as many.
             seed: Decides all that hardware leaves open; the same seed gives the same run (where
                 clusters race, on one thread only; see ``num_threads``).
             async_completion: When TMA, WGMMA and bulk copies take effect: ``"early"`` (at once),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -75,9 +77,11 @@ class LaunchTarget:
             found.append(Variant(tuple((i,) for i in indices)))
         if serial and not any(launch.programmatic_dependent for launch in self._launches):
             found.append(Variant(tuple((i,) for i in reversed(indices))))
-        ctas = sum(x * y * z for x, y, z in (launch.grid for launch in self._launches))
-        if ctas < num_sms:
-            found.append(Variant((tuple(indices),), {"num_sms": ctas}))
+        ctas = Counter[int]()  # of each rank
+        for launch in self._launches:
+            ctas[launch.rank] += math.prod(launch.grid)
+        if (most := max(ctas.values())) < num_sms:
+            found.append(Variant((tuple(indices),), {"num_sms": most}))
         return found
 
     def run(self, variant: Variant, options: Mapping[str, Any]) -> Outcome:

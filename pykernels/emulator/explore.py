@@ -138,8 +138,8 @@ def explore(
 
     Every run starts from the same memory, and afterwards all arrays hold again what they held
     before. Several launches run together, one after the other in both orders (in their own only if
-    one is a programmatic dependent), and together on no more SMs than one for each CTA. All run on
-    one thread, so that the same call finds the same.
+    one is a programmatic dependent), and together on no more SMs than one for each CTA of a rank.
+    All run on one thread, so that the same call finds the same.
 
     Args:
         launch: A ``Launch``, a sequence of co-resident ones, or a function without arguments: it is

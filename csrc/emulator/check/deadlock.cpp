@@ -191,9 +191,10 @@ void Machine::fail_deadlock() {
   }
   for (const auto& grid : grids_) {
     if (grid->next_cluster == grid->num_clusters) continue;
-    finding.message += concat(
-        "\n  ", grid->launch.program->name, ": ", grid->num_clusters - grid->next_cluster, " of ",
-        grid->num_clusters, " clusters have not started: ", options_.num_sms, " SMs have no room");
+    finding.message +=
+        concat("\n  ", grid->launch.program->name, launch_text(grid->index), ": ",
+               grid->num_clusters - grid->next_cluster, " of ", grid->num_clusters,
+               " clusters have not started: ", options_.num_sms, " SMs have no room");
   }
   end_with(std::move(finding));
 }

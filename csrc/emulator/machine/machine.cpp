@@ -107,8 +107,8 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
     }
     grid->ctas_per_sm =
         max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
-    if (grid->launch.programmatic_dependent && !grids_.empty())
-      grid->prerequisite = grids_.back().get();
+    if (grid->launch.programmatic_dependent && grid->launch.follows_list)
+      grid->prerequisite = last_of_rank(grid->launch.rank);
     if (grid->launch.program->has_contractible_arithmetic) {
       note("'" + grid->launch.program->name +
            "' multiplies and adds without .rn: ptxas may contract them, and the GPU may round "
@@ -119,6 +119,13 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
 }
 
 Machine::~Machine() = default;
+
+/// The last launch so far on this GPU, or nullptr.
+Grid* Machine::last_of_rank(uint32_t rank) const {
+  const auto found = std::find_if(grids_.rbegin(), grids_.rend(),
+                                  [&](const auto& grid) { return grid->launch.rank == rank; });
+  return found == grids_.rend() ? nullptr : found->get();
+}
 
 std::unique_ptr<RaceDetector> Machine::take_races() { return std::move(races_); }
 
@@ -343,7 +350,8 @@ void Machine::end_with(Finding finding) {
     const std::string source = source_chain(module, site.ptx_line);
     text += concat("\n  in ", site.kernel, ", PTX line ", site.ptx_line, ": ", site.ptx);
     if (!source.empty()) text += "\n  from " + source;
-    text += concat("\n  CTA (", site.ctaid[0], ", ", site.ctaid[1], ", ", site.ctaid[2], ")");
+    text += concat("\n  CTA (", site.ctaid[0], ", ", site.ctaid[1], ", ", site.ctaid[2], ")",
+                   launch_text(site.grid));
     if (site.thread >= 0) text += concat(", thread ", site.thread);
   }
   report(std::move(finding));

@@ -30,7 +30,7 @@ namespace pykernels::emulator {
 enum class Schedule : uint8_t { kRandom, kPriority };
 
 struct MachineOptions {
-  int num_sms = 132;
+  int num_sms = 132;  // of each rank
   uint64_t seed = 0;
   Completion completion = Completion::kLate;
   Schedule schedule = Schedule::kRandom;
@@ -59,8 +59,9 @@ struct MachineLaunch {
   Dim3 grid, block, cluster;
   uint32_t dynamic_shared_bytes = 0;
   uint32_t registers = 0;               // per thread at launch; 0: unknown
-  bool programmatic_dependent = false;  // on the launch before in the list, if there is one
-  uint32_t rank = 0;  // the GPU: launches of different ones synchronise at sys scope
+  bool programmatic_dependent = false;  // on a launch before it in its stream
+  bool follows_list = true;             // that is the one of its rank before it in the list, if any
+  uint32_t rank = 0;  // the GPU: others have other SMs and synchronise at sys scope
   std::vector<uint8_t> parameters;
   std::vector<Allocation> memory;
   uint64_t first_cluster = 0;  // clusters of the grid that run, where not all do; to end_cluster
@@ -148,9 +149,8 @@ class Machine {
     }
   }
   const Allocations& allocations() const { return allocations_; }
-  uint64_t clock() {
-    return instructions_ + clock_reads_++;
-  }  // %clock64: advances with instructions
+  /// %clock64, %globaltimer: advances with instructions, and by leaps while nothing else happens.
+  uint64_t clock() { return instructions_ + clock_lead_++; }
   Warp& current_warp() { return *current_warp_; }
   PagePool& pool() { return *pool_; }
 
@@ -199,6 +199,7 @@ class Machine {
 
  private:
   void check_launch(const Grid& grid);
+  Grid* last_of_rank(uint32_t rank) const;
   void take_slice(Grid& grid);
   void start_cluster(Grid& grid);
   void retire(Cluster& cluster);
@@ -247,7 +248,7 @@ class Machine {
   Warp* current_warp_ = nullptr;
   uint64_t current_budget_ = 0;  // of its turn
   uint64_t instructions_ = 0;
-  uint64_t clock_reads_ = 0;
+  uint64_t clock_lead_ = 0;  // of the clock, over instructions
   uint64_t next_poll_ = 0;
   uint64_t num_events_ = 0;     // completions, arrivals of whole barriers, ends of threads
   uint64_t num_changes_ = 0;    // arrivals at barriers and mbarriers, clusters started

@@ -19,6 +19,8 @@ constexpr uint64_t kPatience =
     4096;  // warps may poll for an operation that "late" would hold back for ever
 constexpr uint64_t kPollInterval = 1 << 17;  // between looks at MachineOptions::poll
 constexpr uint64_t kHopeless = 1ull << 28;   // without an event or a byte written: it is a hang
+constexpr uint64_t kIdle = 1 << 26;          // the same: only time can end it, and leaps ahead
+constexpr uint64_t kLeap = 1'000'000'000;    // of the clock, at each look from then on
 constexpr uint64_t kQuiet = 1 << 20;         // without a change: are they all polling?
 constexpr uint64_t kQuietShare = 8 * 1024;   // more for each CTA, so that all have had a turn
 constexpr uint64_t kWatchedTurn = 64;        // of a warp while that is being looked at
@@ -43,19 +45,22 @@ void Machine::progress() {
   current_->slice = kSlice + random_.below(static_cast<uint32_t>(kSlice));
 }
 
-/// True if the SMs have room for one more cluster of the grid, leaving the other grids their fair
-/// share.
+/// True if the SMs of the grid's rank have room for one more of its clusters, leaving the rank's
+/// other grids their fair share.
 bool Machine::may_start(const Grid& grid) const {
   if (grid.next_cluster == grid.num_clusters) return false;
   if (grid.prerequisite != nullptr && !grid.prerequisite->finished()) {
     const Grid& before = *grid.prerequisite;
     if (before.dependents_launched < before.num_clusters * before.cluster_size) return false;
   }
+  const auto is_beside = [&](const auto& other) { return other->launch.rank == grid.launch.rank; };
   const double capacity = options_.num_sms;
-  const double fair = capacity / static_cast<double>(grids_.size());
+  const double fair =
+      capacity / static_cast<double>(std::count_if(grids_.begin(), grids_.end(), is_beside));
   double held = 0;      // by all
   double reserved = 0;  // by others, or due to them
   for (const auto& other : grids_) {
+    if (!is_beside(other)) continue;
     const double holds = other->occupied(other->resident.size());
     held += holds;
     if (other.get() == &grid) continue;
@@ -207,6 +212,8 @@ void Machine::check_liveness() {
   } else if (instructions_ - active_at_ > kHopeless) {
     fail_hung(concat("nothing was written and nothing completed in the last ", kHopeless,
                      " warp instructions"));
+  } else if (instructions_ - active_at_ > kIdle) {
+    clock_lead_ += kLeap;  // waits that are bounded by a clock end, as on a GPU
   }
 }
 
