@@ -33,23 +33,6 @@ std::shared_ptr<CudaRuntime>& system_runtime() {
   return *runtime;
 }
 
-/// Loading code, allocating and waiting are what a capture in another mode forbids, whichever
-/// thread captures.
-class RelaxedCapture {
- public:
-  explicit RelaxedCapture(const cuda::DriverTable& driver) : driver_(driver) {
-    check_result(driver_, driver_.thread_exchange_stream_capture_mode(&mode_),
-                 "cuThreadExchangeStreamCaptureMode");
-  }
-  ~RelaxedCapture() { driver_.thread_exchange_stream_capture_mode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  const cuda::DriverTable& driver_;
-  cuda::CaptureMode mode_ = cuda::CaptureMode::kRelaxed;  // then the thread's former one
-};
-
 void require_driver(int found, int needed, const std::string& what) {
   if (found >= needed) return;
   throw EnvironmentError(concat(what, " needs ", cuda::describe_requirement(needed),
@@ -57,6 +40,13 @@ void require_driver(int found, int needed, const std::string& what) {
 }
 
 }  // namespace
+
+RelaxedCapture::RelaxedCapture(const cuda::DriverTable& driver) : driver_(driver) {
+  check_result(driver_, driver_.thread_exchange_stream_capture_mode(&mode_),
+               "cuThreadExchangeStreamCaptureMode");
+}
+
+RelaxedCapture::~RelaxedCapture() { driver_.thread_exchange_stream_capture_mode(&mode_); }
 
 CudaRuntime::CudaRuntime(const cuda::DriverTable& driver) : driver_(driver) {
   check_result(driver_, driver_.driver_get_version(&driver_version_), "cuDriverGetVersion");

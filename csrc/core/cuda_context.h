@@ -23,6 +23,20 @@ namespace pykernels {
 
 class CudaContext;
 
+/// Lets this thread load code, allocate and wait, which a capture in another mode forbids,
+/// whichever thread captures.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const cuda::DriverTable& driver);
+  ~RelaxedCapture();
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  const cuda::DriverTable& driver_;
+  cuda::CaptureMode mode_ = cuda::CaptureMode::kRelaxed;  // then the thread's former one
+};
+
 /// The driver in use and the cubins that it has loaded: each once in the process, for all GPUs.
 class CudaRuntime : public std::enable_shared_from_this<CudaRuntime> {
  public:

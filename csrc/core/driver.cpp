@@ -64,14 +64,16 @@ DriverTable load_driver() {
   return table;
 }
 
-void check_result(const DriverTable& driver, Result result, const std::string& what) {
+void check_result(const DriverTable& driver, Result result, const std::string& what,
+                  const std::string& hint) {
   if (result == kSuccess) return;
   const char* name = nullptr;
   const char* text = nullptr;
   if (driver.get_error_name(result, &name) != kSuccess || name == nullptr) name = "unknown error";
   if (driver.get_error_string(result, &text) != kSuccess || text == nullptr)
     text = "no description";
-  throw EnvironmentError(concat(what, " failed: ", name, " (", result, "): ", text));
+  throw EnvironmentError(
+      concat(what, " failed: ", name, " (", result, "): ", text, hint.empty() ? "" : "; ", hint));
 }
 
 }  // namespace pykernels::cuda

@@ -12,12 +12,19 @@ namespace pykernels::cuda {
 using Result = int;  // CUresult
 inline constexpr Result kSuccess = 0;
 inline constexpr Result kInvalidValue = 1;
+inline constexpr Result kOutOfMemory = 2;
 inline constexpr Result kInvalidDevice = 101;
 inline constexpr Result kInvalidImage = 200;
 inline constexpr Result kInvalidContext = 201;
+inline constexpr Result kMapFailed = 205;
+inline constexpr Result kPeerAccessUnsupported = 217;
+inline constexpr Result kOperatingSystem = 304;
 inline constexpr Result kInvalidHandle = 400;
 inline constexpr Result kNotFound = 500;
+inline constexpr Result kTooManyPeers = 711;
 inline constexpr Result kLaunchFailed = 719;
+inline constexpr Result kNotPermitted = 800;
+inline constexpr Result kNotSupported = 801;
 inline constexpr Result kStreamCaptureUnsupported = 900;
 inline constexpr Result kStreamCaptureImplicit = 906;
 inline constexpr Result kInvalidClusterSize = 912;
@@ -44,6 +51,13 @@ enum class CaptureStatus : int { kNone = 0, kActive = 1, kInvalidated = 2 };
 
 inline constexpr unsigned kHostAllocPortable = 1;
 inline constexpr unsigned kHostAllocDeviceMap = 2;
+
+/// CUipcMemHandle: names memory of one process to the others.
+struct IpcMemHandle {
+  char bytes[64];
+};
+
+inline constexpr unsigned kIpcMemLazyEnablePeerAccess = 1;
 
 enum class LaunchAttributeId : int {
   kClusterDimension = 4,
@@ -111,9 +125,17 @@ struct DriverTable {
   Result (*stream_synchronize)(Stream stream);
   Result (*mem_host_alloc)(void** memory, size_t bytes, unsigned flags);
   Result (*mem_host_get_device_pointer)(uint64_t* address, void* memory, unsigned flags);
+  Result (*mem_alloc)(uint64_t* address, size_t bytes);
+  Result (*mem_free)(uint64_t address);
+  Result (*memset_d8_async)(uint64_t address, unsigned char value, size_t bytes, Stream stream);
+  Result (*ipc_get_mem_handle)(IpcMemHandle* handle, uint64_t address);
+  Result (*ipc_open_mem_handle)(uint64_t* address, IpcMemHandle handle, unsigned flags);
+  Result (*ipc_close_mem_handle)(uint64_t address);
+  Result (*device_can_access_peer)(int* can_access, DeviceOrdinal device, DeviceOrdinal peer);
 };
 
-/// Calls visitor(symbol, member) for every function of the table.
+/// Calls visitor(symbol, member) for every function of the table. Symbols are base names, of which
+/// cuGetProcAddress returns the version that kMinDriverVersion has: cuMemAlloc_v2 for cuMemAlloc.
 template <typename Table, typename Visitor>
 void for_each_function(Table& table, Visitor&& visitor) {
   visitor("cuInit", table.init);
@@ -141,6 +163,13 @@ void for_each_function(Table& table, Visitor&& visitor) {
   visitor("cuStreamSynchronize", table.stream_synchronize);
   visitor("cuMemHostAlloc", table.mem_host_alloc);
   visitor("cuMemHostGetDevicePointer", table.mem_host_get_device_pointer);
+  visitor("cuMemAlloc", table.mem_alloc);
+  visitor("cuMemFree", table.mem_free);
+  visitor("cuMemsetD8Async", table.memset_d8_async);
+  visitor("cuIpcGetMemHandle", table.ipc_get_mem_handle);
+  visitor("cuIpcOpenMemHandle", table.ipc_open_mem_handle);
+  visitor("cuIpcCloseMemHandle", table.ipc_close_mem_handle);
+  visitor("cuDeviceCanAccessPeer", table.device_can_access_peer);
 }
 
 /// The oldest driver that has all of these functions, as cuDriverGetVersion counts.
@@ -151,8 +180,10 @@ inline constexpr int kMinDriverVersion = 12000;
 DriverTable load_driver();
 
 /// Throws EnvironmentError with the driver's name and words for the error unless the result is
-/// success. `what` is the function, with the kernel or device concerned.
-void check_result(const DriverTable& driver, Result result, const std::string& what);
+/// success. `what` is the function, with the kernel or device concerned; `hint`, if not empty, what
+/// may be the cause.
+void check_result(const DriverTable& driver, Result result, const std::string& what,
+                  const std::string& hint = {});
 
 /// "CUDA 13.0 (driver 580 or newer)" for 13000: a version as cuDriverGetVersion counts, in words.
 std::string describe_requirement(int version);

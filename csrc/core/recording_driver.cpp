@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <tuple>
 
 #include "core/check.h"
 #include "core/cuda_context.h"
@@ -15,7 +16,6 @@ namespace {
 constexpr uint64_t kAddressSpaceEnd = 1ull << 47;  // of a process on x86-64
 constexpr uint32_t kMaxPortableCluster = 8;
 constexpr uint32_t kMaxThreads = 1024;
-constexpr std::byte kFreshByte{0xCD};  // what new memory holds
 
 uint64_t volume(const Dim3& dim) { return uint64_t{dim.x} * dim.y * dim.z; }
 
@@ -52,7 +52,10 @@ cuda::Result read_attributes(const cuda::LaunchConfig& config, Launch* launch) {
 }  // namespace
 
 RecordingDriver::RecordingDriver(RecordingOptions options, Device* target)
-    : serial_(next_serial()), options_(std::move(options)), target_(target) {
+    : serial_(next_serial()),
+      options_(std::move(options)),
+      target_(target),
+      device_memory_(serial_) {
   PK_CHECK(options_.num_devices >= 0, "num_devices must not be negative, got ",
            options_.num_devices);
   PK_CHECK(active_recording_driver() == nullptr, "one recording driver is installed already");
@@ -111,8 +114,33 @@ void RecordingDriver::end_capture() {
 
 void RecordingDriver::replay() {
   for (const RecordedLaunch& recorded : launches()) {
-    if (recorded.captured) run(recorded.launch);
+    if (recorded.captured) run(recorded);
   }
+}
+
+void RecordingDriver::run_collected() {
+  std::vector<std::vector<Launch>> rounds;
+  {
+    const std::lock_guard lock(mutex_);
+    std::map<std::tuple<int, int, uint64_t>, size_t> num_rounds;  // of each stream so far
+    for (RecordedLaunch& recorded : collected_) {
+      const size_t round = num_rounds[{recorded.process, recorded.device_index, recorded.stream}]++;
+      if (round == rounds.size()) rounds.emplace_back();
+      rounds[round].push_back(std::move(recorded.launch));
+    }
+    collected_.clear();
+  }
+  for (const std::vector<Launch>& launches : rounds) run_together(launches);
+}
+
+void RecordingDriver::set_process(int process) {
+  PK_CHECK(process >= 0, "process must not be negative, got ", process);
+  thread_process() = process;
+}
+
+std::vector<std::string> RecordingDriver::violations() const {
+  const std::lock_guard lock(mutex_);
+  return device_memory_.violations();
 }
 
 void RecordingDriver::set_current_device(int device_index) {
@@ -228,6 +256,7 @@ cuda::Result RecordingDriver::read_config(const cuda::LaunchConfig& config, cuda
       launch->memory.push_back(
           {reinterpret_cast<uint64_t>(host.bytes.data()), host.bytes.size(), "pinned memory"});
     }
+    device_memory_.append_ranges(thread_process(), launch->memory);
   }
   return cuda::kSuccess;
 }
@@ -245,12 +274,24 @@ bool RecordingDriver::is_mapped(const void* memory) const {
   });
 }
 
-void RecordingDriver::wait() { const std::lock_guard lock(target_mutex_); }
-
-void RecordingDriver::run(const Launch& launch) {
-  if (target_ == nullptr) return;
+void RecordingDriver::wait() {
+  if (options_.collects) run_collected();
   const std::lock_guard lock(target_mutex_);
-  target_->run(launch);
+}
+
+void RecordingDriver::run(const RecordedLaunch& recorded) {
+  if (target_ == nullptr) return;
+  if (options_.collects) {
+    const std::lock_guard lock(mutex_);
+    collected_.push_back(recorded);
+    return;
+  }
+  run_together({recorded.launch});
+}
+
+void RecordingDriver::run_together(const std::vector<Launch>& launches) {
+  const std::lock_guard lock(target_mutex_);
+  target_->run_together(launches);
 }
 
 }  // namespace pykernels

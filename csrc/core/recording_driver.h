@@ -15,6 +15,7 @@
 #include "core/device.h"
 #include "core/driver.h"
 #include "core/launch.h"
+#include "core/recording_memory.h"
 
 namespace pykernels {
 
@@ -23,6 +24,8 @@ struct RecordingOptions {
   int num_devices = 1;
   int driver_version = 13000;
   uint32_t max_cluster = 8;  // CTAs
+  bool peer_access = true;   // whether devices reach each other's memory
+  bool collects = false;     // whether launches wait for run_collected
   DeviceProperties properties;
 };
 
@@ -32,12 +35,16 @@ struct RecordedLaunch {
   int device_index = 0;
   uint64_t stream = 0;
   bool captured = false;  // kept by a capture instead of run
+  int process = 0;        // that launched it; see set_process
 };
 
 class RecordingDriver {
  public:
   /// Installs itself for the whole process until uninstalled or destroyed; one at a time. `target`
   /// runs the launches; null leaves them recorded only.
+  ///
+  /// Launches that wait for one another cannot be run one by one. With RecordingOptions::collects
+  /// they are kept until run_collected; see there.
   RecordingDriver(RecordingOptions options, Device* target);
   ~RecordingDriver();
   RecordingDriver(const RecordingDriver&) = delete;
@@ -57,6 +64,16 @@ class RecordingDriver {
   void end_capture();
   /// Runs the launches that were captured, in order, as the launch of the graph would.
   void replay();
+  /// Runs the launches that were collected: together the first of every stream, then the second of
+  /// every stream, and so on. So launch i of a stream meets launch i of the others. Whatever waits
+  /// for launches does the same: synchronising a stream or a context, and freeing, unmapping or
+  /// filling memory. If one fails, those behind it are dropped.
+  void run_collected();
+  /// Calls of this thread come from this process from now on; 0 at first. Processes have memory of
+  /// their own and share the devices, their contexts and this driver's streams (but not stream 0).
+  void set_process(int process);
+  /// What was done that the real driver leaves undefined, in words.
+  std::vector<std::string> violations() const;
   /// Makes a device's primary context current in this thread, as cudaSetDevice does; -1 for none.
   void set_current_device(int device_index);
   int current_device() const;  // -1 for none
@@ -88,12 +105,14 @@ class RecordingDriver {
   cuda::Result device_of_stream(cuda::Stream stream, int* device_index) const;
   cuda::Result read_config(const cuda::LaunchConfig& config, cuda::Function function,
                            Launch* launch) const;
-  void run(const Launch& launch);
+  /// Runs or collects it.
+  void run(const RecordedLaunch& recorded);
+  void run_together(const std::vector<Launch>& launches);
   /// Pinned memory, kept as long as this driver.
   void* allocate(size_t bytes, unsigned flags);
   /// Whether the memory was allocated for devices too.
   bool is_mapped(const void* memory) const;
-  /// Returns when no launch is running.
+  /// Runs what was collected; returns when no launch is running.
   void wait();
 
   /// Pinned memory that was allocated with these flags.
@@ -113,6 +132,8 @@ class RecordingDriver {
   std::vector<std::unique_ptr<cuda::OpaqueKernel>> kernels_;
   std::map<KernelOnDevice, std::unique_ptr<cuda::OpaqueFunction>> functions_;
   std::vector<RecordedLaunch> launches_;
+  std::vector<RecordedLaunch> collected_;  // that have not run yet
+  RecordingMemory device_memory_;
   std::vector<MemoryRange> memory_;
   std::deque<std::string> memory_names_;
   std::vector<HostMemory> host_memory_;

@@ -14,6 +14,35 @@ namespace pykernels {
 
 using namespace cuda;
 
+namespace {
+
+struct ErrorText {
+  Result error;
+  const char* name;
+  const char* text;
+};
+
+constexpr ErrorText kErrorTexts[] = {
+    {kInvalidValue, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {kOutOfMemory, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {kInvalidImage, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
+    {kInvalidContext, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {kPeerAccessUnsupported, "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED",
+     "peer access is not supported between these two devices"},
+    {kInvalidHandle, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {kNotFound, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {kNotSupported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+};
+
+const ErrorText* find_error(Result error) {
+  for (const ErrorText& known : kErrorTexts) {
+    if (known.error == error) return &known;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
 struct RecordingFunctions {
   static RecordingDriver& self() {
     if (active_recording_driver() != nullptr) return *active_recording_driver();
@@ -28,21 +57,15 @@ struct RecordingFunctions {
   }
 
   static Result get_error_name(Result error, const char** name) {
-    *name = error == kInvalidValue    ? "CUDA_ERROR_INVALID_VALUE"
-            : error == kInvalidHandle ? "CUDA_ERROR_INVALID_HANDLE"
-            : error == kInvalidImage  ? "CUDA_ERROR_INVALID_IMAGE"
-            : error == kNotFound      ? "CUDA_ERROR_NOT_FOUND"
-                                      : nullptr;
-    return *name != nullptr ? kSuccess : kInvalidValue;
+    const ErrorText* known = find_error(error);
+    *name = known != nullptr ? known->name : nullptr;
+    return known != nullptr ? kSuccess : kInvalidValue;
   }
 
   static Result get_error_string(Result error, const char** text) {
-    *text = error == kInvalidValue    ? "invalid argument"
-            : error == kInvalidHandle ? "invalid resource handle"
-            : error == kInvalidImage  ? "device kernel image is invalid"
-            : error == kNotFound      ? "named symbol not found"
-                                      : nullptr;
-    return *text != nullptr ? kSuccess : kInvalidValue;
+    const ErrorText* known = find_error(error);
+    *text = known != nullptr ? known->text : nullptr;
+    return known != nullptr ? kSuccess : kInvalidValue;
   }
 
   static Result device_get_count(int* count) {
@@ -231,6 +254,7 @@ struct RecordingFunctions {
     const Context context = thread_contexts().back();
     RecordedLaunch recorded;
     recorded.device_index = context->device_index;
+    recorded.process = thread_process();
     recorded.stream = reinterpret_cast<uint64_t>(config->stream);
     Result result = self().device_of_stream(config->stream, &recorded.device_index);
     if (result != kSuccess) return result;
@@ -243,12 +267,13 @@ struct RecordingFunctions {
     const auto* argument = static_cast<const std::byte*>(parameters[0]);
     const KernelInfo& info = Registry::instance().get(recorded.launch.kernel);
     recorded.launch.arguments.assign(argument, argument + info.param_bytes);
+    recorded.launch.rank = static_cast<uint32_t>(recorded.device_index);
     {
       const std::lock_guard lock(self().mutex_);
       recorded.captured = self().capturing_ != nullptr && config->stream == self().capturing_;
       self().launches_.push_back(recorded);
     }
-    if (!recorded.captured) self().run(recorded.launch);
+    if (!recorded.captured) self().run(recorded);
     return kSuccess;
   }
 
@@ -301,6 +326,81 @@ struct RecordingFunctions {
     *address = reinterpret_cast<uint64_t>(memory);
     return kSuccess;
   }
+
+  /// The process and device of the calling thread, which must have a context.
+  static RecordingMemory::Place place() {
+    return {thread_process(), thread_contexts().back()->device_index};
+  }
+
+  static Result mem_alloc(uint64_t* address, size_t bytes) {
+    const Result result = self().enter("cuMemAlloc");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
+    const std::lock_guard lock(self().mutex_);
+    return self().device_memory_.allocate(place(), bytes, address);
+  }
+
+  static Result mem_free(uint64_t address) {
+    const Result result = self().enter("cuMemFree");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
+    self().wait();
+    const std::lock_guard lock(self().mutex_);
+    return self().device_memory_.free(place(), address);
+  }
+
+  static Result memset_d8_async(uint64_t address, unsigned char value, size_t bytes,
+                                Stream stream) {
+    const Result entered = self().enter("cuMemsetD8Async");
+    if (entered != kSuccess) return entered;
+    if (thread_contexts().empty()) return kInvalidContext;
+    int device_index = thread_contexts().back()->device_index;
+    const Result result = self().device_of_stream(stream, &device_index);
+    if (result != kSuccess) return result;
+    if (device_index != thread_contexts().back()->device_index) return kInvalidHandle;
+    // The real driver captures it; here no captured work but launches is kept.
+    if (self().is_capturing(stream)) return kStreamCaptureUnsupported;
+    self().wait();
+    const std::lock_guard lock(self().mutex_);
+    return self().device_memory_.fill(place(), address, value, bytes);
+  }
+
+  static Result ipc_get_mem_handle(IpcMemHandle* handle, uint64_t address) {
+    const Result result = self().enter("cuIpcGetMemHandle");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    const std::lock_guard lock(self().mutex_);
+    return self().device_memory_.export_handle(place(), address, handle);
+  }
+
+  static Result ipc_open_mem_handle(uint64_t* address, IpcMemHandle handle, unsigned flags) {
+    const Result result = self().enter("cuIpcOpenMemHandle");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (flags != kIpcMemLazyEnablePeerAccess) return kInvalidValue;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
+    const std::lock_guard lock(self().mutex_);
+    return self().device_memory_.open(place(), handle, self().options_.peer_access, address);
+  }
+
+  static Result ipc_close_mem_handle(uint64_t address) {
+    const Result result = self().enter("cuIpcCloseMemHandle");
+    if (result != kSuccess) return result;
+    if (thread_contexts().empty()) return kInvalidContext;
+    if (self().refuses_unsafe_calls()) return kStreamCaptureUnsupported;
+    self().wait();
+    const std::lock_guard lock(self().mutex_);
+    return self().device_memory_.close(place(), address);
+  }
+
+  static Result device_can_access_peer(int* can_access, DeviceOrdinal device, DeviceOrdinal peer) {
+    const Result result = self().enter("cuDeviceCanAccessPeer");
+    if (result != kSuccess) return result;
+    *can_access = device != peer && self().options_.peer_access ? 1 : 0;
+    return kSuccess;
+  }
 };
 
 DriverTable recording_table() {
@@ -329,7 +429,14 @@ DriverTable recording_table() {
           F::stream_is_capturing,
           F::stream_synchronize,
           F::mem_host_alloc,
-          F::mem_host_get_device_pointer};
+          F::mem_host_get_device_pointer,
+          F::mem_alloc,
+          F::mem_free,
+          F::memset_d8_async,
+          F::ipc_get_mem_handle,
+          F::ipc_open_mem_handle,
+          F::ipc_close_mem_handle,
+          F::device_can_access_peer};
 }
 
 RecordingDriver*& active_recording_driver() {
@@ -337,15 +444,28 @@ RecordingDriver*& active_recording_driver() {
   return driver;
 }
 
-std::vector<Context>& thread_contexts() {
-  thread_local uint64_t owner = 0;
-  thread_local std::vector<Context> contexts;
+namespace {
+
+/// What a thread has set in a driver.
+struct ThreadState {
+  uint64_t owner = 0;  // the driver's serial
+  std::vector<Context> contexts;
+  int process = 0;
+};
+
+ThreadState& thread_state() {
+  thread_local ThreadState state;
   const RecordingDriver* driver = active_recording_driver();
   const uint64_t serial = driver != nullptr ? driver->serial() : 0;
-  if (owner != serial) contexts.clear();
-  owner = serial;
-  return contexts;
+  if (state.owner != serial) state = {serial, {}, 0};
+  return state;
 }
+
+}  // namespace
+
+std::vector<Context>& thread_contexts() { return thread_state().contexts; }
+
+int& thread_process() { return thread_state().process; }
 
 CaptureMode& thread_capture_mode() {
   thread_local CaptureMode mode = CaptureMode::kGlobal;

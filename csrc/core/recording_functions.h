@@ -43,6 +43,8 @@ RecordingDriver*& active_recording_driver();
 
 /// This thread's stack of current contexts. Emptied when another driver is installed.
 std::vector<cuda::Context>& thread_contexts();
+/// The process that this thread plays; 0 when another driver is installed.
+int& thread_process();
 /// This thread's capture mode.
 cuda::CaptureMode& thread_capture_mode();
 

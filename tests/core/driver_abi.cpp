@@ -56,10 +56,29 @@ PK_SAME_FUNCTION(stream_is_capturing, cuStreamIsCapturing);
 PK_SAME_FUNCTION(stream_synchronize, cuStreamSynchronize);
 PK_SAME_FUNCTION(mem_host_alloc, cuMemHostAlloc);
 PK_SAME_FUNCTION(mem_host_get_device_pointer, cuMemHostGetDevicePointer);
+PK_SAME_FUNCTION(mem_alloc, cuMemAlloc);  // a macro for cuMemAlloc_v2, as some below
+PK_SAME_FUNCTION(mem_free, cuMemFree);
+PK_SAME_FUNCTION(memset_d8_async, cuMemsetD8Async);
+PK_SAME_FUNCTION(ipc_get_mem_handle, cuIpcGetMemHandle);
+PK_SAME_FUNCTION(ipc_open_mem_handle, cuIpcOpenMemHandle);
+PK_SAME_FUNCTION(ipc_close_mem_handle, cuIpcCloseMemHandle);
+PK_SAME_FUNCTION(device_can_access_peer, cuDeviceCanAccessPeer);
+
+static_assert(sizeof(cuda::IpcMemHandle) == sizeof(CUipcMemHandle));
+static_assert(alignof(cuda::IpcMemHandle) == alignof(CUipcMemHandle));
+static_assert(std::is_trivially_copyable_v<cuda::IpcMemHandle>);  // passed by value
+static_assert(cuda::kIpcMemLazyEnablePeerAccess == CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS);
 
 static_assert(cuda::kSuccess == CUDA_SUCCESS);
 static_assert(cuda::kInvalidValue == CUDA_ERROR_INVALID_VALUE);
+static_assert(cuda::kOutOfMemory == CUDA_ERROR_OUT_OF_MEMORY);
 static_assert(cuda::kInvalidDevice == CUDA_ERROR_INVALID_DEVICE);
+static_assert(cuda::kMapFailed == CUDA_ERROR_MAP_FAILED);
+static_assert(cuda::kPeerAccessUnsupported == CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
+static_assert(cuda::kOperatingSystem == CUDA_ERROR_OPERATING_SYSTEM);
+static_assert(cuda::kTooManyPeers == CUDA_ERROR_TOO_MANY_PEERS);
+static_assert(cuda::kNotPermitted == CUDA_ERROR_NOT_PERMITTED);
+static_assert(cuda::kNotSupported == CUDA_ERROR_NOT_SUPPORTED);
 static_assert(cuda::kInvalidImage == CUDA_ERROR_INVALID_IMAGE);
 static_assert(cuda::kInvalidContext == CUDA_ERROR_INVALID_CONTEXT);
 static_assert(cuda::kInvalidHandle == CUDA_ERROR_INVALID_HANDLE);
