@@ -14,6 +14,14 @@ from pykernels.reference.mla_cache import (
     rms_norm,
     rotate,
 )
+from pykernels.reference.moe import (
+    moe_combine,
+    moe_dispatch,
+    moe_expert_rows,
+    moe_fmaf,
+    moe_low_latency_dispatch,
+    moe_round_to_bf16,
+)
 from pykernels.reference.quantize import quantize_1x128, quantize_128x128, round_to_e4m3
 from pykernels.reference.silu_mul_quantize import silu_mul, silu_mul_quantize_1x128
 
@@ -30,6 +38,12 @@ __all__ = [
     "mla_cache_tokens",
     "mla_cache_write",
     "mla_decode",
+    "moe_combine",
+    "moe_dispatch",
+    "moe_expert_rows",
+    "moe_fmaf",
+    "moe_low_latency_dispatch",
+    "moe_round_to_bf16",
     "project_output",
     "quantize_1x128",
     "quantize_128x128",

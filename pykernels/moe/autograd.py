@@ -1,0 +1,197 @@
+"""Gradients: dispatch and combine are each other's, by the routing of the forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pykernels.moe.handle import DispatchHandle
+from pykernels.moe.transport import Batch, CombineCall, DispatchCall, Finish, Received
+
+_PARTS = 3  # BF16 numbers that hold an FP32 number
+_COLUMNS = 8  # BF16 columns that fill 16 bytes
+_HIGH_BITS = -65536  # 0xFFFF0000 as int32: what BF16 keeps of an FP32 number
+
+
+class Calls(Protocol):
+    """What gradients need of a buffer."""
+
+    def start_dispatch(
+        self, call: DispatchCall, batches: Sequence[Batch]
+    ) -> tuple[list[Received], Finish]: ...
+
+    def start_combine(
+        self, call: CombineCall, y: Sequence[Tensor], handles: Sequence[DispatchHandle]
+    ) -> tuple[list[Tensor], Finish]: ...
+
+
+def dispatch(buffer: Calls, call: DispatchCall, batches: Sequence[Batch]) -> list[Received]:
+    """A dispatch that is differentiable in x."""
+    received: list[Received] = []
+    function: Any = _Dispatch  # torch leaves apply without types
+    rows = function.apply(buffer, call, batches, received, *(batch.x for batch in batches))
+    return [each._replace(x=x) for each, x in zip(received, rows, strict=True)]
+
+
+def combine(
+    buffer: Calls, call: CombineCall, y: Sequence[Tensor], handles: Sequence[DispatchHandle]
+) -> list[Tensor]:
+    """A combine that is differentiable in y and in the handles' ``topk_weights``."""
+    weights = [handle.topk_weights for handle in handles]
+    function: Any = _Combine  # torch leaves apply without types
+    return list(function.apply(buffer, call, handles, *y, *weights))
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        buffer: Calls,
+        call: DispatchCall,
+        batches: Sequence[Batch],
+        received: list[Received],
+        *x: Tensor,
+    ) -> tuple[Tensor, ...]:
+        found, finish = buffer.start_dispatch(call, batches)
+        finish()
+        received += found
+        ctx.buffer, ctx.handles = buffer, [each.handle for each in found]
+        return tuple(each.x for each in found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Each token's gradient is the sum of its rows' gradients."""
+        rows = [gradient.contiguous() for gradient in gradients]
+        call = CombineCall("the gradient of dispatch")
+        of_x, finish = ctx.buffer.start_combine(call, rows, _unweighted(ctx.handles))
+        finish()
+        return None, None, None, None, *of_x
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        buffer: Calls,
+        call: CombineCall,
+        handles: Sequence[DispatchHandle],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        y = tensors[: len(handles)]
+        outs, finish = buffer.start_combine(call, y, handles)
+        finish()
+        ctx.buffer, ctx.handles = buffer, handles
+        ctx.of_weights = any(ctx.needs_input_grad[3 + len(handles) :])
+        ctx.save_for_backward(*(y if ctx.of_weights else ()))
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """A row's gradient is its token's, weighted; a weight's is its row times its token's."""
+        handles: Sequence[DispatchHandle] = ctx.handles
+        rows = _gradients_at_rows(ctx.buffer, handles, gradients)
+        of_y = [_weighted(row, handle) for row, handle in zip(rows, handles, strict=True)]
+        of_weights: Sequence[Tensor | None] = [None] * len(handles)
+        if ctx.of_weights:
+            dots = [
+                (row.float() * y.float()).sum(dim=1)
+                for row, y in zip(rows, ctx.saved_tensors, strict=True)
+            ]
+            of_weights = _send_home(ctx.buffer, handles, dots, gradients[0].size(1))
+        return None, None, None, *of_y, *of_weights
+
+
+def _gradients_at_rows(
+    buffer: Calls, handles: Sequence[DispatchHandle], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """The gradients of the results, sent to the rows that the tokens have."""
+    batches = [
+        Batch(gradient.contiguous(), None, handle.topk_idx, handle.topk_weights.detach())
+        for gradient, handle in zip(gradients, handles, strict=True)
+    ]
+    call = DispatchCall("the gradient of combine", masked=False, capacity=handles[0].capacity)
+    received, finish = buffer.start_dispatch(call, batches)
+    finish()
+    return [each.x for each in received]
+
+
+def _weighted(rows: Tensor, handle: DispatchHandle) -> Tensor:
+    """Each row times its weight, zeros in rows that no token has."""
+    row, weight, _ = _rows_of_tokens(handle)
+    of_y = torch.zeros_like(rows)
+    of_y[row] = (weight[:, None] * rows[row].float()).to(rows.dtype)
+    return of_y
+
+
+def _rows_of_tokens(handle: DispatchHandle) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all rows that tokens have: the row, its weight, and which k of its token it is."""
+    position = torch.arange(handle.rows.size(1), device=handle.rows.device)
+    is_row = (position < handle.recv_counts[:, None])[..., None] & (handle.rows >= 0)
+    row, weight, k = (table[is_row] for table in (handle.rows, handle.row_weights, handle.row_topk))
+    return row.long(), weight, k.long()
+
+
+def _send_home(
+    buffer: Calls, handles: Sequence[DispatchHandle], dots: Sequence[Tensor], hidden: int
+) -> list[Tensor]:
+    """A number for each row to its token's ``[num_tokens, num_topk]``, exactly.
+
+    It travels as three BF16 columns for each k, whose sum it is; all other rows of the token have
+    zeros there. (Below 2^-117 its last bits are below what BF16 can hold.)
+    """
+    num_topk = handles[0].topk_idx.size(1)
+    at_once = min(num_topk, hidden // _PARTS)
+    found = []
+    for first in range(0, num_topk, at_once):
+        last = min(first + at_once, num_topk)
+        columns = -(-_PARTS * (last - first) // _COLUMNS) * _COLUMNS
+        rows = [
+            _spread(dot, handle, range(first, last), columns)
+            for dot, handle in zip(dots, handles, strict=True)
+        ]
+        call = CombineCall("the gradient of topk_weights")
+        sums, finish = buffer.start_combine(call, rows, _unweighted(handles))
+        finish()
+        parts = [each[:, : _PARTS * (last - first)].float() for each in sums]
+        found.append([each.unflatten(1, (last - first, _PARTS)) for each in parts])
+    joined = [torch.cat(each, dim=1) for each in zip(*found, strict=True)]
+    return [each[..., 0] + each[..., 1] + each[..., 2] for each in joined]
+
+
+def _spread(dot: Tensor, handle: DispatchHandle, ks: range, columns: int) -> Tensor:
+    """``[capacity, columns]``: the parts of each row's number in the columns of its k."""
+    row, _, k = _rows_of_tokens(handle)
+    chosen = (k >= ks.start) & (k < ks.stop)
+    row, k = row[chosen], k[chosen] - ks.start
+    spread = torch.zeros((handle.capacity, columns), dtype=torch.bfloat16, device=dot.device)
+    for part, values in enumerate(split_fp32(dot[row])):
+        spread[row, _PARTS * k + part] = values
+    return spread
+
+
+def split_fp32(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three BF16 tensors whose sum, from left to right, is the FP32 tensor.
+
+    Each takes the leading 8 of the 24 significant bits that are left.
+    """
+    parts = []
+    rest = values
+    for _ in range(_PARTS):
+        high = (rest.view(torch.int32) & _HIGH_BITS).view(torch.float32)
+        parts.append(torch.where(rest.isnan(), rest, high).bfloat16())
+        rest = torch.where(values.isfinite(), rest - high, 0)
+    return parts[0], parts[1], parts[2]
+
+
+def _unweighted(handles: Sequence[DispatchHandle]) -> list[DispatchHandle]:
+    return [
+        dataclasses.replace(handle, row_weights=torch.ones_like(handle.row_weights))
+        for handle in handles
+    ]

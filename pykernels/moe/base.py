@@ -1,0 +1,330 @@
+"""What all calls of a buffer share: its life, its errors, checks, and results allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from pykernels import checks
+from pykernels.moe import checks as moe_checks
+from pykernels.moe import choice
+from pykernels.moe.group import BufferSizes, LocalGroup, num_scales
+from pykernels.moe.handle import DispatchHandle
+from pykernels.moe.membership import join
+from pykernels.moe.transport import (
+    Batch,
+    CombineCall,
+    DispatchCall,
+    Finish,
+    Received,
+    Transport,
+)
+
+Hook: TypeAlias = Callable[[], None]
+T = TypeVar("T")
+SomeBuffer = TypeVar("SomeBuffer", bound="BufferBase")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """The arguments of a buffer as the caller passes them, not yet checked."""
+
+    hidden: int
+    num_experts: int
+    num_topk: int
+    num_max_tokens_per_rank: int
+    device: torch.device | str | None
+    num_sms: int | None
+    timeout: float
+    ranks_per_node: int | None
+
+    def settings(
+        self, group: LocalGroup | ProcessGroup | None, num_ranks: int, default_device: str
+    ) -> choice.Settings:
+        """What a transport is made from, checked; without ``ranks_per_node`` on one node.
+
+        Raises:
+            ValueError: an argument is not as :class:`Buffer` wants it.
+            RuntimeError: there is no such device.
+        """
+        sizes = BufferSizes(
+            num_ranks,
+            self.num_experts,
+            self.num_topk,
+            self.hidden,
+            self.num_max_tokens_per_rank,
+        )
+        checks.check_num_sms(self.num_sms)
+        timeout = moe_checks.check_timeout(self.timeout)
+        moe_checks.check_ranks_per_node(self.ranks_per_node, num_ranks)
+        device = moe_checks.check_device(default_device if self.device is None else self.device)
+        per_node = self.ranks_per_node or num_ranks
+        return choice.Settings(group, sizes, device, self.num_sms, timeout, per_node)
+
+
+class BufferBase:
+    """See :class:`pykernels.moe.Buffer`, which adds the calls."""
+
+    def __init__(self, group: LocalGroup | ProcessGroup | None, wishes: Wishes) -> None:
+        self._rank: int | None = None  # with a LocalGroup all ranks are here
+        if isinstance(group, LocalGroup):
+            self._settings = wishes.settings(group, group.num_ranks, "cpu")
+        else:
+            self._rank, self._settings = join(group, wishes)
+        self._sizes = self._settings.sizes
+        self._transports: dict[choice.Kind, Transport] = {}
+        self._masked_ranks: frozenset[int] = frozenset()
+        self._error: Exception | None = None
+        self._closed = False
+        self._transport()  # all ranks make it together
+
+    @property
+    def bytes(self) -> int:
+        """The device memory that one rank of this buffer holds between calls."""
+        return sum(transport.bytes for transport in self._transports.values())
+
+    @property
+    def masked_ranks(self) -> list[int]:
+        """The ranks that are left out."""
+        return sorted(self._masked_ranks)
+
+    def mask_ranks(self, ranks: Collection[int]) -> None:
+        """Leave these ranks out from the next call on, in place of those left out before.
+
+        Nothing is sent to them and nothing awaited from them; what tokens would get from them is
+        missing in their sums. All other ranks call this together, with the same ranks. After a
+        :class:`MoeTimeoutError`, :meth:`reset` follows; so it does, called by all, to take a rank
+        in again. Of a ``LocalGroup`` a masked rank receives nothing and gets zeros.
+
+        Raises:
+            ValueError: a rank does not exist or is the caller's own, or none would be left.
+        """
+        self._refuse_if_closed()
+        num_ranks = self._sizes.num_ranks
+        self._masked_ranks = moe_checks.check_masked_ranks(ranks, num_ranks, self._rank)
+        for transport in self._transports.values():
+            transport.mask_ranks(self._masked_ranks)
+
+    def check(self) -> None:
+        """Raise the error that a call has left behind, if any.
+
+        Raises:
+            RuntimeError: the buffer refuses work; its ``__cause__`` is the error.
+        """
+        self._ready()
+
+    def reset(self) -> None:
+        """Forget errors and all that is under way, and work again.
+
+        All ranks that are not masked call this together.
+        """
+        self._refuse_if_closed()
+        for transport in self._transports.values():
+            transport.reset()
+        self._error = None
+
+    def wait_stats(self) -> Any:
+        """How long this rank has waited for each of its peers since the buffer was made.
+
+        Over torch.distributed that is the time that the host has waited for a peer's messages, one
+        peer after the other: a wait that ends while another peer is waited for does not count, and
+        on GPUs only the exchange of counts is seen. With a ``LocalGroup`` on the CPU nobody waits.
+
+        Returns:
+            A list of :class:`PeerWait`, one for each rank; with a ``LocalGroup`` a list of such
+            lists. :func:`save_wait_stats` writes them for ``python -m pykernels moe-stats``.
+        """
+        self._refuse_if_closed()
+        return self._public(self._transport().wait_stats())
+
+    def close(self) -> None:
+        """Free what the buffer holds; it takes no calls from then on."""
+        if not self._closed:
+            self._closed = True
+            for transport in self._transports.values():
+                transport.close()
+
+    def __enter__(self: SomeBuffer) -> SomeBuffer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start_dispatch(
+        self, call: DispatchCall, batches: Sequence[Batch]
+    ) -> tuple[list[Received], Finish]:
+        """Sends rows; results, not complete before what is returned beside them has been called."""
+        self._refuse_after_error()
+        received = [self._allocate(call, batch) for batch in batches]
+        with self._breaking():
+            return received, self._transport().dispatch(call, batches, received)
+
+    def start_combine(
+        self,
+        call: CombineCall,
+        y: Sequence[Tensor],
+        handles: Sequence[DispatchHandle],
+        outs: Sequence[Tensor | None] | None = None,
+    ) -> tuple[list[Tensor], Finish]:
+        """As :meth:`start_dispatch`; ``y`` may have fewer columns than the buffer."""
+        self._refuse_after_error()
+        results = [
+            each.new_empty((handle.num_tokens, each.size(-1))) if out is None else out
+            for each, handle, out in zip(y, handles, outs or [None] * len(y), strict=True)
+        ]
+        with self._breaking():
+            return results, self._transport().combine(call, y, handles, results)
+
+    def _transport(self) -> Transport:
+        """What moves the rows of a call that is made now."""
+        kind = choice.transport_kind(self._settings)
+        if kind not in self._transports:
+            transport = choice.make_transport(kind, self._settings)
+            transport.mask_ranks(self._masked_ranks)
+            self._transports[kind] = transport
+        return self._transports[kind]
+
+    def _ready(self) -> Transport:
+        """What the next call uses, once no earlier one has left an error behind."""
+        self._refuse_after_error()
+        transport = self._transport()
+        with self._breaking():
+            transport.check()
+        return transport
+
+    def _refuse_after_error(self) -> None:
+        self._refuse_if_closed()
+        if self._error is not None:
+            raise RuntimeError(
+                f"the buffer refuses work since an earlier call failed: {self._error}; call "
+                "reset() on all ranks"
+            ) from self._error
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the buffer is closed; make a new one")
+
+    @contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """An error inside makes the buffer refuse work until it is reset."""
+        try:
+            yield
+        except Exception as error:
+            self._error = error
+            raise
+
+    @contextmanager
+    def _checking(self, transport: Transport, op: str) -> Iterator[None]:
+        """Wrong arguments inside: the peers are told in place of the call, where there are any."""
+        try:
+            yield
+        except ValueError as error:
+            with self._breaking():
+                if transport.reject(op, error):
+                    self._error = error
+            raise
+
+    def _hook(self, finish: Finish, split: bool) -> Hook:
+        """Completes a receive, at once if it is not split; later calls do nothing."""
+        pending = [finish]
+
+        def hook() -> None:
+            if pending:
+                self._refuse_if_closed()
+                with self._breaking():
+                    pending.pop()()
+
+        if not split:
+            hook()
+        return hook
+
+    def _batches(self, transport: Transport, x: Any, idx: Any, weights: Any) -> list[Batch]:
+        names = ("x", "topk_idx", "topk_weights")
+        columns = [
+            self._per_rank(name, each) for name, each in zip(names, (x, idx, weights), strict=True)
+        ]
+        checked = self._rank_checks()
+        batches = [check.batch(*each) for check, *each in zip(checked, *columns, strict=True)]
+        moe_checks.check_same_kind(batches)
+        for check, batch in zip(checked, batches, strict=True):
+            if batch.scales is not None:
+                moe_checks.check_fp8_rows(batch)
+            if transport.reads_values:
+                check.topk_values(batch.topk_idx)
+        return batches
+
+    def _combined(
+        self, y: Any, handle: Any, out: Any, *, masked: bool
+    ) -> tuple[list[Tensor], list[DispatchHandle], list[Tensor | None]]:
+        columns = [self._per_rank("y", y), self._per_rank("handle", handle)]
+        outs = [None] * len(columns[0]) if out is None else self._per_rank("out", out)
+        checked = zip(self._rank_checks(), *columns, outs, strict=True)
+        found = [check.combined(*each, masked=masked) for check, *each in checked]
+        rows, handles, results = (list(each) for each in zip(*found, strict=True))
+        return rows, handles, results
+
+    def _per_rank(self, name: str, value: Any) -> list[Any]:
+        if self._rank is not None:
+            return [value]
+        return moe_checks.per_rank(name, value, self._sizes.num_ranks)
+
+    def _rank_checks(self) -> list[moe_checks.RankChecks]:
+        device = self._settings.device
+        if self._rank is not None:
+            return [moe_checks.RankChecks(self._sizes, device, None)]
+        ranks = range(self._sizes.num_ranks)
+        return [moe_checks.RankChecks(self._sizes, device, rank) for rank in ranks]
+
+    def _public(self, values: list[T]) -> T | list[T]:
+        return values[0] if self._rank is not None else values
+
+    def _result(self, received: Sequence[Received]) -> tuple[Any, Any, Any]:
+        rows = [each.x if each.scales is None else (each.x, each.scales) for each in received]
+        return (
+            self._public(rows),
+            self._public([each.counts for each in received]),
+            self._public([each.handle for each in received]),
+        )
+
+    def _allocate(self, call: DispatchCall, batch: Batch) -> Received:
+        sizes = self._sizes
+        num_tokens, hidden = batch.x.shape
+        experts = sizes.num_local_experts
+        rows = (experts, call.capacity) if call.masked else (call.capacity,)
+        is_fp8 = call.scale_fmt is not None or batch.scales is not None
+        dtype = torch.float8_e4m3fn if is_fp8 else torch.bfloat16
+
+        def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=batch.x.device)
+
+        table = (sizes.num_ranks, sizes.num_max_tokens_per_rank, sizes.num_topk)
+        handle = DispatchHandle(
+            topk_idx=batch.topk_idx,
+            topk_weights=batch.topk_weights,
+            num_tokens=num_tokens,
+            capacity=call.capacity,
+            masked=call.masked,
+            position_in_rank=empty(num_tokens, sizes.num_ranks),
+            recv_counts=empty(sizes.num_ranks),
+            rows=empty(*table),
+            row_weights=empty(*table, dtype=torch.float32),
+            row_topk=empty(*table),
+        )
+        return Received(
+            x=empty(*rows, hidden, dtype=dtype),
+            scales=empty(*rows, num_scales(hidden), dtype=torch.float32) if is_fp8 else None,
+            counts=empty(experts if call.masked else experts + 1),
+            handle=handle,
+        )

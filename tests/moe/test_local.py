@@ -1,0 +1,298 @@
+"""A LocalGroup on CPU tensors, in torch, against the reference: the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pykernels import moe, quantize_1x128, reference
+from pykernels.moe.handle import DispatchHandle
+from tests.moe.routings import ROUTINGS, Batch, Routing, dropped, repeated, skewed, uniform
+
+HIDDEN = 144  # two blocks of scale factors, the second one of 16 columns
+
+
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+
+
+def buffer_of(routing: Routing, hidden: int = HIDDEN, **options: Any) -> moe.Buffer:
+    return moe.Buffer(
+        moe.LocalGroup(routing.num_ranks),
+        hidden=hidden,
+        num_experts=routing.num_experts,
+        num_topk=routing.num_topk,
+        num_max_tokens_per_rank=routing.num_max_tokens_per_rank,
+        **options,
+    )
+
+
+def capacity_of(routing: Routing) -> int:
+    """Enough for experts that are named twice, too."""
+    return routing.num_ranks * routing.num_max_tokens_per_rank * routing.num_topk
+
+
+def results_of_experts(rows: Tensor, used: Sequence[slice], seed: int) -> Tensor:
+    """Random results; NaN in rows that no token has."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.full(rows.shape, torch.nan, dtype=torch.bfloat16)
+    flat = y.view(-1, rows.size(-1))
+    for part in used:
+        size = flat[part].shape
+        flat[part] = torch.randn(size, generator=generator).bfloat16()
+    return y
+
+
+def check_grouped(
+    routing: Routing, batch: Batch, buffer: moe.Buffer, x: list[Any], masked: Sequence[int] = ()
+) -> list[DispatchHandle]:
+    capacity = capacity_of(routing)
+    sent = batch.topk_idx, batch.topk_weights
+    recv_x, offsets, handles = buffer.dispatch(x, *sent, capacity=capacity)
+    expected = reference.moe_dispatch(
+        x, batch.topk_idx, num_experts=routing.num_experts, masked_ranks=masked
+    )
+    y = []
+    for rank, (rows, rank_offsets) in enumerate(expected):
+        assert torch.equal(offsets[rank], rank_offsets)
+        used = int(rank_offsets[-1])
+        if isinstance(rows, Tensor):
+            assert recv_x[rank].shape == (capacity, HIDDEN)
+            assert same_bits(recv_x[rank][:used], rows)
+        else:
+            assert same_bits(recv_x[rank][0][:used], rows[0])
+            assert same_bits(recv_x[rank][1][:used], rows[1])
+        like = recv_x[rank] if isinstance(rows, Tensor) else recv_x[rank][0]
+        y.append(results_of_experts(like, [slice(0, used)], rank))
+    outs = buffer.combine(y, handles)
+    exact = reference.moe_combine(y, *sent, num_experts=routing.num_experts, masked_ranks=masked)
+    for out, wanted in zip(outs, exact, strict=True):
+        assert same_bits(out, wanted)
+    return handles
+
+
+def check_masked_layout(
+    routing: Routing,
+    batch: Batch,
+    buffer: moe.Buffer,
+    x: list[Any],
+    sent: list[Any],
+    **options: Any,
+) -> None:
+    """``sent``: the rows as they travel."""
+    recv_x, masked_m, handles, hook = buffer.low_latency_dispatch(
+        x, batch.topk_idx, batch.topk_weights, **options
+    )
+    hook()
+    expected = reference.moe_low_latency_dispatch(
+        sent, batch.topk_idx, num_experts=routing.num_experts
+    )
+    room = routing.num_ranks * routing.num_max_tokens_per_rank
+    y = []
+    for rank, (experts, counts) in enumerate(expected):
+        assert torch.equal(masked_m[rank], counts)
+        for e, rows in enumerate(experts):
+            count = int(counts[e])
+            if isinstance(rows, Tensor):
+                assert same_bits(recv_x[rank][e, :count], rows)
+            else:
+                assert same_bits(recv_x[rank][0][e, :count], rows[0])
+                assert same_bits(recv_x[rank][1][e, :count], rows[1])
+        like = recv_x[rank] if isinstance(recv_x[rank], Tensor) else recv_x[rank][0]
+        used = [slice(e * room, e * room + int(count)) for e, count in enumerate(counts)]
+        y.append(results_of_experts(like, used, rank))
+    outs, hook = buffer.low_latency_combine(
+        y, handles, return_recv_hook=options.get("return_recv_hook", False)
+    )
+    hook()
+    exact = reference.moe_combine(
+        y, batch.topk_idx, batch.topk_weights, num_experts=routing.num_experts
+    )
+    for out, wanted in zip(outs, exact, strict=True):
+        assert same_bits(out, wanted)
+
+
+FITTING = [each for each in ROUTINGS if "repeated" not in each.what]
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+@pytest.mark.parametrize("routing", ROUTINGS, ids=str)
+def test_dispatch_and_combine(routing: Routing, fp8: bool) -> None:
+    batch = routing.batch(HIDDEN)
+    check_grouped(routing, batch, buffer_of(routing), batch.fp8() if fp8 else batch.x)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "hook"])
+@pytest.mark.parametrize("kind", ["bf16", "fp32", "ue8m0", "pair"])
+@pytest.mark.parametrize("routing", FITTING, ids=str)
+def test_low_latency(routing: Routing, kind: str, split: bool) -> None:
+    batch = routing.batch(HIDDEN)
+    options: dict[str, Any] = {"fp8": kind != "bf16", "return_recv_hook": split}
+    x: list[Any] = batch.x
+    sent: list[Any] = batch.x
+    if kind in ("fp32", "ue8m0"):
+        options["scale_fmt"] = kind
+        sent = [reference.quantize_1x128(each, scale_fmt=kind) for each in batch.x]
+    elif kind == "pair":
+        x = sent = batch.fp8("ue8m0")
+    check_masked_layout(routing, batch, buffer_of(routing), x, sent, **options)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS, ids=str)
+def test_handles(routing: Routing) -> None:
+    """What a kernel or a user reads in a handle is where the tokens are."""
+    batch = routing.batch(HIDDEN)
+    handles = check_grouped(routing, batch, buffer_of(routing), batch.x)
+    per_rank = routing.num_experts // routing.num_ranks
+    experts = reference.moe_expert_rows(batch.topk_idx, num_experts=routing.num_experts)
+    for rank, handle in enumerate(handles):
+        local = experts[rank * per_rank : (rank + 1) * per_rank]
+        row_of = {entry: row for row, entry in enumerate(e for each in local for e in each)}
+        for source, home in enumerate(handles):
+            tokens = sorted({entry.token for entry in row_of if entry.source == source})
+            assert int(handle.recv_counts[source]) == len(tokens)
+            positions = torch.full((home.num_tokens,), -1, dtype=torch.int32)
+            positions[tokens] = torch.arange(len(tokens), dtype=torch.int32)
+            assert torch.equal(home.position_in_rank[:, rank], positions)
+            for i, token in enumerate(tokens):
+                entries = sorted(
+                    (int(batch.topk_idx[source][token, entry.k]), entry.k, row)
+                    for entry, row in row_of.items()
+                    if (entry.source, entry.token) == (source, token)
+                )
+                rows = [row for _, _, row in entries]
+                ks = [k for _, k, _ in entries]
+                padding = [-1] * (routing.num_topk - len(rows))
+                assert handle.rows[source, i].tolist() == rows + padding
+                assert handle.row_topk[source, i, : len(ks)].tolist() == ks
+                weights = batch.topk_weights[source][token, ks]
+                assert torch.equal(handle.row_weights[source, i, : len(ks)], weights)
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> Routing:
+    num_ranks = draw(st.sampled_from([1, 2, 3, 4, 8]))
+    num_experts = num_ranks * draw(st.integers(1, 4))
+    choose = draw(st.sampled_from([uniform, skewed, repeated, dropped]))
+    most = 6 if choose is repeated else min(6, num_experts)
+    num_max = draw(st.integers(1, 6))
+    return Routing(
+        "drawn",
+        tuple(draw(st.integers(0, num_max)) for _ in range(num_ranks)),
+        num_experts,
+        draw(st.integers(1, most)),
+        num_max,
+        choose,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(routing=routings(), seed=st.integers(0, 1000), masked=st.integers(-4, 7))
+def test_any_routing(routing: Routing, seed: int, masked: int) -> None:
+    batch = routing.batch(HIDDEN, seed)
+    buffer = buffer_of(routing)
+    masks = [masked] if 0 <= masked < routing.num_ranks and routing.num_ranks > 1 else []
+    buffer.mask_ranks(masks)
+    assert buffer.masked_ranks == masks
+    check_grouped(routing, batch, buffer, batch.x, masks)
+
+
+def test_results_do_not_depend_on_what_was_sent_before() -> None:
+    routing = Routing("uniform", (8, 8, 8, 8), 8, 3, 8)
+    buffer = buffer_of(routing)
+    for seed in range(5):
+        batch = routing.batch(HIDDEN, seed)
+        check_grouped(routing, batch, buffer, batch.x)
+
+
+def test_two_batches_under_way() -> None:
+    """Both sent before either is received, and the senders' tensors overwritten in between."""
+    routing = Routing("uniform", (8, 6), 8, 3, 8)
+    buffer = buffer_of(routing)
+    batches = [routing.batch(HIDDEN, seed) for seed in range(2)]
+    started = []
+    for batch in batches:
+        x = [each.clone() for each in batch.x]
+        started.append(
+            buffer.low_latency_dispatch(
+                x, batch.topk_idx, batch.topk_weights, fp8=False, return_recv_hook=True
+            )
+        )
+        for each in x:
+            each.fill_(torch.nan)
+    for batch, (recv_x, masked_m, _, hook) in reversed(list(zip(batches, started, strict=True))):
+        hook()
+        hook()  # does nothing
+        expected = reference.moe_low_latency_dispatch(batch.x, batch.topk_idx, num_experts=8)
+        for rank, (experts, counts) in enumerate(expected):
+            assert torch.equal(masked_m[rank], counts)
+            for e, rows in enumerate(experts):
+                assert isinstance(rows, Tensor)
+                assert same_bits(recv_x[rank][e, : rows.size(0)], rows)
+
+
+def test_special_values_in_sums() -> None:
+    """Infinities, NaN (always 0x7FFF), signed zeros, subnormals and overflow."""
+    values = [torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 2.0**-133, 3e38, 1.0]
+    y = torch.tensor(values).bfloat16()
+    routing = Routing("special", (8, 8), 4, 3, 8, repeated)
+    batch = routing.batch(8)
+    buffer = buffer_of(routing, hidden=8)
+    capacity = capacity_of(routing)
+    _, _, handles = buffer.dispatch(batch.x, batch.topk_idx, batch.topk_weights, capacity=capacity)
+    generator = torch.Generator().manual_seed(0)
+    rows = [y[torch.randint(8, (capacity, 8), generator=generator)] for _ in range(2)]
+    outs = buffer.combine(rows, handles)
+    exact = reference.moe_combine(rows, batch.topk_idx, batch.topk_weights, num_experts=4)
+    for out, wanted in zip(outs, exact, strict=True):
+        assert same_bits(out, wanted)
+    assert any(out.isnan().any() for out in outs)
+
+
+def test_out_and_strides() -> None:
+    routing = Routing("uniform", (8, 6), 8, 3, 8)
+    batch = routing.batch(HIDDEN)
+    buffer = buffer_of(routing)
+    wide = [torch.zeros(each.size(0), HIDDEN + 8, dtype=torch.bfloat16) for each in batch.x]
+    for storage, x in zip(wide, batch.x, strict=True):
+        storage[:, :HIDDEN] = x
+    scales_by_column = [(q, scales.T.contiguous().T) for q, scales in batch.fp8()]
+    check_grouped(routing, batch, buffer, scales_by_column)
+    x = [storage[:, :HIDDEN] for storage in wide]
+    handles = check_grouped(routing, batch, buffer, x)
+    y = [torch.ones(capacity_of(routing), HIDDEN, dtype=torch.bfloat16)] * 2
+    expected = buffer.combine(y, handles)
+    out = [storage[:, :HIDDEN] for storage in wide]
+    results = buffer.combine(y, handles, out=out)
+    for result, given_out, wanted, storage in zip(results, out, expected, wide, strict=True):
+        assert result is given_out
+        assert torch.equal(result, wanted)
+        assert not storage[:, HIDDEN:].any()
+
+
+def test_rows_behind_the_last_are_not_written() -> None:
+    """Capacity may be exactly what arrives."""
+    routing = Routing("uniform", (8, 6), 8, 3, 8)
+    batch = routing.batch(HIDDEN)
+    expected = reference.moe_dispatch(batch.x, batch.topk_idx, num_experts=8)
+    most = max(int(offsets[-1]) for _, offsets in expected)
+    recv_x, _, _ = buffer_of(routing).dispatch(
+        batch.x, batch.topk_idx, batch.topk_weights, capacity=most
+    )
+    assert recv_x[0].shape == (most, HIDDEN)
+
+
+def test_quantisation_is_that_of_the_op() -> None:
+    routing = dataclasses.replace(ROUTINGS[4])
+    batch = routing.batch(HIDDEN)
+    sent: list[Any] = [quantize_1x128(each, scale_fmt="ue8m0") for each in batch.x]
+    check_masked_layout(routing, batch, buffer_of(routing), batch.x, sent, scale_fmt="ue8m0")
