@@ -77,7 +77,8 @@ class BufferBase:
         if isinstance(group, LocalGroup):
             self._settings = wishes.settings(group, group.num_ranks, "cpu")
         else:
-            self._rank, self._settings = join(group, wishes)
+            self._settings = join(group, wishes)
+            self._rank = self._settings.rank
         self._sizes = self._settings.sizes
         self._transports: dict[choice.Kind, Transport] = {}
         self._masked_ranks: frozenset[int] = frozenset()

@@ -28,6 +28,8 @@ class Settings:
         timeout: seconds that a rank waits for another.
         ranks_per_node: ranks of a node of a distributed group, which follow one another; the
             group's size where all are on one node, 1 where they are spread unevenly.
+        rank: of this process in a distributed group.
+        name: of this buffer, the same on all ranks of a distributed group and no other buffer's.
     """
 
     group: LocalGroup | ProcessGroup | None
@@ -36,6 +38,8 @@ class Settings:
     num_sms: int | None
     timeout: float
     ranks_per_node: int
+    rank: int = 0
+    name: str = ""
 
 
 def transport_kind(settings: Settings) -> Kind:

@@ -48,6 +48,11 @@ class RecordLayout:
             parts.insert(1, batch.scales)
         return torch.cat([_as_bytes(_in_rows(part)) for part in parts], dim=1)
 
+    def topk_idx(self, records: Tensor) -> Tensor:
+        """``[num_tokens, num_topk]``, ``int32``."""
+        idx = _in_rows(records[:, self._ends[1] : self._ends[2]])
+        return idx.view(torch.int32)
+
     def unpack(self, records: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """x, scales, ``topk_idx`` as ``int64``, ``topk_weights``."""
         x, scales, idx, weights = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ class _Offer:
     sizes: dict[str, Any] | None  # None if its arguments are wrong
     error: str
     node: str
+    name: str  # of the buffer; that of rank 0 counts
 
 
-def join(group: ProcessGroup | None, wishes: Wishes) -> tuple[int, Settings]:
-    """This rank and the settings of a buffer; every rank of the group calls this.
+def join(group: ProcessGroup | None, wishes: Wishes) -> Settings:
+    """The settings of a buffer; every rank of the group calls this.
 
     Raises:
         ValueError: an argument is wrong, or not the same on all ranks.
@@ -45,23 +47,23 @@ def join(group: ProcessGroup | None, wishes: Wishes) -> tuple[int, Settings]:
         )
     rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
     settings, own_error = None, None
+    name = uuid.uuid4().hex
     try:
         default = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
         settings = wishes.settings(group, num_ranks, default)
-        offer = _Offer(_shared(settings, wishes), "", _node())
+        offer = _Offer(_shared(settings, wishes), "", _node(), name)
     except (ValueError, RuntimeError) as error:
         own_error = error
-        offer = _Offer(None, str(error), _node())
+        offer = _Offer(None, str(error), _node(), name)
     offers: list[Any] = [None] * num_ranks
     dist.all_gather_object(offers, offer, group=group)
     if own_error is not None:
         raise own_error
     assert settings is not None
     _check_offers(offers)
-    if wishes.ranks_per_node is not None:
-        return rank, settings
-    per_node = ranks_of_nodes([offer.node for offer in offers])
-    return rank, dataclasses.replace(settings, ranks_per_node=per_node)
+    per_node = wishes.ranks_per_node or ranks_of_nodes([offer.node for offer in offers])
+    name = f"pykernels/moe/{offers[0].name}"
+    return dataclasses.replace(settings, ranks_per_node=per_node, rank=rank, name=name)
 
 
 def _shared(settings: Settings, wishes: Wishes) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
-import pickle
 import tempfile
 import time
 import traceback
@@ -64,7 +64,9 @@ def _answer(pipe: Connection, rank: int, seconds: float) -> tuple[Any, str | Non
     if not pipe.poll(max(seconds, 0)):
         return None, f"rank {rank} has not answered in time"
     try:
-        answer: tuple[Any, str | None] = pickle.loads(pipe.recv_bytes())
+        answer: tuple[Any, str | None] = torch.load(
+            io.BytesIO(pipe.recv_bytes()), weights_only=False
+        )
     except EOFError:
         return None, None
     return answer
@@ -91,6 +93,8 @@ def _rank(
         answer: tuple[Any, str | None] = function(*arguments), None
     except BaseException:
         answer = None, f"rank {rank}:\n{traceback.format_exc()}"
-    pipe.send_bytes(pickle.dumps(answer))
+    packed = io.BytesIO()
+    torch.save(answer, packed)
+    pipe.send_bytes(packed.getvalue())
     pipe.close()
     os._exit(0)  # a group that has lost a peer may not end by itself

@@ -14,42 +14,14 @@ from torch import Tensor
 
 from pykernels import moe, quantize_1x128, reference
 from pykernels.moe.handle import DispatchHandle
+from tests.moe.checking import (
+    HIDDEN,
+    buffer_of,
+    capacity_of,
+    results_of_experts,
+    same_bits,
+)
 from tests.moe.routings import ROUTINGS, Batch, Routing, dropped, repeated, skewed, uniform
-
-HIDDEN = 144  # two blocks of scale factors, the second one of 16 columns
-
-
-def same_bits(x: Tensor, y: Tensor) -> bool:
-    if x.dtype != y.dtype or x.shape != y.shape:
-        return False
-    return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
-
-
-def buffer_of(routing: Routing, hidden: int = HIDDEN, **options: Any) -> moe.Buffer:
-    return moe.Buffer(
-        moe.LocalGroup(routing.num_ranks),
-        hidden=hidden,
-        num_experts=routing.num_experts,
-        num_topk=routing.num_topk,
-        num_max_tokens_per_rank=routing.num_max_tokens_per_rank,
-        **options,
-    )
-
-
-def capacity_of(routing: Routing) -> int:
-    """Enough for experts that are named twice, too."""
-    return routing.num_ranks * routing.num_max_tokens_per_rank * routing.num_topk
-
-
-def results_of_experts(rows: Tensor, used: Sequence[slice], seed: int) -> Tensor:
-    """Random results; NaN in rows that no token has."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.full(rows.shape, torch.nan, dtype=torch.bfloat16)
-    flat = y.view(-1, rows.size(-1))
-    for part in used:
-        size = flat[part].shape
-        flat[part] = torch.randn(size, generator=generator).bfloat16()
-    return y
 
 
 def check_grouped(
