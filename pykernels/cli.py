@@ -1,4 +1,4 @@
-"""The command line: ``python -m pykernels demo | doctor | bench | calibrate | emulate-check``."""
+"""The command line: ``python -m pykernels demo | doctor | bench | calibrate | ...``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from pykernels import calibrate
 
             return calibrate.run(options.results, options.gpu, console)
+        if options.command == "moe-stats":
+            from pykernels.moe import stats
+
+            return stats.run(options.files, console)
         if options.command == "demo":
             from pykernels import demo
 
@@ -89,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument("results", type=Path, help="validation.json, bench.json or bench.jsonl")
     calibrate.add_argument("--gpu", help="the GPU's name, where the file does not tell it")
+    moe_stats = commands.add_parser(
+        "moe-stats",
+        help="say which rank the others wait for in MoE dispatch and combine",
+        description="Prints how long each rank has waited for each other, and the rank that is "
+        "waited for most, from files of pykernels.moe.save_wait_stats, one for each rank.",
+    )
+    moe_stats.add_argument("files", nargs="+", type=Path, help="a file of each rank")
     emulate_check = commands.add_parser(
         "emulate-check",
         help="say which PTX files the emulator loads and what it refuses",

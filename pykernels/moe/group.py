@@ -59,11 +59,12 @@ class BufferSizes:
                 f"hidden must be a multiple of {columns} (16 bytes of BF16), got {self.hidden}; "
                 "pad the rows with columns of zeros"
             )
-        for what, rows in (
-            ("num_ranks * num_max_tokens_per_rank * num_topk", self.max_rows),
-            ("num_experts * num_max_tokens_per_rank", self.num_local_experts * self.expert_rows),
-        ):
-            checks.check_size(what, rows)
+        rows = max(self.max_rows, self.num_local_experts * self.expert_rows)
+        if rows > most:
+            raise ValueError(
+                f"a rank must receive at most {most} rows, got {rows} for "
+                f"num_max_tokens_per_rank = {tokens}; make a buffer for fewer tokens"
+            )
 
     @property
     def num_local_experts(self) -> int:
