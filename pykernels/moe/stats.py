@@ -90,7 +90,8 @@ def run(paths: Sequence[Path], console: Console) -> int:
     if repeated:
         raise ValueError(f"each file must be of another rank, got rank {repeated[0]} twice")
     peers = sorted({wait.peer for _, waits in ranks for wait in waits})
-    table = Table(title="Milliseconds that a rank (row) has waited for a peer (column)")
+    console.print("Milliseconds that a rank (row) has waited for a peer (column):")
+    table = Table()
     table.add_column("rank")
     for peer in peers:
         table.add_column(str(peer), justify="right")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pykernels import moe
-from tests.moe.checking import HIDDEN, buffer_of, capacity_of, results_of_experts
-from tests.moe.routings import Routing
+from pykernels import moe, reference
+from pykernels.moe.links import Links
+from tests.moe.checking import HIDDEN, buffer_of, capacity_of, results_of_experts, same_bits
+from tests.moe.routings import ROUTINGS, Routing
 
 
 def rank_of_process() -> int:
@@ -234,3 +237,67 @@ def gradients(routing: Routing, hidden: int) -> list[Tensor | None]:
 def factors(out: Tensor, rank: int) -> Tensor:
     generator = torch.Generator().manual_seed(rank)
     return torch.randn(out.shape, generator=generator)
+
+
+def many_calls(routing: Routing, num_calls: int) -> bool:
+    """Whether the last of many results is the first one's."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    buffer = buffer_of(routing, group=None)
+    outs = []
+    for _ in range(num_calls):
+        recv_x, _, handle = buffer.dispatch(
+            batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank]
+        )
+        outs.append(buffer.combine(recv_x, handle))
+    return all(same_bits(out, outs[0]) for out in outs)
+
+
+def bytes_to_other_nodes(routing: Routing, ranks_per_node: int) -> list[int]:
+    """What this rank's dispatch and combine put on the network."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    buffer = buffer_of(routing, group=None, ranks_per_node=ranks_per_node)
+    sent = [0]
+    start = Links.start
+
+    def counted(links: Links, outgoing: Any, incoming: Any, tag: int) -> Any:
+        for peer, tensor in outgoing.items():
+            if peer // ranks_per_node != rank // ranks_per_node and tensor.dtype == torch.uint8:
+                sent[-1] += tensor.numel()
+        return start(links, outgoing, incoming, tag)
+
+    Links.start = counted  # type: ignore[method-assign]
+    recv_x, _, handle = buffer.dispatch(
+        batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank]
+    )
+    sent.append(0)
+    buffer.combine(recv_x, handle)
+    return sent
+
+
+def over_tcp(address: str, num_ranks: int, rank: int, interface: str) -> None:
+    """A rank that finds the others over a network: a line of JSON says how it went."""
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://{address}", rank=rank, world_size=num_ranks
+    )
+    routing = next(each for each in ROUTINGS if str(each) == f"{num_ranks}-skewed")
+    batch = routing.batch(HIDDEN)
+    with buffer_of(routing, group=None) as buffer:
+        per_node = buffer._settings.ranks_per_node
+        recv_x, _, handle = buffer.dispatch(
+            batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank]
+        )
+        out = buffer.combine(recv_x, handle)
+    received = reference.moe_dispatch(batch.x, batch.topk_idx, num_experts=routing.num_experts)
+    exact = reference.moe_combine(
+        [rows for rows, _ in received if isinstance(rows, Tensor)],
+        batch.topk_idx,
+        batch.topk_weights,
+        num_experts=routing.num_experts,
+    )
+    print(json.dumps({"same": same_bits(out, exact[rank]), "ranks_per_node": per_node}))
+
+
+if __name__ == "__main__":
+    over_tcp(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -110,6 +110,7 @@ ROUTINGS = [
     Routing("one_token", (1, 0), 4, 2, 4, uniform, torch.int32),
     Routing("uniform", (8, 8), 8, 3, 8),
     Routing("most_tokens", (6, 6), 4, 4, 6, uniform, torch.int32),
+    Routing("skewed", (6, 4), 8, 3, 6, skewed),
     Routing("uniform", (9, 16, 1, 7), 16, 4, 16),
     Routing("skewed", (16, 16, 16, 16), 16, 4, 16, skewed),
     Routing("one_expert", (8, 3, 8, 8), 8, 2, 8, one_expert),

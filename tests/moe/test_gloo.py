@@ -202,6 +202,30 @@ def test_a_slow_rank() -> None:
         assert errors[1].startswith("RuntimeError: the buffer refuses work")
 
 
+@pytest.mark.parametrize("routing", routings_of(8), ids=str)
+def test_a_token_crosses_once_to_each_node(routing: Routing) -> None:
+    """No byte more than the rows of distinct (token, node) pairs, and of sums (token, rank)."""
+    answers = run_ranks(8, gloo_calls.bytes_to_other_nodes, routing, 4)
+    batch = routing.batch(HIDDEN)
+    per_rank = routing.num_experts // 8
+    for rank, sent in enumerate(answers):
+        token_bytes = 2 * HIDDEN + 8 * routing.num_topk
+        nodes = [{e // per_rank // 4 for e in row} for row in batch.topk_idx[rank].tolist()]
+        assert sent[0] == token_bytes * sum(len(each - {rank // 4}) for each in nodes)
+    pairs = [
+        (source // 4, {e // per_rank for e in row})
+        for source, idx in enumerate(batch.topk_idx)
+        for row in idx.tolist()
+    ]
+    sums = sum(len([r for r in ranks if r // 4 != node]) for node, ranks in pairs)
+    assert sum(sent[1] for sent in answers) == 2 * HIDDEN * sums
+
+
+def test_many_calls_on_one_buffer() -> None:
+    routing = Routing("uniform", (6, 4), 8, 3, 6)
+    assert run_ranks(2, gloo_calls.many_calls, routing, 500) == [True, True]
+
+
 def test_gradients_are_those_of_a_local_group() -> None:
     routing, hidden = Routing("uniform", (6, 5, 0, 6), 8, 6, 6), 8
     found = run_ranks(4, gloo_calls.gradients, routing, hidden)
