@@ -183,8 +183,8 @@ class CollectiveTransport:
         peers = [rank for rank in self._topology.ranks if rank != self._rank]
         incoming = {peer: Header.empty(num_counts) for peer in peers}
         with self._timing(op):
-            transfer = self._links.start(dict.fromkeys(peers, message), incoming, _HEADER_TAG)
-            transfer.wait()
+            outgoing = dict.fromkeys(peers, message)
+            self._links.start(outgoing, incoming, _HEADER_TAG, of_rows=False).wait()
         headers = {peer: Header.decode(tensor) for peer, tensor in incoming.items()}
         for peer, header in headers.items():
             self._seen[peer] = header.call

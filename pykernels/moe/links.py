@@ -80,16 +80,15 @@ class Links:
         device: torch.device,
     ) -> None:
         """``name`` is this buffer's own, the same on all ranks."""
-        self._global_ranks = dist.get_process_group_ranks(group)
         self._rank = dist.get_rank(group)
         self._name = name
         self._connected: Counter[tuple[int, ...]] = Counter()  # how often which members were
         self._control: Any = None
-        self._data: Any = None  # NCCL's, of CUDA tensors
+        self._data: Any = None  # for rows in GPU memory
         self._device = device
         self.members: list[int] = []
         self.timeout = timeout
-        self.waits = WaitCounter(len(self._global_ranks))
+        self.waits = WaitCounter(dist.get_world_size(group))
 
     def connect(self, members: Sequence[int]) -> None:
         """New connections in place of the old ones; all members call this together.
@@ -116,17 +115,27 @@ class Links:
                 f"{self.timeout:g} s ({_first_line(error)}); all of them must call together"
             ) from error
         self._connected[key] += 1
-        if self._device.type == "cuda":
-            ranks = [self._global_ranks[member] for member in self.members]
-            self._data = dist.new_group(ranks, backend="nccl", use_local_synchronization=True)
+        self._data = self._group_for_rows(PrefixStore("rows", fresh), place)
+
+    def _group_for_rows(self, store: PrefixStore, place: int) -> Any:
+        """What has ``alltoall_base``; None: rows travel as headers do."""
+        if self._device.type != "cuda":
+            return None
+        if not dist.is_nccl_available():
+            raise RuntimeError("rows of CUDA tensors travel over NCCL, which this torch is without")
+        options = dist.ProcessGroupNCCL.Options()
+        return dist.ProcessGroupNCCL(store, place, len(self.members), options)
 
     def close(self) -> None:
-        if self._data is not None:
-            dist.destroy_process_group(self._data)
         self._control = self._data = None
 
     def start(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], tag: int
+        self,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        tag: int,
+        *,
+        of_rows: bool = True,
     ) -> Transfer:
         """Begins to send and receive contiguous tensors, of which either side knows the sizes.
 
@@ -134,13 +143,14 @@ class Links:
             outgoing: by receiver; what this rank sends to itself arrives at once.
             incoming: by sender: what is filled. Messages without bytes are not sent.
             tag: by which messages on CPUs find their receive.
+            of_rows: bytes on the buffer's device; else headers, which are on the CPU.
         """
         received = dict(incoming)
         if self._rank in outgoing:
             received[self._rank] = outgoing[self._rank]
         transfer = Transfer(self, received)
-        if self._data is not None and any(each.is_cuda for each in received.values()):
-            self._start_on_gpu(outgoing, incoming, transfer)
+        if of_rows and self._data is not None:
+            self._start_all_to_all(outgoing, incoming, transfer)
             return transfer
         for peer, tensor in incoming.items():
             if peer != self._rank and tensor.numel() > 0:
@@ -158,7 +168,7 @@ class Links:
         except RuntimeError as error:  # the connection is closed
             raise PeerLostError(peer, _first_line(error)) from error
 
-    def _start_on_gpu(
+    def _start_all_to_all(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], transfer: Transfer
     ) -> None:
         """One all-to-all of bytes; what arrives is then copied to where it belongs."""
@@ -174,13 +184,9 @@ class Links:
         in_splits.insert(own, 0)
         out_splits.insert(own, 0)
         arrived = torch.empty(sum(out_splits), dtype=torch.uint8, device=self._device)
-        work = dist.all_to_all_single(
-            arrived,
-            torch.cat([self._nothing(), *sent]),
-            out_splits,
-            in_splits,
-            group=self._data,
-            async_op=True,
+        packed = torch.cat([self._nothing(), *sent])
+        work = self._data.alltoall_base(
+            arrived, packed, out_splits, in_splits, dist.AllToAllOptions()
         )
         transfer.add(self._rank, _Scattered(work, arrived, places), receives=False)
 

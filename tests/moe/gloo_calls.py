@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -73,6 +74,18 @@ def all_grouped(routings: list[Routing], options: dict[str, Any]) -> list[Any]:
         for seed, routing in enumerate(routings)
         for fp8 in (False, True)
     ]
+
+
+def all_grouped_as_on_gpus(routings: list[Routing], options: dict[str, Any]) -> list[Any]:
+    """Rows by all-to-alls of a group of their own, as NCCL moves them, but over gloo."""
+
+    def group_for_rows(links: Links, store: Any, place: int) -> Any:
+        return torch.distributed.ProcessGroupGloo(
+            store, place, len(links.members), timedelta(seconds=60)
+        )
+
+    Links._group_for_rows = group_for_rows  # type: ignore[method-assign]
+    return all_grouped(routings, options)
 
 
 def all_low_latency(routings: list[Routing], options: dict[str, Any]) -> list[Any]:
@@ -259,11 +272,11 @@ def bytes_to_other_nodes(routing: Routing, ranks_per_node: int) -> list[int]:
     sent = [0]
     start = Links.start
 
-    def counted(links: Links, outgoing: Any, incoming: Any, tag: int) -> Any:
+    def counted(links: Links, outgoing: Any, incoming: Any, tag: int, **options: Any) -> Any:
         for peer, tensor in outgoing.items():
             if peer // ranks_per_node != rank // ranks_per_node and tensor.dtype == torch.uint8:
                 sent[-1] += tensor.numel()
-        return start(links, outgoing, incoming, tag)
+        return start(links, outgoing, incoming, tag, **options)
 
     Links.start = counted  # type: ignore[method-assign]
     recv_x, _, handle = buffer.dispatch(

@@ -25,9 +25,21 @@ def routings_of(num_ranks: int) -> list[Routing]:
 
 @WITH_NODES
 def test_dispatch_and_combine(num_ranks: int, ranks_per_node: int | None) -> None:
-    routings = routings_of(num_ranks)
     options = {"ranks_per_node": ranks_per_node}
-    ranks = run_ranks(num_ranks, gloo_calls.all_grouped, routings, options)
+    check_all_grouped(
+        num_ranks, run_ranks(num_ranks, gloo_calls.all_grouped, routings_of(num_ranks), options)
+    )
+
+
+@pytest.mark.parametrize(("num_ranks", "ranks_per_node"), [(4, None), (4, 2)])
+def test_dispatch_and_combine_by_all_to_all(num_ranks: int, ranks_per_node: int | None) -> None:
+    options = {"ranks_per_node": ranks_per_node}
+    calls = gloo_calls.all_grouped_as_on_gpus
+    check_all_grouped(num_ranks, run_ranks(num_ranks, calls, routings_of(num_ranks), options))
+
+
+def check_all_grouped(num_ranks: int, ranks: list[Any]) -> None:
+    routings = routings_of(num_ranks)
     for seed, routing in enumerate(routings):
         batch = routing.batch(HIDDEN, seed)
         for fp8 in (False, True):
