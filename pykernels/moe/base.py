@@ -125,10 +125,14 @@ class BufferBase:
         """Forget errors and all that is under way, and work again.
 
         All ranks that are not masked call this together.
+
+        Raises:
+            RuntimeError: the others have not come in time; all may try again.
         """
         self._refuse_if_closed()
-        for transport in self._transports.values():
-            transport.reset()
+        with self._breaking():
+            for transport in self._transports.values():
+                transport.reset()
         self._error = None
 
     def wait_stats(self) -> Any:

@@ -211,6 +211,22 @@ def one_rank_dies(routing: Routing) -> list[Any] | None:
     return [fields, again, both()]
 
 
+def one_rank_resets_alone(routing: Routing, alone: int) -> list[str]:
+    """Its error, that of its next call, and what a reset by all gives."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    buffer = buffer_of(routing, group=None, timeout=1)
+
+    def dispatch() -> Any:
+        return buffer.dispatch(batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank])
+
+    errors = [error_of(buffer.reset), error_of(dispatch)] if rank == alone else []
+    torch.distributed.barrier()
+    if rank == alone:
+        time.sleep(0.3)  # what it left in the store is all that the other one finds
+    buffer.reset()
+    return [*errors, error_of(dispatch)]
+
+
 def one_rank_is_slow() -> list[Any]:
     """Rank 2 sleeps before each call: who is waited for most. Then it stays away for too long."""
     routing = Routing("slow", (4, 4, 4), 3, 2, 4)

@@ -202,6 +202,15 @@ def test_a_killed_rank() -> None:
         assert same_bits(out, exact[rank])
 
 
+@pytest.mark.parametrize("alone", [0, 3])
+def test_a_reset_alone(alone: int) -> None:
+    answers = run_ranks(4, gloo_calls.one_rank_resets_alone, UNIFORM, alone)
+    error, refused, _ = answers[alone]
+    assert error.startswith(f"RuntimeError: rank {alone} could not connect to all of the ranks [0,")
+    assert refused.startswith("RuntimeError: the buffer refuses work since an earlier call failed")
+    assert [answer[-1] for answer in answers] == [""] * 4
+
+
 def test_a_slow_rank() -> None:
     for rank, (waits, errors) in enumerate(run_ranks(3, gloo_calls.one_rank_is_slow)):
         assert [wait.peer for wait in waits] == [0, 1, 2]
