@@ -41,7 +41,6 @@ class CollectiveTransport:
         assert not isinstance(settings.group, LocalGroup)
         self._sizes = settings.sizes
         self._rank = settings.rank
-        self.ranks = [settings.rank]
         self._per_node = settings.ranks_per_node
         self._device = settings.device
         self._call = 0
@@ -62,6 +61,8 @@ class CollectiveTransport:
         counts = (routing.rank_counts, to_node.sum(0), routing.expert_counts)
         sent = torch.cat(counts).tolist()
         text = f"{call.op} of {batch.x.dtype} rows of {batch.x.size(1)}"
+        if call.scale_fmt is not None:
+            text += f", cast with {call.scale_fmt} scales"
         headers = self._exchange_headers(call.op, text, sent, call.capacity)
         self._check_room(call, headers)
 

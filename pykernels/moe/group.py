@@ -80,9 +80,6 @@ class BufferSizes:
         """Rows that one rank can receive at most, of tokens that name no expert twice."""
         return self.expert_rows * min(self.num_topk, self.num_local_experts)
 
-    def rank_of(self, expert: int) -> int:
-        return expert // self.num_local_experts
-
 
 def num_scales(hidden: int) -> int:
     """Scale factors of a row of ``hidden`` e4m3 values."""

@@ -24,7 +24,7 @@ class LocalTransport:
     def __init__(self, sizes: BufferSizes) -> None:
         self._sizes = sizes
         self._masked_ranks: frozenset[int] = frozenset()
-        self.ranks = range(sizes.num_ranks)
+        self._ranks = range(sizes.num_ranks)
 
     def dispatch(
         self, call: DispatchCall, batches: Sequence[Batch], received: Sequence[Received]
@@ -71,7 +71,7 @@ class LocalTransport:
         def finish() -> None:
             for home, (handle, out) in enumerate(zip(handles, outs, strict=True)):
                 exchange.sum_at_home(
-                    [self._part(parts, rank, home) for rank in self.ranks],
+                    [self._part(parts, rank, home) for rank in self._ranks],
                     handle.position_in_rank,
                     out,
                 )
@@ -103,7 +103,7 @@ class LocalTransport:
 
     def wait_stats(self) -> list[list[PeerWait]]:
         """Zeros."""
-        return [WaitCounter(self._sizes.num_ranks).stats() for _ in self.ranks]
+        return [WaitCounter(self._sizes.num_ranks).stats() for _ in self._ranks]
 
     def close(self) -> None:
         """Nothing is held."""

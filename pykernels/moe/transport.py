@@ -84,14 +84,10 @@ class Transport(Protocol):
     """Moves rows. Errors of ``dispatch``, ``combine`` and what they return break the buffer.
 
     Attributes:
-        ranks: the ranks of this process, ascending.
         reads_values: whether the host reads ``topk_idx`` anyway; the buffer then checks it, else
             the transport reports wrong entries, by ``check`` at the latest.
         bytes: of the memory that one rank of the buffer holds between calls.
     """
-
-    @property
-    def ranks(self) -> Sequence[int]: ...
 
     @property
     def reads_values(self) -> bool: ...

@@ -127,6 +127,9 @@ def wrong_calls(routing: Routing, ranks_per_node: int | None) -> dict[str, list[
         "index": lambda: dispatch(topk_idx=torch.full_like(idx, routing.num_experts)),
         "capacity": lambda: dispatch(capacity=0),
         "fp8_on_one_rank": lambda: dispatch(x=batch.fp8()[rank]),
+        "scale_fmt_on_one_rank": lambda: buffer.low_latency_dispatch(
+            x, idx, weights, scale_fmt="ue8m0" if is_wrong else "fp32"
+        ),
         "another_call": lambda: (
             buffer.combine(y, handle) if is_wrong else buffer.dispatch(x, idx, weights)
         ),
@@ -266,6 +269,25 @@ def gradients(routing: Routing, hidden: int) -> list[Tensor | None]:
 def factors(out: Tensor, rank: int) -> Tensor:
     generator = torch.Generator().manual_seed(rank)
     return torch.randn(out.shape, generator=generator)
+
+
+def in_subgroups(routing: Routing) -> list[list[Tensor]]:
+    """Two groups of two of the four ranks, and two buffers at once in each."""
+    rank = rank_of_process()
+    groups = [torch.distributed.new_group(ranks) for ranks in ([0, 2], [1, 3])]
+    mine, place = groups[rank % 2], rank // 2
+    buffers = [buffer_of(routing, group=mine) for _ in range(2)]
+    started = []
+    for seed, buffer in enumerate(buffers):
+        batch = routing.batch(HIDDEN, 2 * (rank % 2) + seed)
+        recv_x, offsets, handle = buffer.dispatch(
+            batch.x[place], batch.topk_idx[place], batch.topk_weights[place]
+        )
+        started.append((recv_x, int(offsets[-1]), handle))
+    results = []
+    for buffer, (recv_x, used, handle) in reversed(list(zip(buffers, started, strict=True))):
+        results.append([recv_x[:used], buffer.combine(recv_x, handle)])
+    return results[::-1]
 
 
 def many_calls(routing: Routing, num_calls: int) -> bool:

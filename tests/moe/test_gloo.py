@@ -102,6 +102,7 @@ EXPECTED_ERRORS = {
 }
 FOR_ALL = {
     "fp8_on_one_rank": "ValueError: all ranks must make the same call, got call ",
+    "scale_fmt_on_one_rank": "ValueError: all ranks must make the same call, got call ",
     "another_call": "ValueError: all ranks must make the same call, got call ",
     "another_handle": "ValueError: all ranks must pass handles of the same dispatch",
 }
@@ -240,6 +241,19 @@ def test_a_token_crosses_once_to_each_node(routing: Routing) -> None:
     ]
     sums = sum(len([r for r in ranks if r // 4 != node]) for node, ranks in pairs)
     assert sum(sent[1] for sent in answers) == 2 * HIDDEN * sums
+
+
+def test_subgroups_and_several_buffers() -> None:
+    routing = Routing("uniform", (6, 4), 8, 3, 6)
+    answers = run_ranks(4, gloo_calls.in_subgroups, routing)
+    for rank, results in enumerate(answers):
+        for seed, (rows, out) in enumerate(results):
+            batch = routing.batch(HIDDEN, 2 * (rank % 2) + seed)
+            received = reference.moe_dispatch(batch.x, batch.topk_idx, num_experts=8)
+            y = [each for each, _ in received if not isinstance(each, tuple)]
+            exact = reference.moe_combine(y, batch.topk_idx, batch.topk_weights, num_experts=8)
+            assert same_bits(rows, y[rank // 2])
+            assert same_bits(out, exact[rank // 2])
 
 
 def test_many_calls_on_one_buffer() -> None:

@@ -263,6 +263,20 @@ def test_rows_behind_the_last_are_not_written() -> None:
     assert recv_x[0].shape == (most, HIDDEN)
 
 
+def test_a_rank_masked_after_the_dispatch() -> None:
+    """Tokens lack what its experts would give, and its own get nothing."""
+    routing = Routing("uniform", (2, 2), 2, 2, 2)
+    batch = routing.batch(8)
+    buffer = buffer_of(routing, hidden=8)
+    _, _, handles = buffer.dispatch(batch.x, batch.topk_idx, batch.topk_weights)
+    y = [torch.full((4, 8), 2.0).bfloat16(), torch.full((4, 8), 16.0).bfloat16()]
+    buffer.mask_ranks([1])
+    outs = buffer.combine(y, handles)
+    expert_0 = torch.where(batch.topk_idx[0] == 0, batch.topk_weights[0], 0).sum(1, keepdim=True)
+    assert same_bits(outs[0], (2 * expert_0).bfloat16().expand(2, 8))
+    assert not outs[1].any()
+
+
 def test_quantisation_is_that_of_the_op() -> None:
     routing = dataclasses.replace(ROUTINGS[4])
     batch = routing.batch(HIDDEN)
