@@ -1,7 +1,7 @@
 # pykernels._C, from the sources of each folder of csrc/.
 
 file(GLOB baseline_sources CONFIGURE_DEPENDS
-  csrc/core/*.cpp csrc/gemm/*.cpp csrc/mla/*.cpp csrc/quantize/*.cpp csrc/bindings/*.cpp)
+  csrc/core/*.cpp csrc/gemm/*.cpp csrc/mla/*.cpp csrc/moe/*.cpp csrc/quantize/*.cpp csrc/bindings/*.cpp)
 file(GLOB_RECURSE emulator_sources CONFIGURE_DEPENDS csrc/emulator/*.cpp)
 
 set(scalar_sources ${emulator_sources})

@@ -21,6 +21,40 @@ __device__ __forceinline__ void red_release_sys_add_u32(uint32_t* address, uint3
   asm volatile("red.release.sys.global.add.u32 [%0], %1;" ::"l"(address), "r"(b) : "memory");
 }
 
+/// red.relaxed.gpu.global.add.u64 [a], b;      PTX 6.0, sm_70
+///
+/// Adds to a counter; orders nothing. Any thread. `address`: global memory, aligned to 8 bytes.
+__device__ __forceinline__ void red_relaxed_gpu_add_u64(uint64_t* address, uint64_t b) {
+  asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(address), "l"(b) : "memory");
+}
+
+/// atom.acq_rel.gpu.global.add.u32 d, [a], b;      PTX 6.0, sm_70
+///
+/// Adds to a counter and returns what it was. Releases what this thread has done or knows of to
+/// those of this GPU that acquire the counter later, and acquires what they released before. Any
+/// thread. `address`: global memory, aligned to 4 bytes.
+__device__ __forceinline__ uint32_t atom_acq_rel_gpu_add_u32(uint32_t* address, uint32_t b) {
+  uint32_t d;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(d)
+               : "l"(address), "r"(b)
+               : "memory");
+  return d;
+}
+
+/// atom.relaxed.gpu.global.max.u32 d, [a], b;      PTX 6.0, sm_70
+///
+/// Raises a word to at least `b` and returns what it was; orders nothing. Any thread. `address`:
+/// global memory, aligned to 4 bytes.
+__device__ __forceinline__ uint32_t atom_relaxed_gpu_max_u32(uint32_t* address, uint32_t b) {
+  uint32_t d;
+  asm volatile("atom.relaxed.gpu.global.max.u32 %0, [%1], %2;"
+               : "=r"(d)
+               : "l"(address), "r"(b)
+               : "memory");
+  return d;
+}
+
 /// st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32
 ///     [a], {b0, b1, b2, b3}, [mbar];      PTX 8.1, sm_90
 ///

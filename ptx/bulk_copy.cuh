@@ -111,6 +111,33 @@ __device__ __forceinline__ void cp_async_bulk_tensor_3d_load_multicast_hint(
       : "memory");
 }
 
+/// cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes
+///     [dst], [src], num_bytes, [mbar];      PTX 8.0, sm_90
+///
+/// Copies bytes from global memory to `dst` of this CTA and takes them off `mbar`'s pending count.
+/// Asynchronous, async proxy: generic writes of `src` that this thread has acquired need
+/// fence_proxy_async_global before. One thread. `dst`, `mbar`: shared window; `dst`, `src` and
+/// `num_bytes`: multiples of 16.
+__device__ __forceinline__ void cp_async_bulk_load(uint32_t dst, const void* src,
+                                                   uint32_t num_bytes, uint32_t mbar) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1], %2, [%3];" ::"r"(dst),
+      "l"(src), "r"(num_bytes), "r"(mbar)
+      : "memory");
+}
+
+/// cp.async.bulk.global.shared::cta.bulk_group [dst], [src], num_bytes;      PTX 8.0, sm_90
+///
+/// Copies bytes from this CTA's shared memory to global memory, a peer's too. Asynchronous, async
+/// proxy: generic writes to `src` need fence_proxy_async_shared_cta before. Joins the thread's next
+/// bulk group. One thread. `src`: shared window; all multiples of 16.
+__device__ __forceinline__ void cp_async_bulk_store(void* dst, uint32_t src, uint32_t num_bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(dst), "r"(src),
+               "r"(num_bytes)
+               : "memory");
+}
+
 /// cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes
 ///     [dst], [src], num_bytes, [mbar];      PTX 8.0, sm_90
 ///

@@ -42,6 +42,16 @@ __device__ __forceinline__ uint32_t ld_acquire_sys_u32(const uint32_t* address) 
   return d;
 }
 
+/// ld.relaxed.gpu.global.u32 d, [a];      PTX 6.0, sm_70
+///
+/// A value that other threads of this GPU may be writing; orders nothing. Any thread. `address`:
+/// global memory, aligned to 4 bytes.
+__device__ __forceinline__ uint32_t ld_relaxed_gpu_u32(const uint32_t* address) {
+  uint32_t d;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(d) : "l"(address) : "memory");
+  return d;
+}
+
 /// ld.relaxed.sys.global.u32 d, [a];      PTX 6.0, sm_70
 ///
 /// A value that other threads, GPUs and the host may be writing; orders nothing. Any thread.
@@ -50,6 +60,48 @@ __device__ __forceinline__ uint32_t ld_relaxed_sys_u32(const uint32_t* address) 
   uint32_t d;
   asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(d) : "l"(address) : "memory");
   return d;
+}
+
+/// ld.acquire.sys.global.u64 d, [a];      PTX 6.0, sm_70
+///
+/// As ld_acquire_sys_u32. `address`: aligned to 8 bytes.
+__device__ __forceinline__ uint64_t ld_acquire_sys_u64(const uint64_t* address) {
+  uint64_t d;
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(d) : "l"(address) : "memory");
+  return d;
+}
+
+/// ld.relaxed.sys.global.u64 d, [a];      PTX 6.0, sm_70
+///
+/// As ld_relaxed_sys_u32. `address`: aligned to 8 bytes.
+__device__ __forceinline__ uint64_t ld_relaxed_sys_u64(const uint64_t* address) {
+  uint64_t d;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(d) : "l"(address) : "memory");
+  return d;
+}
+
+/// st.relaxed.sys.global.u64 [a], b;      PTX 6.0, sm_70
+///
+/// One store of 8 bytes, whole for every other thread, GPU and the host; orders nothing. Any
+/// thread. `address`: global memory or mapped memory of the host, aligned to 8 bytes.
+__device__ __forceinline__ void st_relaxed_sys_u64(uint64_t* address, uint64_t b) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(address), "l"(b) : "memory");
+}
+
+/// st.release.sys.global.u32 [a], b;      PTX 6.0, sm_70
+///
+/// Releases what this thread has done or knows of, generic proxy, to whoever acquires the value, on
+/// other GPUs and the host too. Any thread. `address`: global memory or mapped memory of the host,
+/// aligned to 4 bytes.
+__device__ __forceinline__ void st_release_sys_u32(uint32_t* address, uint32_t b) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(b) : "memory");
+}
+
+/// st.release.sys.global.u64 [a], b;      PTX 6.0, sm_70
+///
+/// As st_release_sys_u32. `address`: aligned to 8 bytes.
+__device__ __forceinline__ void st_release_sys_u64(uint64_t* address, uint64_t b) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(address), "l"(b) : "memory");
 }
 
 /// st.shared::cta.v2.f32 [a], {b0, b1};      PTX 7.8, sm_30

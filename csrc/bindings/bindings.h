@@ -17,6 +17,7 @@ void bind_grouped_gemm(pybind11::module_& module);
 void bind_mla(pybind11::module_& module);
 void bind_mla_plan(pybind11::module_& module);
 void bind_mla_cache(pybind11::module_& module);
+void bind_moe(pybind11::module_& module);
 void bind_quantize(pybind11::module_& module);
 void bind_emulator(pybind11::module_& module);
 /// Takes the submodule `emulator`.

@@ -35,6 +35,7 @@ PYBIND11_MODULE(_C, module) {
   pykernels::bindings::bind_mla_plan(module);
   pykernels::bindings::bind_quantize(module);
   pykernels::bindings::bind_mla_cache(module);
+  pykernels::bindings::bind_moe(module);
   pykernels::bindings::bind_emulator(module);
   pybind11::module_ emulator = module.attr("emulator");
   pykernels::bindings::bind_numerics(emulator);
