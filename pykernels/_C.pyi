@@ -86,6 +86,7 @@ class Launch:
         programmatic_dependent: bool = False,
         memory: Sequence[tuple[int, int, str]] = (),
         rank: int = 0,
+        awaits_others: bool = False,
     ) -> None: ...
     @property
     def kernel(self) -> str: ...
@@ -101,6 +102,8 @@ class Launch:
     def programmatic_dependent(self) -> bool: ...
     @property
     def rank(self) -> int: ...
+    @property
+    def awaits_others(self) -> bool: ...
     @property
     def arguments(self) -> bytes: ...
     @property
@@ -229,6 +232,7 @@ class RecordingDriver:
     def create_stream(self, device_index: int) -> int: ...
     def fail(self, function: str, error: int) -> None: ...
     def begin_capture(self, stream: int) -> None: ...
+    def join_capture(self, stream: int) -> None: ...
     def end_capture(self) -> None: ...
     def replay(self) -> None: ...
     def run_collected(self) -> None: ...
@@ -630,3 +634,99 @@ class emulator:  # noqa: N801 - a submodule
     def integer_to_float(value: int, is_signed: bool, format: str, rounding: str = "rn") -> int: ...
     @staticmethod
     def integer_to_f64(value: int, is_signed: bool, rounding: str = "rn") -> float: ...
+
+class MoeBuffer:
+    def __init__(
+        self,
+        *,
+        num_ranks: int,
+        num_experts: int,
+        num_topk: int,
+        num_max_tokens: int,
+        hidden: int,
+        windows: Sequence[int],
+        state: int,
+        record: int,
+        timeout_ns: int,
+        rank: int,
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def timeout_ns(self) -> int: ...
+
+def moe_window_bytes(
+    *, num_ranks: int, num_experts: int, num_topk: int, num_max_tokens: int, hidden: int
+) -> int: ...
+
+class _MoeMemory(TypedDict):
+    state_bytes: int
+    record_bytes: int
+    mask_offset: int
+    waits_offset: int
+    max_ranks: int
+    max_topk: int
+    max_experts: int
+    mail_bytes: int
+    header_bytes: int
+    entry_bytes: int
+
+def moe_memory() -> _MoeMemory: ...
+
+class _MoeRecord(TypedDict, total=False):
+    kind: str
+    phase: str
+    rank: int
+    peer: int
+    expected: int
+    seen: int
+    index: int
+    told_by: int  # of kind "peer"
+    told: str
+
+def moe_kernel_names() -> list[str]: ...
+def moe_read_record(address: int) -> _MoeRecord | None: ...
+def make_moe_layout_launch(
+    buffer: MoeBuffer,
+    topk_idx: _View,
+    topk_weights: _View,
+    position_in_expert: _View,
+    position_in_rank: _View,
+    expert_counts: _View,
+    rank_counts: _View,
+) -> Launch: ...
+def make_moe_dispatch_launch(
+    buffer: MoeBuffer,
+    x: _View,
+    scales: _View | None,
+    topk_idx: _View,
+    topk_weights: _View,
+    position_in_expert: _View,
+    position_in_rank: _View,
+    expert_counts: _View,
+    rank_counts: _View,
+    recv_x: _View,
+    recv_scales: _View | None,
+    groups: _View,
+    recv_counts: _View,
+    rows: _View,
+    row_weights: _View,
+    row_topk: _View,
+    *,
+    masked: bool,
+    ue8m0: bool,
+    phases: str,
+    num_sms: int,
+) -> Launch: ...
+def make_moe_combine_launch(
+    buffer: MoeBuffer,
+    y: _View,
+    recv_counts: _View,
+    rows: _View,
+    row_weights: _View | None,
+    position_in_rank: _View,
+    out: _View,
+    *,
+    phases: str,
+    num_sms: int,
+) -> Launch: ...

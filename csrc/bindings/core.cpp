@@ -161,7 +161,7 @@ const char* kept_name(const std::string& name) {
 Launch make_launch(std::string kernel, const Sizes& grid, const Sizes& block,
                    const py::bytes& arguments, const Sizes& cluster, uint32_t dynamic_shared_bytes,
                    bool programmatic_dependent, const std::vector<MemoryTuple>& memory,
-                   uint32_t rank) {
+                   uint32_t rank, bool awaits_others) {
   Launch launch;
   launch.kernel = std::move(kernel);
   launch.grid = to_dim3(grid);
@@ -176,6 +176,7 @@ Launch make_launch(std::string kernel, const Sizes& grid, const Sizes& block,
     launch.memory.push_back({address, bytes, kept_name(name)});
   }
   launch.rank = rank;
+  launch.awaits_others = awaits_others;
   return launch;
 }
 
@@ -184,7 +185,7 @@ void bind_launch(py::module_& module) {
       .def(py::init(&make_launch), py::arg("kernel"), py::arg("grid"), py::arg("block"),
            py::arg("arguments"), py::kw_only(), py::arg("cluster") = py::make_tuple(1, 1, 1),
            py::arg("dynamic_shared_bytes") = 0, py::arg("programmatic_dependent") = false,
-           py::arg("memory") = py::tuple(), py::arg("rank") = 0)
+           py::arg("memory") = py::tuple(), py::arg("rank") = 0, py::arg("awaits_others") = false)
       .def_readonly("kernel", &Launch::kernel)
       .def_property_readonly("grid", [](const Launch& launch) { return to_tuple(launch.grid); })
       .def_property_readonly("block", [](const Launch& launch) { return to_tuple(launch.block); })
@@ -193,6 +194,7 @@ void bind_launch(py::module_& module) {
       .def_readonly("dynamic_shared_bytes", &Launch::dynamic_shared_bytes)
       .def_readonly("programmatic_dependent", &Launch::programmatic_dependent)
       .def_readonly("rank", &Launch::rank)
+      .def_readonly("awaits_others", &Launch::awaits_others)
       .def_property_readonly("arguments",
                              [](const Launch& launch) {
                                return py::bytes(

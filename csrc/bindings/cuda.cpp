@@ -86,6 +86,8 @@ void bind_recording_driver(py::module_& module) {
       .def("fail", &RecordingDriver::fail, py::arg("function"), py::arg("error"),
            "Calls of this driver function return the error from now on; 0 ends that.")
       .def("begin_capture", &RecordingDriver::begin_capture, py::arg("stream"))
+      .def("join_capture", &RecordingDriver::join_capture, py::arg("stream"),
+           "Captures this stream as well, as its wait for the captured one does.")
       .def("end_capture", &RecordingDriver::end_capture)
       .def("replay", &RecordingDriver::replay, ReleaseGil(), "Runs the captured launches.")
       .def("run_collected", &RecordingDriver::run_collected, ReleaseGil(),

@@ -165,6 +165,16 @@ py::dict to_dict(const emulator::Counters& counters) {
   return result;
 }
 
+/// As the arguments of pykernels.emulator.MemoryTraffic, behind rank and name.
+py::list traffic_rows(const std::vector<emulator::MemoryTraffic>& traffic) {
+  py::list rows;
+  for (const emulator::MemoryTraffic& row : traffic) {
+    rows.append(py::make_tuple(row.rank, row.memory, row.bytes_read, row.bytes_written,
+                               row.footprint_bytes_read, row.footprint_bytes_written));
+  }
+  return rows;
+}
+
 /// The fields of pykernels.emulator.Report.
 py::dict to_dict(const emulator::Report& report) {
   py::list findings;
@@ -172,6 +182,7 @@ py::dict to_dict(const emulator::Report& report) {
   py::dict result;
   result["findings"] = findings;
   result["counters"] = to_dict(report.counters);
+  result["traffic"] = traffic_rows(report.traffic);
   result["checks"] = report.checks;
   result["notes"] = report.notes;
   result["seed"] = report.seed;

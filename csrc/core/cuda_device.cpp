@@ -78,7 +78,9 @@ void CudaDevice::run(const Launch& launch) {
         driver, result,
         concat("cuLaunchKernelEx of ", describe(launch), " on device ", context_->device_index()));
   }
-  if (is_debugging()) context_->check_error(context_->take_error(launch, stream));
+  if (is_debugging() && !launch.awaits_others) {
+    context_->check_error(context_->take_error(launch, stream));
+  }
 }
 
 }  // namespace pykernels

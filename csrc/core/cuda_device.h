@@ -20,8 +20,8 @@ class CudaDevice : public Device {
   TensorMap encode_tensor_map(const TensorMapFields& fields) override;
   int max_active_clusters(const KernelInfo& kernel, Dim3 cluster) override;
   /// From any thread, whichever context is current, also while the stream is being captured. With
-  /// the environment variable PYKERNELS_DEBUG=1 it waits for the launch, unless it is captured, and
-  /// throws ArgumentError with an error that a kernel left.
+  /// the environment variable PYKERNELS_DEBUG=1 it waits for the launch, unless it is captured or
+  /// awaits others, and throws ArgumentError with an error that a kernel left.
   void run(const Launch& launch) override;
   uint64_t error_record() override { return context_->error_record(); }
   std::optional<DeviceError> take_error() override { return context_->take_error(); }

@@ -19,8 +19,8 @@ std::string describe(const Launch& launch) {
                 ", block=", to_text(launch.block), ", cluster=", to_text(launch.cluster),
                 ", dynamic_shared_bytes=", launch.dynamic_shared_bytes,
                 ", programmatic_dependent=", launch.programmatic_dependent ? "True" : "False",
-                ", rank=", launch.rank, ", argument_bytes=", launch.arguments.size(),
-                ", memory_bytes={", names, "})");
+                ", awaits_others=", launch.awaits_others ? "True" : "False", ", rank=", launch.rank,
+                ", argument_bytes=", launch.arguments.size(), ", memory_bytes={", names, "})");
 }
 
 }  // namespace pykernels

@@ -34,6 +34,8 @@ struct Launch {
   uint32_t dynamic_shared_bytes = 0;
   bool programmatic_dependent =
       false;  // may start before the previous kernel of the stream has ended
+  // May end only once kernels run that are launched later.
+  bool awaits_others = false;
   std::vector<std::byte>
       arguments;  // the one by-value parameter struct, 64-byte aligned members inside
   std::vector<MemoryRange> memory;

@@ -101,15 +101,22 @@ void RecordingDriver::fail(const std::string& function, cuda::Result error) {
 
 void RecordingDriver::begin_capture(uint64_t stream) {
   const std::lock_guard lock(mutex_);
-  PK_CHECK(capturing_ == nullptr, "a stream is being captured already");
+  PK_CHECK(capturing_.empty(), "a stream is being captured already");
   PK_CHECK(stream != 0, "the legacy default stream cannot be captured");
-  capturing_ = reinterpret_cast<cuda::Stream>(stream);
+  capturing_ = {reinterpret_cast<cuda::Stream>(stream)};
+}
+
+void RecordingDriver::join_capture(uint64_t stream) {
+  const std::lock_guard lock(mutex_);
+  PK_CHECK(!capturing_.empty(), "no stream is being captured");
+  PK_CHECK(stream != 0, "the legacy default stream cannot be captured");
+  capturing_.push_back(reinterpret_cast<cuda::Stream>(stream));
 }
 
 void RecordingDriver::end_capture() {
   const std::lock_guard lock(mutex_);
-  PK_CHECK(capturing_ != nullptr, "no stream is being captured");
-  capturing_ = nullptr;
+  PK_CHECK(!capturing_.empty(), "no stream is being captured");
+  capturing_.clear();
 }
 
 void RecordingDriver::replay() {
@@ -196,17 +203,19 @@ cuda::Result RecordingDriver::enter(const char* function) {
 
 bool RecordingDriver::refuses_unsafe_calls() const {
   const std::lock_guard lock(mutex_);
-  return capturing_ != nullptr && thread_capture_mode() != cuda::CaptureMode::kRelaxed;
+  return !capturing_.empty() && thread_capture_mode() != cuda::CaptureMode::kRelaxed;
 }
 
 bool RecordingDriver::is_capturing(cuda::Stream stream) const {
   const std::lock_guard lock(mutex_);
-  return capturing_ != nullptr && stream == capturing_;
+  return std::find(capturing_.begin(), capturing_.end(), stream) != capturing_.end();
 }
 
 bool RecordingDriver::is_capturing(cuda::Context context) const {
   const std::lock_guard lock(mutex_);
-  return capturing_ != nullptr && capturing_->device_index == context->device_index;
+  return std::any_of(capturing_.begin(), capturing_.end(), [&](const cuda::Stream stream) {
+    return stream->device_index == context->device_index;
+  });
 }
 
 bool RecordingDriver::knows(cuda::Context context) const {

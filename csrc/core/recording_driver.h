@@ -61,6 +61,9 @@ class RecordingDriver {
   /// As cuStreamBeginCapture with mode global: launches on the stream are kept, not run, and calls
   /// that may allocate are refused in every thread that has not asked for relaxed mode.
   void begin_capture(uint64_t stream);
+  /// As the wait of another stream for work of the captured one: its launches are kept, too.
+  void join_capture(uint64_t stream);
+  /// Of all streams.
   void end_capture();
   /// Runs the launches that were captured, in order, as the launch of the graph would.
   void replay();
@@ -139,7 +142,7 @@ class RecordingDriver {
   std::vector<HostMemory> host_memory_;
   std::map<std::string, uint64_t, std::less<>> calls_;
   std::map<std::string, cuda::Result, std::less<>> failures_;
-  cuda::Stream capturing_ = nullptr;
+  std::vector<cuda::Stream> capturing_;
 };
 
 }  // namespace pykernels

@@ -268,9 +268,9 @@ struct RecordingFunctions {
     const KernelInfo& info = Registry::instance().get(recorded.launch.kernel);
     recorded.launch.arguments.assign(argument, argument + info.param_bytes);
     recorded.launch.rank = static_cast<uint32_t>(recorded.device_index);
+    recorded.captured = self().is_capturing(config->stream);
     {
       const std::lock_guard lock(self().mutex_);
-      recorded.captured = self().capturing_ != nullptr && config->stream == self().capturing_;
       self().launches_.push_back(recorded);
     }
     if (!recorded.captured) self().run(recorded);

@@ -15,6 +15,7 @@ from pykernels.moe.transport import Batch, CombineCall, DispatchCall, Finish, Re
 
 _PARTS = 3  # BF16 numbers that hold an FP32 number
 _COLUMNS = 8  # BF16 columns that fill 16 bytes
+_NO_TOKEN = -1  # in the place of a row's k
 _HIGH_BITS = -65536  # 0xFFFF0000 as int32: what BF16 keeps of an FP32 number
 
 
@@ -124,18 +125,24 @@ def _gradients_at_rows(
 
 def _weighted(rows: Tensor, handle: DispatchHandle) -> Tensor:
     """Each row times its weight, zeros in rows that no token has."""
-    row, weight, _ = _rows_of_tokens(handle)
-    of_y = torch.zeros_like(rows)
-    of_y[row] = (weight[:, None] * rows[row].float()).to(rows.dtype)
-    return of_y
+    weight = _of_rows(handle, handle.row_weights, 0.0)
+    has_token = _of_rows(handle, handle.row_topk, _NO_TOKEN) != _NO_TOKEN
+    weighted = (weight[:, None] * rows.float()).to(rows.dtype)
+    return torch.where(has_token[:, None], weighted, 0)
 
 
-def _rows_of_tokens(handle: DispatchHandle) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all rows that tokens have: the row, its weight, and which k of its token it is."""
-    position = torch.arange(handle.rows.size(1), device=handle.rows.device)
+def _of_rows(handle: DispatchHandle, table: Tensor, default: float) -> Tensor:
+    """``[capacity]``: what the table says of each row, the default of rows that no token has.
+
+    Which entries count is decided on the device, so that the host does not wait for their number:
+    the others all go to one more row.
+    """
+    position = torch.arange(handle.rows.size(1), device=table.device)
     is_row = (position < handle.recv_counts[:, None])[..., None] & (handle.rows >= 0)
-    row, weight, k = (table[is_row] for table in (handle.rows, handle.row_weights, handle.row_topk))
-    return row.long(), weight, k.long()
+    row = torch.where(is_row, handle.rows, handle.capacity).long()
+    found = table.new_full((handle.capacity + 1,), default)
+    found[row] = table
+    return found[:-1]
 
 
 def _send_home(
@@ -144,7 +151,7 @@ def _send_home(
     """A number for each row to its token's ``[num_tokens, num_topk]``, exactly.
 
     It travels as three BF16 columns for each k, whose sum it is; all other rows of the token have
-    zeros there. (Below 2^-117 its last bits are below what BF16 can hold.)
+    zeros there. (Below 2^-110 its last bits are below what BF16 can hold.)
     """
     num_topk = handles[0].topk_idx.size(1)
     at_once = min(num_topk, hidden // _PARTS)
@@ -153,8 +160,7 @@ def _send_home(
         last = min(first + at_once, num_topk)
         columns = -(-_PARTS * (last - first) // _COLUMNS) * _COLUMNS
         rows = [
-            _spread(dot, handle, range(first, last), columns)
-            for dot, handle in zip(dots, handles, strict=True)
+            _spread(dot, handle, first, columns) for dot, handle in zip(dots, handles, strict=True)
         ]
         call = CombineCall("the gradient of topk_weights")
         sums, finish = buffer.start_combine(call, rows, _unweighted(handles))
@@ -165,15 +171,12 @@ def _send_home(
     return [each[..., 0] + each[..., 1] + each[..., 2] for each in joined]
 
 
-def _spread(dot: Tensor, handle: DispatchHandle, ks: range, columns: int) -> Tensor:
-    """``[capacity, columns]``: the parts of each row's number in the columns of its k."""
-    row, _, k = _rows_of_tokens(handle)
-    chosen = (k >= ks.start) & (k < ks.stop)
-    row, k = row[chosen], k[chosen] - ks.start
-    spread = torch.zeros((handle.capacity, columns), dtype=torch.bfloat16, device=dot.device)
-    for part, values in enumerate(split_fp32(dot[row])):
-        spread[row, _PARTS * k + part] = values
-    return spread
+def _spread(dot: Tensor, handle: DispatchHandle, first: int, columns: int) -> Tensor:
+    """``[capacity, columns]``: each row's number in the columns of its k, from k = first on."""
+    column = torch.arange(columns, device=dot.device)
+    k = _of_rows(handle, handle.row_topk, _NO_TOKEN)[:, None] - first
+    parts = torch.stack(split_fp32(dot), dim=1)
+    return torch.where(column // _PARTS == k, parts[:, column % _PARTS], 0)
 
 
 def split_fp32(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

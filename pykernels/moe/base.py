@@ -14,7 +14,8 @@ from torch.distributed import ProcessGroup
 
 from pykernels import checks
 from pykernels.moe import checks as moe_checks
-from pykernels.moe import choice
+from pykernels.moe import choice, ops
+from pykernels.moe.errors import HookPendingError
 from pykernels.moe.group import BufferSizes, LocalGroup, num_scales
 from pykernels.moe.handle import DispatchHandle
 from pykernels.moe.membership import join
@@ -26,6 +27,8 @@ from pykernels.moe.transport import (
     Received,
     Transport,
 )
+
+_SCALE_ALIGNMENT = 4  # elements; bulk copies move multiples of 16 bytes
 
 Hook: TypeAlias = Callable[[], None]
 T = TypeVar("T")
@@ -84,6 +87,7 @@ class BufferBase:
         self._masked_ranks: frozenset[int] = frozenset()
         self._error: Exception | None = None
         self._closed = False
+        self._num_resets = 0
         self._transport()  # all ranks make it together
 
     @property
@@ -113,23 +117,35 @@ class BufferBase:
         for transport in self._transports.values():
             transport.mask_ranks(self._masked_ranks)
 
-    def check(self) -> None:
+    def check(self, *, wait: bool = True) -> None:
         """Raise the error that a call has left behind, if any.
 
+        Args:
+            wait: for the GPU, so that calls under way count. With False what has been found so far
+                counts, without any synchronisation: for replays of CUDA graphs, between which no
+                call looks.
+
         Raises:
-            RuntimeError: the buffer refuses work; its ``__cause__`` is the error.
+            ValueError: a call on the GPU has found a wrong value.
+            MoeTimeoutError: a peer has not come.
+            RuntimeError: calls of two ranks do not match; or the buffer refuses work since an
+                earlier error, which is the ``__cause__``.
         """
-        self._ready()
+        self._ready(wait=wait)
 
     def reset(self) -> None:
         """Forget errors and all that is under way, and work again.
 
-        All ranks that are not masked call this together.
+        All ranks that are not masked call this, each when it gets there: over torch.distributed
+        the first waits for the others for twice the buffer's timeout and 5 seconds. Hooks of
+        earlier calls are invalid from then on, also where this fails.
 
         Raises:
-            RuntimeError: the others have not come in time; all may try again.
+            RuntimeError: the others have not come in time; the buffer refuses work until they have
+                all called again, at whatever times.
         """
         self._refuse_if_closed()
+        self._num_resets += 1  # what was sent is forgotten, also where this fails
         with self._breaking():
             for transport in self._transports.values():
                 transport.reset()
@@ -174,7 +190,8 @@ class BufferBase:
         self._refuse_after_error()
         received = [self._allocate(call, batch) for batch in batches]
         with self._breaking():
-            return received, self._transport().dispatch(call, batches, received)
+            finish = self._transport().dispatch(call, batches, received)
+        return received, self._breaking_finish(finish)
 
     def start_combine(
         self,
@@ -185,12 +202,10 @@ class BufferBase:
     ) -> tuple[list[Tensor], Finish]:
         """As :meth:`start_dispatch`; ``y`` may have fewer columns than the buffer."""
         self._refuse_after_error()
-        results = [
-            each.new_empty((handle.num_tokens, each.size(-1))) if out is None else out
-            for each, handle, out in zip(y, handles, outs or [None] * len(y), strict=True)
-        ]
+        results = self._empty_results(y, handles, outs or [None] * len(y))
         with self._breaking():
-            return results, self._transport().combine(call, y, handles, results)
+            finish = self._transport().combine(call, y, handles, results)
+        return results, self._breaking_finish(finish)
 
     def _transport(self) -> Transport:
         """What moves the rows of a call that is made now."""
@@ -201,12 +216,12 @@ class BufferBase:
             self._transports[kind] = transport
         return self._transports[kind]
 
-    def _ready(self) -> Transport:
+    def _ready(self, *, wait: bool = False) -> Transport:
         """What the next call uses, once no earlier one has left an error behind."""
         self._refuse_after_error()
         transport = self._transport()
         with self._breaking():
-            transport.check()
+            transport.check(wait=wait)
         return transport
 
     def _refuse_after_error(self) -> None:
@@ -226,6 +241,8 @@ class BufferBase:
         """An error inside makes the buffer refuse work until it is reset."""
         try:
             yield
+        except HookPendingError:
+            raise
         except Exception as error:
             self._error = error
             raise
@@ -241,67 +258,46 @@ class BufferBase:
                     self._error = error
             raise
 
+    def _breaking_finish(self, finish: Finish) -> Finish:
+        def breaking() -> None:
+            with self._breaking():
+                finish()
+
+        return breaking
+
     def _hook(self, finish: Finish, split: bool) -> Hook:
         """Completes a receive, at once if it is not split; later calls do nothing."""
         pending = [finish]
+        begun = self._num_resets
 
         def hook() -> None:
+            if torch.compiler.is_compiling():
+                ops.outside_of_graphs(hook)
+                return
             if pending:
                 self._refuse_if_closed()
-                with self._breaking():
-                    pending.pop()()
+                if begun != self._num_resets:
+                    raise RuntimeError("reset() has been called since; what was sent is forgotten")
+                pending.pop()()
 
         if not split:
             hook()
         return hook
 
-    def _batches(self, transport: Transport, x: Any, idx: Any, weights: Any) -> list[Batch]:
-        names = ("x", "topk_idx", "topk_weights")
-        columns = [
-            self._per_rank(name, each) for name, each in zip(names, (x, idx, weights), strict=True)
-        ]
-        checked = self._rank_checks()
-        batches = [check.batch(*each) for check, *each in zip(checked, *columns, strict=True)]
-        moe_checks.check_same_kind(batches)
-        for check, batch in zip(checked, batches, strict=True):
-            if batch.scales is not None:
-                moe_checks.check_fp8_rows(batch)
-            if transport.reads_values:
-                check.topk_values(batch.topk_idx)
-        return batches
-
-    def _combined(
-        self, y: Any, handle: Any, out: Any, *, masked: bool
-    ) -> tuple[list[Tensor], list[DispatchHandle], list[Tensor | None]]:
-        columns = [self._per_rank("y", y), self._per_rank("handle", handle)]
-        outs = [None] * len(columns[0]) if out is None else self._per_rank("out", out)
-        checked = zip(self._rank_checks(), *columns, outs, strict=True)
-        found = [check.combined(*each, masked=masked) for check, *each in checked]
-        rows, handles, results = (list(each) for each in zip(*found, strict=True))
-        return rows, handles, results
-
-    def _per_rank(self, name: str, value: Any) -> list[Any]:
-        if self._rank is not None:
-            return [value]
-        return moe_checks.per_rank(name, value, self._sizes.num_ranks)
-
-    def _rank_checks(self) -> list[moe_checks.RankChecks]:
-        device = self._settings.device
-        if self._rank is not None:
-            return [moe_checks.RankChecks(self._sizes, device, None)]
-        ranks = range(self._sizes.num_ranks)
-        return [moe_checks.RankChecks(self._sizes, device, rank) for rank in ranks]
-
     def _public(self, values: list[T]) -> T | list[T]:
         return values[0] if self._rank is not None else values
 
-    def _result(self, received: Sequence[Received]) -> tuple[Any, Any, Any]:
-        rows = [each.x if each.scales is None else (each.x, each.scales) for each in received]
-        return (
-            self._public(rows),
-            self._public([each.counts for each in received]),
-            self._public([each.handle for each in received]),
-        )
+    def _empty_results(
+        self,
+        y: Sequence[Tensor],
+        handles: Sequence[DispatchHandle],
+        outs: Sequence[Tensor | None],
+    ) -> list[Tensor]:
+        """What is given, or allocated in its place."""
+        return [
+            each.new_empty((handle.num_tokens, each.size(-1))) if out is None else out
+            for each, handle, out in zip(y, handles, outs, strict=True)
+        ]
 
     def _allocate(self, call: DispatchCall, batch: Batch) -> Received:
         sizes = self._sizes
@@ -329,7 +325,14 @@ class BufferBase:
         )
         return Received(
             x=empty(*rows, hidden, dtype=dtype),
-            scales=empty(*rows, num_scales(hidden), dtype=torch.float32) if is_fp8 else None,
+            scales=_empty_scales(rows, hidden, batch.x.device) if is_fp8 else None,
             counts=empty(experts if call.masked else experts + 1),
             handle=handle,
         )
+
+
+def _empty_scales(rows: Sequence[int], hidden: int, device: torch.device) -> Tensor:
+    """Factors of ``rows`` rows, each row a multiple of 16 bytes behind the one before."""
+    columns = num_scales(hidden)
+    padded = checks.ceil_div(columns, _SCALE_ALIGNMENT) * _SCALE_ALIGNMENT
+    return torch.empty((*rows, padded), dtype=torch.float32, device=device)[..., :columns]

@@ -9,6 +9,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 from pykernels.device import launch_device
+from pykernels.moe import gpu
 from pykernels.moe.group import BufferSizes, LocalGroup
 from pykernels.moe.transport import Transport
 
@@ -44,7 +45,7 @@ class Settings:
 
 def transport_kind(settings: Settings) -> Kind:
     """Of a call that is made now: for CPU tensors it depends on ``pykernels.emulate``."""
-    on_gpu = settings.device.type == "cuda"
+    on_gpu = gpu.find(settings.device) is not None
     if isinstance(settings.group, LocalGroup):
         emulated = not on_gpu and launch_device(torch.empty(0)) is not None
         return "peer" if on_gpu or emulated else "local"
@@ -63,15 +64,9 @@ def make_transport(kind: Kind, settings: Settings) -> Transport:
         from pykernels.moe.collective import CollectiveTransport
 
         return CollectiveTransport(settings)
-    return peer_transport(settings)
+    from pykernels.moe.peer import PeerTransport
 
-
-def peer_transport(settings: Settings) -> Transport:
-    """Kernels over peer memory."""
-    raise RuntimeError(
-        f"the kernels over peer memory are not built, which {settings.group!r} on "
-        f"{settings.device} needs; use CPU tensors outside of pykernels.emulate"
-    )
+    return PeerTransport(settings)
 
 
 def buffer_bytes(
@@ -87,5 +82,8 @@ def buffer_bytes(
     Raises:
         ValueError: a size is not one that :class:`Buffer` takes.
     """
+    from pykernels.moe.ranks import check_sizes, device_bytes
+
     sizes = BufferSizes(num_ranks, num_experts, num_topk, hidden, num_max_tokens_per_rank)
-    raise RuntimeError(f"the kernels over peer memory are not built, which hold {sizes}")
+    check_sizes(sizes)
+    return device_bytes(sizes)

@@ -134,7 +134,7 @@ class CollectiveTransport:
             self._exchange_headers(op, f"{op}: {error}", failed=True)
         return True
 
-    def check(self) -> None:
+    def check(self, *, wait: bool = False) -> None:
         """Errors are raised where they occur, but for ranks that wait to be taken in again."""
         missing = set(self._topology.ranks) - set(self._links.members)
         if missing:

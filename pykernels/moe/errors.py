@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class HookPendingError(RuntimeError):
+    """A call came between another one and its hook. Nothing has been sent: the buffer goes on."""
+
+
 class MoeTimeoutError(RuntimeError):
     """A rank has waited for a peer for longer than the buffer's timeout, or the peer is gone.
 
@@ -39,6 +43,12 @@ class MoeTimeoutError(RuntimeError):
             f"{self.expected}, seen {self.seen}{detail}; call reset() on all ranks, after "
             f"mask_ranks([{self.peer}]) if rank {self.peer} is gone"
         )
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says before it goes into details."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _restore(fields: dict[str, int | str]) -> MoeTimeoutError:

@@ -8,7 +8,6 @@ over the same group on CPUs, over NCCL on GPUs.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
+from pykernels.moe.errors import first_line
+from pykernels.moe.rendezvous import Meeting
 from pykernels.moe.stats import WaitCounter
 
 
@@ -55,7 +56,7 @@ class Transfer:
             try:
                 work.wait(left)
             except RuntimeError as error:
-                raise PeerLostError(peer, _first_line(error)) from error
+                raise PeerLostError(peer, first_line(error)) from error
             finally:
                 if receives:
                     self._links.waits.add(peer, time.monotonic() - begin)
@@ -79,10 +80,15 @@ class Links:
         timeout: float,
         device: torch.device,
     ) -> None:
-        """``name`` is this buffer's own, the same on all ranks."""
+        """``name`` is this buffer's own, the same on all ranks.
+
+        Raises:
+            RuntimeError: torch cannot move rows of this device.
+        """
+        if device.type == "cuda" and not dist.is_nccl_available():
+            raise RuntimeError("rows of CUDA tensors travel over NCCL, which this torch is without")
         self._rank = dist.get_rank(group)
         self._name = name
-        self._connected: Counter[tuple[int, ...]] = Counter()  # how often which members were
         self._control: Any = None
         self._data: Any = None  # for rows in GPU memory
         self._device = device
@@ -90,39 +96,43 @@ class Links:
         self.timeout = timeout
         self.waits = WaitCounter(dist.get_world_size(group))
 
-    def connect(self, members: Sequence[int]) -> None:
+    def connect(self, members: Sequence[int], purpose: str = "calls") -> None:
         """New connections in place of the old ones; all members call this together.
 
+        Each comes when it can, however many of its calls have failed before: a call waits for the
+        others for twice the timeout and 5 seconds, since ranks break one call apart, and then up
+        to one timeout for the connections and one for the others to have theirs. When it returns,
+        all members are connected; when it raises, none of them goes on with these connections.
+
+        Args:
+            members: the same on all of them.
+            purpose: members only meet in calls of the same one.
+
         Raises:
-            RuntimeError: not all members have come in time.
+            RuntimeError: not all members have come in time, or the store cannot be reached.
         """
         self.close()
         self.members = sorted(members)
-        # The name of connections that were never tried before, the same on all members: ranks may
-        # have been left out of others meanwhile, or have tried in vain.
-        key = tuple(self.members)
-        store = PrefixStore(f"{self._name}/{self.members}", _get_default_store())
-        failures = int(store.add("failures", 0))
-        fresh = PrefixStore(f"{self._connected[key]}/{failures}", store)
-        timeout = timedelta(seconds=self.timeout)
-        place = self.members.index(self._rank)
+        store = PrefixStore(f"{self._name}/{purpose}/{self.members}", _get_default_store())
+        meeting = Meeting(store, self._rank, self.members, self.timeout)
         try:
-            self._control = dist.ProcessGroupGloo(fresh, place, len(self.members), timeout)
+            self._control, self._data = meeting.hold(self._make_groups)
         except RuntimeError as error:
-            store.add("failures", 1)
             raise RuntimeError(
-                f"rank {self._rank} could not connect to all of the ranks {self.members} in "
-                f"{self.timeout:g} s ({_first_line(error)}); all of them must call together"
+                f"rank {self._rank} could not connect to all of the ranks {self.members}: "
+                f"{first_line(error)}; all of them must call together"
             ) from error
-        self._connected[key] += 1
-        self._data = self._group_for_rows(PrefixStore("rows", fresh), place)
 
-    def _group_for_rows(self, store: PrefixStore, place: int) -> Any:
+    def _make_groups(self, store: Store) -> tuple[Any, Any]:
+        place = self.members.index(self._rank)
+        timeout = timedelta(seconds=self.timeout)
+        control = dist.ProcessGroupGloo(store, place, len(self.members), timeout)
+        return control, self._group_for_rows(PrefixStore("rows", store), place)
+
+    def _group_for_rows(self, store: Store, place: int) -> Any:
         """What has ``alltoall_base``; None: rows travel as headers do."""
         if self._device.type != "cuda":
             return None
-        if not dist.is_nccl_available():
-            raise RuntimeError("rows of CUDA tensors travel over NCCL, which this torch is without")
         options = dist.ProcessGroupNCCL.Options()
         return dist.ProcessGroupNCCL(store, place, len(self.members), options)
 
@@ -166,7 +176,7 @@ class Links:
         try:
             return operation([tensor], self.members.index(peer), tag)
         except RuntimeError as error:  # the connection is closed
-            raise PeerLostError(peer, _first_line(error)) from error
+            raise PeerLostError(peer, first_line(error)) from error
 
     def _start_all_to_all(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], transfer: Transfer
@@ -208,8 +218,3 @@ class _Scattered:
         parts = self._arrived.split([place.numel() for place in self._places])
         for place, part in zip(self._places, parts, strict=True):
             place.copy_(part)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -92,7 +92,7 @@ class LocalTransport:
         """There are no peers to tell."""
         return False
 
-    def check(self) -> None:
+    def check(self, *, wait: bool = False) -> None:
         """Errors are raised where they occur."""
 
     def reset(self) -> None:

@@ -127,8 +127,8 @@ class Transport(Protocol):
         All ranks' buffers then refuse work until ``reset``.
         """
 
-    def check(self) -> None:
-        """Raises an error that a call has left behind."""
+    def check(self, *, wait: bool = False) -> None:
+        """Raises an error that a call has left behind; with ``wait``, of calls under way too."""
 
     def reset(self) -> None:
         """Forgets errors and what is under way; all ranks that are not masked call it together."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.moe.checking import buffer_of, capacity_of
-from tests.moe.routings import ROUTINGS, Batch, Routing
+import pykernels
+from tests.moe.checking import buffer_of, capacity_of, same_bits
+from tests.moe.played_gpu import Played
+from tests.moe.routings import ROUTINGS, Batch, Routing, skewed
+from tests.moe_launch import NUM_SMS
 
 HIDDEN = 32
 # A gradient is rounded to BF16 five times on its way (that of the result, of y, of a row, of the
@@ -20,9 +27,11 @@ def factor(expert: Tensor) -> Tensor:
     return 0.5 + expert.double() / 8
 
 
-def run_through_buffer(routing: Routing, batch: Batch, coefficients: list[Tensor]) -> list[Tensor]:
+def run_through_buffer(
+    routing: Routing, batch: Batch, coefficients: list[Tensor], **options: Any
+) -> list[Tensor]:
     """The loss ``sum(coefficients * out)``, back through combine, experts and dispatch."""
-    buffer = buffer_of(routing, HIDDEN)
+    buffer = buffer_of(routing, HIDDEN, **options)
     recv_x, offsets, handles = buffer.dispatch(
         batch.x, batch.topk_idx, batch.topk_weights, capacity=capacity_of(routing)
     )
@@ -36,6 +45,19 @@ def run_through_buffer(routing: Routing, batch: Batch, coefficients: list[Tensor
     losses = [(out.float() * c).sum() for out, c in zip(outs, coefficients, strict=True)]
     torch.stack(losses).sum().backward()
     return outs
+
+
+def gradients_of(routing: Routing, **options: Any) -> list[Tensor]:
+    """The results, and the gradients of x and of the weights."""
+    batch = routing.batch(HIDDEN)
+    generator = torch.Generator().manual_seed(1)
+    coefficients = [torch.randn(x.shape, generator=generator) for x in batch.x]
+    for tensor in (*batch.x, *batch.topk_weights):
+        tensor.requires_grad_()
+    outs = run_through_buffer(routing, batch, coefficients, **options)
+    found = [tensor.grad for tensor in (*batch.x, *batch.topk_weights)]
+    assert all(gradient is not None for gradient in found)
+    return [*outs, *(gradient for gradient in found if gradient is not None)]
 
 
 def dense(x: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
@@ -148,3 +170,68 @@ def test_only_what_requires_a_gradient_gets_one(what: str) -> None:
     assert all(tensor.grad is not None for tensor in tensors)
     with torch.no_grad():
         assert not buffer.combine(recv_x, handles)[0].requires_grad
+
+
+# ---- over the kernels ----
+
+OF_KERNELS = [
+    Routing("alone", (5,), 4, 2, 5),
+    Routing("no_tokens", (0, 0), 2, 1, 4),
+    Routing("uniform", (8, 8), 8, 3, 8),
+    Routing("skewed", (16, 16, 16, 16), 16, 4, 16, skewed),
+    *(each for each in ROUTINGS if each.what in ("dropped", "repeated_experts", "nowhere")),
+    Routing("wide", (4, 3), 16, 12, 4),  # gradients of weights take two combines
+]
+
+
+@pytest.mark.parametrize("routing", OF_KERNELS, ids=str)
+def test_gradients_over_the_kernels(routing: Routing) -> None:
+    """In the emulator the same bits as in torch."""
+    expected = gradients_of(routing)
+    with pykernels.emulate(seed=len(routing.num_tokens), async_completion="random") as report:
+        found = gradients_of(routing, num_sms=NUM_SMS)
+    assert not report.findings
+    assert all(map(same_bits, found, expected))
+    kernels = [name for name, _ in report.launches]
+    assert kernels.count("moe_dispatch") == 2
+    assert kernels.count("moe_combine") >= 3
+
+
+class Waits(TorchDispatchMode):
+    """The ops for whose results the host would wait on a GPU: it needs a number or a size."""
+
+    names = ("nonzero", "_local_scalar_dense", "masked_select", "unique", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put_", "index_put") else ()
+        if name.startswith(self.names) or any(
+            index is not None and index.dtype == torch.bool for index in indices
+        ):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_no_gradient(make_played: Callable[..., Played]) -> None:
+    """On a GPU, for which a recording driver stands in."""
+    routing = Routing("uniform", (8, 8), 8, 3, 8)
+    expected = gradients_of(routing)
+    played = make_played()
+    played.gpu.runs_at_once = True
+    with Waits() as waits:
+        found = gradients_of(routing, num_sms=NUM_SMS)
+    assert waits.found == []
+    assert played.findings == []
+    assert played.gpu.num_synchronized == 1  # where the buffer is made
+    assert all(map(same_bits, found, expected))
+
+
+def test_waits_are_noticed() -> None:
+    x = torch.arange(4)
+    with Waits() as waits:
+        x[x > 2].sum().item()
+    assert waits.found == ["index", "_local_scalar_dense"]

@@ -207,7 +207,11 @@ def test_a_killed_rank() -> None:
 def test_a_reset_alone(alone: int) -> None:
     answers = run_ranks(4, gloo_calls.one_rank_resets_alone, UNIFORM, alone)
     error, refused, _ = answers[alone]
-    assert error.startswith(f"RuntimeError: rank {alone} could not connect to all of the ranks [0,")
+    missing = "rank 0 has" if alone != 0 else "ranks [1, 2, 3] have"
+    assert error == (
+        f"RuntimeError: rank {alone} could not connect to all of the ranks [0, 1, 2, 3]: "
+        f"{missing} not come within 7 s; all of them must call together"
+    )
     assert refused.startswith("RuntimeError: the buffer refuses work since an earlier call failed")
     assert [answer[-1] for answer in answers] == [""] * 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,86 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pykernels import moe, quantize_1x128, reference
-from pykernels.moe.handle import DispatchHandle
+from pykernels import quantize_1x128, reference
 from tests.moe.checking import (
     HIDDEN,
     buffer_of,
     capacity_of,
-    results_of_experts,
+    check_grouped,
+    check_masked_layout,
     same_bits,
 )
-from tests.moe.routings import ROUTINGS, Batch, Routing, dropped, repeated, skewed, uniform
-
-
-def check_grouped(
-    routing: Routing, batch: Batch, buffer: moe.Buffer, x: list[Any], masked: Sequence[int] = ()
-) -> list[DispatchHandle]:
-    capacity = capacity_of(routing)
-    sent = batch.topk_idx, batch.topk_weights
-    recv_x, offsets, handles = buffer.dispatch(x, *sent, capacity=capacity)
-    expected = reference.moe_dispatch(
-        x, batch.topk_idx, num_experts=routing.num_experts, masked_ranks=masked
-    )
-    y = []
-    for rank, (rows, rank_offsets) in enumerate(expected):
-        assert torch.equal(offsets[rank], rank_offsets)
-        used = int(rank_offsets[-1])
-        if isinstance(rows, Tensor):
-            assert recv_x[rank].shape == (capacity, HIDDEN)
-            assert same_bits(recv_x[rank][:used], rows)
-        else:
-            assert same_bits(recv_x[rank][0][:used], rows[0])
-            assert same_bits(recv_x[rank][1][:used], rows[1])
-        like = recv_x[rank] if isinstance(rows, Tensor) else recv_x[rank][0]
-        y.append(results_of_experts(like, [slice(0, used)], rank))
-    outs = buffer.combine(y, handles)
-    exact = reference.moe_combine(y, *sent, num_experts=routing.num_experts, masked_ranks=masked)
-    for out, wanted in zip(outs, exact, strict=True):
-        assert same_bits(out, wanted)
-    return handles
-
-
-def check_masked_layout(
-    routing: Routing,
-    batch: Batch,
-    buffer: moe.Buffer,
-    x: list[Any],
-    sent: list[Any],
-    **options: Any,
-) -> None:
-    """``sent``: the rows as they travel."""
-    recv_x, masked_m, handles, hook = buffer.low_latency_dispatch(
-        x, batch.topk_idx, batch.topk_weights, **options
-    )
-    hook()
-    expected = reference.moe_low_latency_dispatch(
-        sent, batch.topk_idx, num_experts=routing.num_experts
-    )
-    room = routing.num_ranks * routing.num_max_tokens_per_rank
-    y = []
-    for rank, (experts, counts) in enumerate(expected):
-        assert torch.equal(masked_m[rank], counts)
-        for e, rows in enumerate(experts):
-            count = int(counts[e])
-            if isinstance(rows, Tensor):
-                assert same_bits(recv_x[rank][e, :count], rows)
-            else:
-                assert same_bits(recv_x[rank][0][e, :count], rows[0])
-                assert same_bits(recv_x[rank][1][e, :count], rows[1])
-        like = recv_x[rank] if isinstance(recv_x[rank], Tensor) else recv_x[rank][0]
-        used = [slice(e * room, e * room + int(count)) for e, count in enumerate(counts)]
-        y.append(results_of_experts(like, used, rank))
-    outs, hook = buffer.low_latency_combine(
-        y, handles, return_recv_hook=options.get("return_recv_hook", False)
-    )
-    hook()
-    exact = reference.moe_combine(
-        y, batch.topk_idx, batch.topk_weights, num_experts=routing.num_experts
-    )
-    for out, wanted in zip(outs, exact, strict=True):
-        assert same_bits(out, wanted)
-
+from tests.moe.routings import ROUTINGS, Routing, dropped, repeated, skewed, uniform
 
 FITTING = [each for each in ROUTINGS if "repeated" not in each.what]
 
@@ -282,3 +211,28 @@ def test_quantisation_is_that_of_the_op() -> None:
     batch = routing.batch(HIDDEN)
     sent: list[Any] = [quantize_1x128(each, scale_fmt="ue8m0") for each in batch.x]
     check_masked_layout(routing, batch, buffer_of(routing), batch.x, sent, scale_fmt="ue8m0")
+
+
+def test_a_reset_that_fails_forgets_what_was_sent() -> None:
+    """The memory that the hook would read may be anybody's by then."""
+    routing = next(each for each in ROUTINGS if each.num_ranks == 2)
+    batch = routing.batch(HIDDEN)
+    with buffer_of(routing) as buffer:
+        *_, hook = buffer.low_latency_dispatch(
+            batch.x, batch.topk_idx, batch.topk_weights, return_recv_hook=True
+        )
+
+        def fail() -> None:
+            with pytest.raises(RuntimeError, match="has been called since"):
+                hook()
+            raise RuntimeError("the others have not come")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(buffer._transport(), "reset", fail)
+            with pytest.raises(RuntimeError, match="the others have not come"):
+                buffer.reset()
+        with pytest.raises(RuntimeError, match="has been called since"):
+            hook()
+        buffer.reset()
+        with pytest.raises(RuntimeError, match="has been called since"):
+            hook()

@@ -49,6 +49,8 @@ SILU_MUL = "silu_mul_quantize_1x128"
 MLA_CACHES = ("mla_cache_write", "mla_cache_read")
 MLA_TWO, MLA_FEW = "mla_decode_bf16_m64c2", "mla_decode_bf16_n16"
 MLA_FP8_TWO, MLA_FP8_FEW = "mla_decode_fp8_m64c2", "mla_decode_fp8_n16"
+MOE_DISPATCHES = ("moe_dispatch", "moe_dispatch_quantise")
+MOE = ("moe_layout", "moe_combine", *MOE_DISPATCHES)
 MLA_DECODES = (MLA_TWO, MLA_FEW, MLA_FP8_TWO, MLA_FP8_FEW)
 
 HARMLESS: tuple[Harmless, ...] = (
@@ -199,6 +201,46 @@ HARMLESS: tuple[Harmless, ...] = (
     Harmless(
         (MLA_TWO, MLA_FP8_TWO), "wide.cuh:268", "wgmma.wait_group", "one group more",
         "only paces the odd scores",
+    ),
+    Harmless(
+        MOE_DISPATCHES, "dispatch.cuh:42", "fence.mbarrier_init", "removed",
+        "without a cluster, bar.sync (signal.cuh:95) orders the initialisation before all uses",
+    ),
+    Harmless(
+        MOE, "errors.cuh:32", "st.release.sys", "release relaxed",
+        "the host reads the record, no thread of the launches",
+    ),
+    Harmless(MOE, "errors.cuh:32", "st.release.sys", "sys narrowed to gpu", "the same"),
+    Harmless(
+        ("moe_layout",), "errors.cuh:22", "atom.relaxed.gpu", "gpu narrowed to cta",
+        "the layout has one CTA",
+    ),
+    Harmless(
+        MOE_DISPATCHES, "staging.cuh:75", "mbarrier.arrive.expect_tx", "release relaxed",
+        "lane 0 hands nothing over itself: the lanes need the copies' bytes, which complete_tx "
+        "orders",
+    ),
+    Harmless(
+        MOE_DISPATCHES, "receive.cuh:202", "fence.proxy.async", "removed",
+        "the payload of a slot is written by bulk copies alone, which carry their fence",
+    ),
+    Harmless(
+        MOE_DISPATCHES, "receive.cuh:202", "fence.proxy.async", "not of the proxy", "the same",
+    ),
+    Harmless(
+        MOE_DISPATCHES, "send.cuh:31", "fence.proxy.async", "removed",
+        "the peers' loads have returned: the emulator asks for no proxy fence before a later write",
+    ),
+    Harmless(MOE_DISPATCHES, "send.cuh:31", "fence.proxy.async", "not of the proxy", "the same"),
+    Harmless(
+        ("moe_combine",), "combine.cuh:67", "fence.proxy.async", "removed", "the same",
+    ),
+    Harmless(
+        ("moe_combine",), "combine.cuh:67", "fence.proxy.async", "not of the proxy", "the same",
+    ),
+    Harmless(
+        ("moe_combine",), "combine.cuh:66", "bar.warp.sync", "removed",
+        "the first stage's warp barrier (staging.cuh:68) is behind it, too",
     ),
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from tests.grouped_kernels import Problem
 from tests.kernel_launch import GemmLaunch, MlaCacheLaunch, QuantizeLaunch, SiluMulLaunch
 from tests.mla_cases import MlaCase
 from tests.mla_launch import Item, MlaCombineLaunch, MlaDecodeLaunch, MlaPlanLaunch
+from tests.moe_launch import MoeLaunch
 from tests.mutants.assembled import complaint
 from tests.mutants.mutate import Mutant, mutants
 from tests.overlapped import GroupedLaunch, OverlappedLaunch
@@ -57,7 +58,8 @@ _MLA_DECODES = {
 }
 _MLA_COMBINE, _MLA_PLAN = "mla_combine", "mla_update_plan"
 _MLA = (*_MLA_DECODES, _MLA_COMBINE, _MLA_PLAN, *_MLA_CACHES)
-KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL, *_MLA)
+_MOE = ("moe_layout", "moe_dispatch", "moe_dispatch_quantise", "moe_combine")
+KERNELS = (*_GEMMS, *_GROUPED, *_QUANTIZES, _SILU_MUL, *_MLA, *_MOE)
 
 Mutable = (
     GemmLaunch
@@ -66,6 +68,7 @@ Mutable = (
     | MlaCombineLaunch
     | MlaDecodeLaunch
     | MlaPlanLaunch
+    | MoeLaunch
     | OverlappedLaunch
     | QuantizeLaunch
     | SiluMulLaunch
@@ -140,6 +143,26 @@ def _mla_decode_launches(kernel: str) -> list[Mutable]:
     ]
 
 
+def _moe_launches(kernel: str) -> Sequence[Mutable]:
+    """Calls that follow one another on each rank; more tokens than warps; a rank that is absent."""
+    if kernel == "moe_layout":  # more choices to a warp than it takes at a time
+        return [MoeLaunch.make(kernel, [(300, 3, 0)], 8)]
+    kind = "cast" if kernel == "moe_dispatch_quantise" else "bf16"
+    there = "fp8" if kind == "bf16" else kind
+    returns = kernel == "moe_combine"
+    three_chunks = (2 if kind == "cast" else 1) * 7168 + 144
+    launches: list[Mutable] = [
+        MoeLaunch.make(kernel, [(60, 3, 0), (2, 63, 5)], 48, kind=kind, num_local_experts=40),
+        MoeLaunch.make(kernel, [(9, 3), (2, 9)], 176, kind=there, masked=True, split=True),
+        MoeLaunch.make(kernel, [(2, 3), (3, 1)], three_chunks, kind=kind),
+        MoeLaunch.make(kernel, [(3, 4, 2)], 16, kind=kind, absent=1, returns=returns),
+    ]
+    if not returns:
+        back_to_back = [(40, 40), (40, 40), (9, 4)]
+        launches.append(MoeLaunch.make(kernel, back_to_back, 48, kind=kind, returns=False))
+    return launches
+
+
 def _launches(kernel: str) -> Sequence[Mutable]:
     """Of each type of elements."""
     if kernel in _GROUPED:
@@ -148,6 +171,8 @@ def _launches(kernel: str) -> Sequence[Mutable]:
         return _silu_mul_launches()
     if kernel in _MLA:
         return _mla_launches(kernel)
+    if kernel in _MOE:
+        return _moe_launches(kernel)
     if kernel in _GEMMS:
         sizes, num_sms, schedule = _GEMMS[kernel]
         return [GemmLaunch.make(kernel, sizes, num_sms, dtype, schedule) for dtype in DTYPES]

@@ -1,0 +1,318 @@
+"""Kernels over peer memory: the ranks of one node, or all ranks of this process.
+
+Each rank has a window, which its peers write: what they say of a call, and a slot for each of their
+tokens. Kernels send and receive at the same time and never involve the host; epochs in device
+memory tell one call from the next. See csrc/moe/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pykernels import device as devices
+from pykernels.moe import gpu
+from pykernels.moe.errors import HookPendingError
+from pykernels.moe.group import BufferSizes, LocalGroup
+from pykernels.moe.handle import DispatchHandle
+from pykernels.moe.peer_errors import peer_error
+from pykernels.moe.ranks import Rank, check_sizes, device_bytes, make_local_ranks
+from pykernels.moe.stats import PeerWait
+from pykernels.moe.transport import Batch, CombineCall, DispatchCall, Finish, Received
+from pykernels.native import native, strided_view
+
+if TYPE_CHECKING:
+    from pykernels import _C
+    from pykernels.moe.choice import Settings
+
+DEFAULT_NUM_SMS = 24  # of a rank: as many as bring an NVLink to its limit; see csrc/moe/README.md
+
+
+class PeerTransport:
+    """Implements :class:`pykernels.moe.transport.Transport`."""
+
+    reads_values = False
+
+    def __init__(self, settings: Settings) -> None:
+        check_sizes(settings.sizes)
+        self._sizes = settings.sizes
+        self._gpu = gpu.find(settings.device)
+        self._members: Any = None  # of a distributed group
+        self._num_sms = 0
+        self._streams: Sequence[Any] = []  # of several ranks on one GPU
+        self._locals: list[Rank] = []
+        self._masked_ranks: frozenset[int] = frozenset()
+        self._pending = ""  # a call whose hook has not been called
+        self.bytes = device_bytes(settings.sizes)
+        if isinstance(settings.group, LocalGroup):
+            self._make_local(settings)
+        else:
+            self._join(settings)
+        self.ranks = [rank.index for rank in self._locals]
+        if self._gpu is not None:
+            self._gpu.synchronize()  # the memory is zero for calls on any stream
+
+    def _make_local(self, settings: Settings) -> None:
+        num_ranks = settings.sizes.num_ranks
+        self._num_sms = self._choose_num_sms(settings.num_sms, num_ranks)
+        self._locals = make_local_ranks(settings)
+        if self._gpu is not None and num_ranks > 1:
+            self._streams = self._gpu.new_streams(num_ranks)
+
+    def _join(self, settings: Settings) -> None:
+        from pykernels.moe.ipc import Members
+
+        def prepare() -> None:
+            self._num_sms = self._choose_num_sms(settings.num_sms, 1)
+
+        assert self._gpu is not None
+        self._members = Members(settings, self._gpu, prepare)
+        self._locals = [self._members.rank]
+
+    def dispatch(
+        self, call: DispatchCall, batches: Sequence[Batch], received: Sequence[Received]
+    ) -> Finish:
+        self._begin(call.op)
+        arguments = [
+            _DispatchArguments(batch, result, self._sizes)
+            for batch, result in zip(batches, received, strict=True)
+        ]
+        ue8m0 = call.scale_fmt == "ue8m0"
+
+        def layout(rank: Rank, place: int) -> _C.Launch:
+            launch: _C.Launch = native().make_moe_layout_launch(
+                rank.native, *arguments[place].layout
+            )
+            return launch
+
+        def launch(phases: str) -> Callable[[Rank, int], _C.Launch]:
+            def make(rank: Rank, place: int) -> _C.Launch:
+                made: _C.Launch = native().make_moe_dispatch_launch(
+                    rank.native,
+                    *arguments[place].dispatch,
+                    masked=call.masked,
+                    ue8m0=ue8m0,
+                    phases=phases,
+                    num_sms=self._num_sms,
+                )
+                return made
+
+            return make
+
+        for rank, result in zip(self._locals, received, strict=True):
+            if rank.index in self._masked_ranks:
+                _nothing_received(result)
+        if not call.split:
+            self._launch([layout, launch("both")])
+            return self._finish_now
+        self._launch([layout, launch("send")])
+        return self._finish_later(call.op, launch("receive"), received)
+
+    def combine(
+        self,
+        call: CombineCall,
+        y: Sequence[Tensor],
+        handles: Sequence[DispatchHandle],
+        outs: Sequence[Tensor],
+    ) -> Finish:
+        self._begin(call.op)
+        arguments = [_combine_arguments(*each) for each in zip(y, handles, outs, strict=True)]
+
+        def launch(phases: str) -> Callable[[Rank, int], _C.Launch]:
+            def make(rank: Rank, place: int) -> _C.Launch:
+                made: _C.Launch = native().make_moe_combine_launch(
+                    rank.native, *arguments[place], phases=phases, num_sms=self._num_sms
+                )
+                return made
+
+            return make
+
+        for rank, out in zip(self._locals, outs, strict=True):
+            if rank.index in self._masked_ranks:
+                out.zero_()
+        if not call.split:
+            self._launch([launch("both")])
+            return self._finish_now
+        self._launch([launch("send")])
+        return self._finish_later(call.op, launch("receive"), [*handles, *outs])
+
+    def reject(self, op: str, error: ValueError) -> bool:
+        """The peers find out when this rank does not come in time, or with the next call."""
+        return False
+
+    def check(self, *, wait: bool = False) -> None:
+        if wait and self._gpu is not None:
+            self._gpu.synchronize()
+        for rank in self._locals:
+            record = rank.record()
+            if record is not None:
+                raise peer_error(record, self._sizes)
+
+    def reset(self) -> None:
+        """All ranks that are not masked call this together."""
+        if self._gpu is not None:
+            self._gpu.synchronize()  # the last kernels' waits are bounded
+        members = self._unmasked()
+        if self._members is not None:
+            self._members.meet(members, "zeroing")  # nobody's kernel writes here any more
+        for rank in self._locals:
+            rank.zero()
+        self._pending = ""
+        self.mask_ranks(self._masked_ranks)
+        if self._gpu is not None:
+            self._gpu.synchronize()
+        if self._members is not None:
+            self._members.meet(members, "calls")  # nobody's kernel writes before all are ready
+
+    def mask_ranks(self, ranks: frozenset[int]) -> None:
+        self._masked_ranks = ranks
+        for rank in self._locals:
+            rank.mask(ranks)
+
+    def wait_stats(self) -> list[list[PeerWait]]:
+        """What the kernels' warps have waited; those that wait at the same time all count."""
+        return [rank.waits(self._sizes.num_ranks) for rank in self._locals]
+
+    def close(self) -> None:
+        if self._gpu is not None:
+            with suppress(RuntimeError):  # an error of another kernel is another call's to raise
+                self._gpu.synchronize()
+        if self._members is not None:
+            self._members.close(self._unmasked())
+        self._locals = []
+
+    def _unmasked(self) -> list[int]:
+        return [rank for rank in range(self._sizes.num_ranks) if rank not in self._masked_ranks]
+
+    def _begin(self, op: str) -> None:
+        if self._pending:
+            raise HookPendingError(
+                f"{op} must come after the hook of {self._pending}; use another Buffer for a "
+                "second batch in flight"
+            )
+
+    def _finish_now(self) -> None:
+        if self._gpu is None:  # the emulator has run the kernels
+            self.check()
+
+    def _finish_later(
+        self, op: str, make: Callable[[Rank, int], _C.Launch], used: Sequence[Any]
+    ) -> Finish:
+        """``used``: has the tensors that receiving kernels use, dropped by the caller or not."""
+        self._pending = op
+        kept = list(used)
+
+        def finish() -> None:
+            self._pending = ""
+            self._launch([make])
+            kept.clear()
+            self.check()
+
+        return finish
+
+    def _launch(self, makers: Sequence[Callable[[Rank, int], _C.Launch]]) -> None:
+        """Of every rank that is not masked, these kernels one after the other."""
+        active = [
+            (place, rank)
+            for place, rank in enumerate(self._locals)
+            if rank.index not in self._masked_ranks
+        ]
+        if self._gpu is None:
+            emulated = devices.launch_device(torch.empty(0))
+            if emulated is None:
+                raise RuntimeError(
+                    "the call has begun inside of pykernels.emulate and must end there"
+                )
+            for make in makers:
+                emulated.run_together([make(rank, place) for place, rank in active])
+            return
+        if not self._streams:
+            launcher = self._gpu.launcher()
+            for make in makers:
+                launcher.run(make(self._locals[0], 0))
+            return
+        with self._gpu.forked(self._streams) as streams:
+            launchers = [self._gpu.launcher(stream) for stream in streams]
+            for make in makers:
+                for place, rank in active:
+                    launchers[place].run(make(rank, place))
+
+    def _choose_num_sms(self, wished: int | None, num_ranks: int) -> int:
+        """SMs of a rank; those of all ranks on one GPU fit it together, for they wait for another.
+
+        Also loads the kernels: none may be loaded while another one waits.
+        """
+        device: _C.Device
+        if self._gpu is not None:
+            device, together = self._gpu.launcher(), num_ranks
+        else:
+            device, together = devices.sizing_device(torch.device("cpu")), 1
+        num_sms = device.properties.num_sms
+        fitting = min(
+            device.max_active_clusters(name, (1, 1, 1)) for name in native().moe_kernel_names()
+        )
+        most = min(fitting, num_sms) // together
+        if most < 1:
+            raise RuntimeError(f"{together} ranks need a GPU with as many SMs, got {num_sms}")
+        if wished is None:
+            return min(DEFAULT_NUM_SMS, most)
+        if wished > most:
+            raise ValueError(
+                f"num_sms must be at most {most}, which {together} ranks of this GPU have each, "
+                f"got {wished}"
+            )
+        return wished
+
+
+class _DispatchArguments:
+    """One rank's tensors as the launches take them; what the layout kernel fills is made here."""
+
+    def __init__(self, batch: Batch, result: Received, sizes: BufferSizes) -> None:
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.int32, device=batch.topk_idx.device)
+
+        handle = result.handle
+        self._kept = (
+            empty(*batch.topk_idx.shape),
+            empty(sizes.num_experts),
+            empty(sizes.num_ranks),
+        )
+        in_expert, expert_counts, rank_counts = self._kept
+        self.layout = _views(
+            *(batch.topk_idx, batch.topk_weights.detach()),
+            *(in_expert, handle.position_in_rank, expert_counts, rank_counts),
+        )
+        self.dispatch = (
+            *_views(batch.x.detach(), batch.scales),
+            *self.layout,
+            *_views(_flat(result.x), None if result.scales is None else _flat(result.scales)),
+            *_views(result.counts, handle.recv_counts),
+            *_views(handle.rows, handle.row_weights, handle.row_topk),
+        )
+
+
+def _combine_arguments(y: Tensor, handle: DispatchHandle, out: Tensor) -> tuple[Any, ...]:
+    return (
+        *_views(y.detach(), handle.recv_counts, handle.rows, handle.row_weights),
+        *_views(handle.position_in_rank, out),
+    )
+
+
+def _views(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if tensor is None else strided_view(tensor) for tensor in tensors)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """Rows of all experts one after the other."""
+    return rows.flatten(0, 1) if rows.dim() == 3 else rows
+
+
+def _nothing_received(result: Received) -> None:
+    """What a masked rank of this process gets."""
+    result.counts.zero_()
+    result.handle.recv_counts.zero_()
+    result.handle.position_in_rank.fill_(-1)
