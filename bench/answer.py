@@ -1,4 +1,4 @@
-"""``python -m pykernels bench gemm``, ``grouped``, ``cast`` and ``mla``: is it faster for my shape?
+"""``python -m pykernels bench gemm``, ``grouped``, ``cast``, ``mla`` and ``moe``: is it faster?
 
 With a Hopper GPU the op is measured among the baselines; without one the same command gives the
 listing, the emulator's counts and the model, each named as what it is.
@@ -17,7 +17,7 @@ import torch
 
 from pykernels.config import gpu_model
 
-from . import harness
+from . import harness, moe_ranks
 from .problem import Options, Problem
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     options = Options(arguments.num_sms, arguments.batch_invariant, arguments.device)
     problems = _problems(arguments)
     measured = _has_hopper()
+    if arguments.op == "moe" and measured and moe_ranks.join():
+        problems = _across_gpus(problems)
+        console.quiet = not moe_ranks.is_first()
     if not measured and options.device is None:
         options = dataclasses.replace(options, device=_DEFAULT_DEVICE)
     gpu_model(options.device)  # refused before any work
@@ -60,6 +63,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         rows.append(row)
     tables.print_sweep(rows, console)
     host = _host_path(console) if arguments.op == "gemm" else None
+    if console.quiet:
+        return 0
     if arguments.json is not None:
         result = {
             "environment": harness.environment(),
@@ -97,6 +102,8 @@ def _problems(arguments: argparse.Namespace) -> list[Problem[Any]]:
         return _casts(arguments)
     if arguments.op == "mla":
         return _decodes(arguments)
+    if arguments.op == "moe":
+        return _exchanges(arguments)
     from .gemm_bench import Shape
     from .grouped_bench import GroupedShape, routed_rows
 
@@ -150,6 +157,42 @@ def _decodes(arguments: argparse.Namespace) -> list[Problem[Any]]:
         )
         for batch, seqlen_kv, num_heads, seqlen_q, cache, page_size in itertools.product(*lists)
     ]
+
+
+def _exchanges(arguments: argparse.Namespace) -> list[Problem[Any]]:
+    """All default cases if neither calls nor tokens are given."""
+    from . import moe_bench
+
+    if arguments.call is None and arguments.tokens is None:
+        return list(moe_bench.cases(tuple(arguments.ranks or moe_bench.RANKS)))
+    calls = arguments.call or moe_bench.CALLS
+    listed = itertools.product(
+        arguments.tokens or [moe_bench.TOKENS],
+        arguments.ranks or [max(moe_bench.RANKS)],
+        calls,
+        arguments.rows or ["bf16", "fp8"],
+    )
+    return [
+        moe_bench.MoeShape(
+            call,
+            num_ranks,
+            num_tokens,
+            rows == "fp8",
+            arguments.hidden,
+            arguments.experts,
+            arguments.topk,
+        )
+        for num_tokens, num_ranks, call, rows in listed
+        if rows == "bf16" or call.endswith("dispatch")
+    ]
+
+
+def _across_gpus(problems: list[Problem[Any]]) -> list[Problem[Any]]:
+    """Each once, with torchrun's ranks in place of those on one GPU."""
+    from . import moe_bench
+
+    shapes = [problem for problem in problems if isinstance(problem, moe_bench.MoeShape)]
+    return list(dict.fromkeys(map(moe_bench.across_gpus, shapes)))
 
 
 def _measured_row(problem: Problem[Any], options: Options, copy_gbps: float) -> dict[str, Any]:

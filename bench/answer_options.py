@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pykernels.checks import MAX_SIZE, check_gemm_sizes, check_integer
 
+_CALLS = ("dispatch", "combine", "low_latency_dispatch", "low_latency_combine")
 _MAX_HEADS, _MAX_PAGE_SIZE = 128, 256
 _CACHES = ("bf16", "fp8")
 _CASTS = ("silu_mul_quantize_1x128", "quantize_1x128", "quantize_128x128")
@@ -51,6 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_common(grouped)
     _add_cast(ops)
     _add_mla(ops)
+    _add_moe(ops)
 
 
 def _add_cast(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,6 +104,40 @@ def _add_mla(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_outputs(mla)
 
 
+def _add_moe(ops: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    moe = ops.add_parser(
+        "moe",
+        help="MoE dispatch and combine",
+        description="MoE dispatch and combine: several ranks on one GPU or, under torchrun, a GPU "
+        "for each rank. Without calls and tokens all default cases are run.",
+    )
+    moe.add_argument(
+        "--call",
+        type=_some_of(_CALLS),
+        metavar="CALL",
+        help=f"one or a list of {', '.join(_CALLS)}",
+    )
+    moe.add_argument(
+        "--tokens", type=_list_of("num_tokens"), help="of each rank, default 4096; or a list"
+    )
+    moe.add_argument(
+        "--ranks", type=_list_of("num_ranks"), help="on one GPU, default 8; torchrun has its own"
+    )
+    moe.add_argument(
+        "--rows", type=_caches, help="of dispatches: bf16, fp8, or both, the default: bf16,fp8"
+    )
+    for name, default, text in (
+        ("hidden", 7168, "columns"),
+        ("experts", 256, "of all ranks"),
+        ("topk", 8, "experts of a token"),
+    ):
+        moe.add_argument(
+            f"--{name}", type=_size, default=default, help=f"{text}, default {default}"
+        )
+    moe.set_defaults(num_sms=None, batch_invariant=False, plot=None)
+    _add_outputs(moe)
+
+
 def _add_common(op: argparse.ArgumentParser) -> None:
     op.add_argument("--n", type=_n, required=True, help="rows of b, a multiple of 8")
     op.add_argument("--k", type=_k, required=True, help="columns, a multiple of 16")
@@ -139,11 +175,21 @@ def _check_page_size(page_size: int) -> None:
 _rows = _list_of("m")
 
 
-def _caches(text: str) -> list[str]:
-    parts = text.split(",")
-    if not set(parts) <= set(_CACHES):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(_CACHES)}, got {text!r}")
-    return parts
+def _some_of(names: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def parts_of(text: str) -> list[str]:
+        parts = text.split(",")
+        if not set(parts) <= set(names):
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(names)}, got {text!r}")
+        return parts
+
+    return parts_of
+
+
+_caches = _some_of(_CACHES)
+
+
+def _size(text: str) -> int:
+    return _checked("size", text)
 
 
 def _n(text: str) -> int:

@@ -1,8 +1,8 @@
 """The same launches in the emulator and on the GPU, compared bit by bit.
 
-GEMM and quantisation must be equal. Differences are counted by class, because each class points to
-another cause: a wrong rounding shows as 1 ulp, a wrong fragment layout as large errors, an
-unverified row of gpu_facts as NaN payloads or signs.
+GEMM, quantisation and the MoE all-to-all of several ranks in one process must be equal. Differences
+are counted by class, because each class points to another cause: a wrong rounding shows as 1 ulp, a
+wrong fragment layout as large errors, an unverified row of gpu_facts as NaN payloads or signs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from pykernels.config import Candidate
 from pykernels.group_checks import Groups
 from pykernels.native import native, tensor_view
 
-from .baselines import GroupedOperands, ProductT, flat
+from . import moe_check
+from .baselines import GroupedOperands, MoeOperands, ProductT, flat
 from .candidates import rank
 from .gemm_bench import Shape
 from .grouped_bench import SOURCES, GroupedShape
+from .moe_bench import CALLS, MoeShape
 from .problem import Options, Problem
 
 Outputs = tuple[Tensor, ...]
@@ -75,7 +77,7 @@ def gpu() -> Place:
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel with every schedule, then quantisation."""
+    """Every kernel of GEMMs with every schedule, then quantisation and the MoE all-to-all."""
     for number, candidate in enumerate(candidates()):
         yield from _gemm_cases(candidate, number)
     for block_rows in (1, 128):
@@ -83,6 +85,58 @@ def cases() -> Iterator[Case]:
             for scale_fmt in ("fp32", "ue8m0"):
                 for m, k in _QUANTIZE_SIZES:
                     yield _quantize_case(block_rows, (m, k), dtype, scale_fmt)
+    for shape in _exchanges():
+        yield _moe_case(shape)
+        if shape.call == "dispatch" and not shape.fp8:
+            yield _layout_case(shape)
+
+
+def _exchanges() -> Iterator[MoeShape]:
+    """Calls of 2, 4 and 8 ranks; rows of one chunk and more, with and without whole blocks."""
+    for num_ranks, hidden in ((2, 144), (4, 4096), (8, 7168)):
+        for call in CALLS:
+            for fp8 in (False, True) if call.endswith("dispatch") else (False,):
+                yield MoeShape(call, num_ranks, 11, fp8, hidden, 8 * num_ranks, 6)
+
+
+def _moe_case(shape: MoeShape) -> Case:
+    """Rows that arrive and the experts' counts, or the sums at home, of every rank."""
+
+    def run(place: Place) -> Outputs:
+        operands, found = _run_moe(shape, place)
+        if not shape.is_dispatch:
+            return (operands.out.cpu(),)
+        outputs = []
+        for own, (received, counts, _) in enumerate(zip(*found, strict=True)):
+            stand = moe_check.places_of(shape, own)
+            stand = stand if shape.is_low_latency else torch.arange(len(stand))
+            for rows in received if shape.fp8 else [received]:
+                flat = rows.flatten(0, -2).cpu()
+                outputs.append(flat.view(_WIDTHS[flat.dtype.itemsize])[stand].view(flat.dtype))
+            outputs.append(counts.cpu())
+        return tuple(outputs)
+
+    return Case(f"{shape.kernel}/{shape}", run)
+
+
+def _layout_case(shape: MoeShape) -> Case:
+    """Where each token goes."""
+
+    def run(place: Place) -> Outputs:
+        _, (_, _, handles) = _run_moe(shape, place)
+        return tuple(handle.position_in_rank.cpu() for handle in handles)
+
+    return Case(f"moe_layout/{shape}", run)
+
+
+def _run_moe(shape: MoeShape, place: Place) -> tuple[MoeOperands, Any]:
+    torch_device, _ = place
+    if torch_device.type == "cuda":
+        operands = shape.gpu_operands(0)
+        return operands, shape.run(operands, hook=shape.is_low_latency)
+    with pykernels.emulate(checks=()):
+        operands = shape.emulated_operands()
+        return operands, shape.run(operands, hook=shape.is_low_latency)
 
 
 def candidates() -> list[Candidate]:

@@ -19,8 +19,9 @@ def roofline(problem: Problem[Any], options: Options) -> dict[str, Any]:
     gpu = gpu_model(options.device)
     memory_us = problem.num_bytes / gpu.constants["hbm_gbps"] / 1e3
     compute_us = problem.flops / peak_tflops(options, problem.operand_bytes) / 1e6
-    bound = "memory" if memory_us > compute_us else "compute"
-    return {"gpu": gpu.name, "roofline_us": max(memory_us, compute_us), "bound": bound}
+    bounds = {"compute": compute_us, "memory": memory_us, "link": problem.link_us}
+    bound = max(bounds, key=lambda name: bounds[name])
+    return {"gpu": gpu.name, "roofline_us": bounds[bound], "bound": bound}
 
 
 def peak_tflops(options: Options, operand_bytes: int = 1) -> float:

@@ -40,10 +40,10 @@ def measure(
     warm = harness.time_interleaved({name: calls[:1] for name, calls in contenders.items()})
     # Of the GPU at hand, whatever the model stands for.
     peak = peak_tflops(Options(), problem.operand_bytes)
-    roofline = harness.Roofline(problem.flops, problem.num_bytes, copy_gbps, peak)
+    roofline = harness.Roofline(problem.flops, problem.num_bytes, copy_gbps, peak, problem.link_us)
     row: dict[str, Any] = problem.row()
     row |= {"num_sms": options.num_sms, "batch_invariant": options.batch_invariant}
-    row |= roofline.row(cold[OURS].timing)
+    row |= roofline.row(cold[OURS].timing) | problem.rates(cold[OURS].timing.median_us)
     row["warm_l2_us"] = warm[OURS].timing.median_us
     ranked = rank(problem, options)
     row |= named(ranked[0])
@@ -96,6 +96,9 @@ def _contenders(
             refused[baseline.name] = {"unavailable": f"wrong result: {error}"}
         except Exception as error:  # others' code: what fails there must not end the bench
             refused[baseline.name] = {"unavailable": f"{type(error).__name__}: {error}"}
+        if harness.agreed(baseline.name in refused) and baseline.name in calls:
+            del calls[baseline.name]  # it would wait for ever
+            refused[baseline.name] = {"unavailable": "refused by another rank"}
     return calls, refused
 
 

@@ -1,4 +1,8 @@
-"""How every bench measures: graph replay, rotated inputs, warm-up by time; and on what machine."""
+"""How every bench measures: graph replay, rotated inputs, warm-up by time; and on what machine.
+
+Ranks of torch.distributed measure together: they agree on all numbers of calls, and of each sample
+the slowest rank's time counts.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +63,22 @@ class Turns:
         return statistics.median(own / others for own, others in pairs)
 
 
+def agreed(number: int) -> int:
+    """The largest number of all ranks, where they measure together; else the number itself."""
+    return int(_largest([float(number)])[0])
+
+
+def _largest(values: list[float]) -> list[float]:
+    """Of each value the largest of all ranks of torch.distributed, where there are several."""
+    if not torch.distributed.is_initialized():
+        return values
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    slowest: list[float] = shared.tolist()
+    return slowest
+
+
 def num_rotated_sets(bytes_per_set: int) -> int:
     """How many copies of the operands make each call find its inputs outside of L2."""
     return max(1, min(_MAX_SETS, -(-_ROTATED_BYTES // max(bytes_per_set, 1))))
@@ -78,9 +98,11 @@ def time_calls(calls: Sequence[Call], *, sample_s: float = 0.2) -> Timing:
     _run_for(_WARM_UP_S, replay.run)
     samples: list[float] = []
     deadline = time.perf_counter() + sample_s
-    while len(samples) < 5 or (time.perf_counter() < deadline and len(samples) < _MAX_SAMPLES):
+    while len(samples) < 5 or (
+        agreed(time.perf_counter() < deadline) and len(samples) < _MAX_SAMPLES
+    ):
         samples.append(replay.sample_us())
-    return Timing.of(samples)
+    return Timing.of(_largest(samples))
 
 
 def time_interleaved(
@@ -100,7 +122,7 @@ def time_interleaved(
     for _ in range(num_rounds):
         for name, replay in replays.items():
             replay.run()
-            turns[name].append([replay.sample_us() for _ in range(samples)])
+            turns[name].append(_largest([replay.sample_us() for _ in range(samples)]))
     return {
         name: Turns(
             Timing.of([sample for turn in own for sample in turn]),
@@ -122,7 +144,7 @@ class _Replay:
         for call in calls:
             call()
         torch.cuda.synchronize()
-        rounds = _rounds(_capture(calls, 1))
+        rounds = agreed(_rounds(_capture(calls, 1)))
         return cls(_capture(calls, rounds), rounds * len(calls))
 
     def run(self) -> None:
@@ -158,7 +180,7 @@ def _rounds(one_round: torch.cuda.CUDAGraph) -> int:
 
 def _run_for(seconds: float, call: Call) -> None:
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
+    while agreed(time.perf_counter() < deadline):
         call()
         torch.cuda.synchronize()
 
@@ -188,6 +210,7 @@ class Roofline:
     num_bytes: float
     copy_gbps: float
     peak_tflops: float
+    link_us: float = 0.0  # of the busiest link between GPUs
 
     @property
     def compute_us(self) -> float:
@@ -199,11 +222,13 @@ class Roofline:
 
     @property
     def bound(self) -> str:
+        if self.link_us > max(self.memory_us, self.compute_us):
+            return "link"
         return "memory" if self.memory_us > self.compute_us else "compute"
 
     def row(self, timing: Timing) -> dict[str, Any]:
         """The columns of a result that every bench has."""
-        best_us = max(self.memory_us, self.compute_us)
+        best_us = max(self.memory_us, self.compute_us, self.link_us)
         return {
             "us": timing.median_us,
             "us_p10": timing.p10_us,

@@ -1,7 +1,8 @@
 """What a bench is about: an op and the sizes of one call, whatever the op.
 
 Each op has a class of its own (:mod:`.gemm_bench`, :mod:`.grouped_bench`, :mod:`.cast_bench`,
-:mod:`.mla_bench`); the parts of a bench that do not depend on the op take a :class:`Problem`.
+:mod:`.mla_bench`, :mod:`.moe_bench`); the parts of a bench that do not depend on the op take a
+:class:`Problem`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Problem(ABC, Generic[OperandsT]):
         return self.bytes_read + self.bytes_written
 
     @property
+    def link_us(self) -> float:
+        """Of the busiest link between GPUs, at least, by the datasheet; 0 without one."""
+        return 0.0
+
+    @property
     def emulation_work(self) -> float:
         """How long emulating a launch takes, in multiply-adds of tensor cores."""
         return self.flops / 2
@@ -77,6 +83,14 @@ class Problem(ABC, Generic[OperandsT]):
     def row(self) -> dict[str, Any]:
         """What a row of a result says of the call."""
         return {"op": self.op.__name__, "shape": str(self), **self.sizes}
+
+    def rates(self, us: float) -> dict[str, float]:
+        """What a measured row says beside TFLOPS and GB/s."""
+        return {}
+
+    def details(self, options: Options) -> dict[str, Any]:
+        """What a row without a GPU says beside listing, counts and model."""
+        return {}
 
     @abstractmethod
     def smaller(self: ProblemT) -> ProblemT | None:

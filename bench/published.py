@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .grouped_bench import GroupedShape
     from .mla_bench import MlaShape
+    from .moe_bench import MoeShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,14 @@ _MLA_MICROSECONDS = {
     (16, 128, 1024, 2): {"FlashAttention-3": 73.0, "FlashMLA": 85.0},
     (16, 128, 1024, 4): {"FlashAttention-3": 75.0, "FlashMLA": 88.0},
 }
+# MoE all-to-all between 8 ranks, hidden 7168, top 8: GB/s of 4096 tokens a rank, as DeepEP counts;
+# microseconds of 128 tokens a rank.
+_DEEPEP_README = "DeepEP's README"
+_MOE_GBPS = {"dispatch": 153.0, "combine": 158.0}
+_MOE_MICROSECONDS = {
+    "low_latency_dispatch": {"DeepEP": ("H800", 77.0), "pplx": ("H100", 83.6)},
+    "low_latency_combine": {"DeepEP": ("H800", 114.0), "pplx": ("H100", 102.3)},
+}
 # The best rates of FlashMLA's README on an H800.
 _FLASHMLA_GBPS, _FLASHMLA_TFLOPS = 3000.0, 660.0
 
@@ -83,3 +92,20 @@ def mla_figures(shape: MlaShape) -> list[Figure]:
     rate = f"{_FLASHMLA_GBPS:g} GB/s" if memory_us > compute_us else f"{_FLASHMLA_TFLOPS:g} TFLOPS"
     source = f"no row of its own: at {rate}, the best of its README"
     return [*found, Figure("FlashMLA", "H800", max(memory_us, compute_us), source)]
+
+
+def moe_figures(shape: MoeShape) -> list[Figure]:
+    """Of such a call between 8 GPUs, FP8 there and BF16 back, wherever ours has its ranks."""
+    sizes = shape.num_ranks, shape.hidden, shape.num_topk
+    if sizes != (8, 7168, 8) or shape.fp8 != shape.is_dispatch:
+        return []
+    if shape.num_tokens == 4096 and shape.call in _MOE_GBPS:
+        rate = _MOE_GBPS[shape.call]
+        us = shape.deepep_bytes / rate / 1e3
+        return [Figure("DeepEP", "H800", us, f"{_DEEPEP_README}, 8 GPUs: {rate:g} GB/s")]
+    if shape.num_tokens != 128:
+        return []
+    return [
+        Figure(library, gpu, us, f"{library}'s README, 8 GPUs")
+        for library, (gpu, us) in _MOE_MICROSECONDS.get(shape.call, {}).items()
+    ]

@@ -1,4 +1,4 @@
-"""Machine code of every kernel and emulator counts of GEMMs, casts and MLA decode, as committed.
+"""Machine code of every kernel and emulator counts, as committed.
 
 ``python -m bench.regress`` prints what differs and returns 1 if anything does; ``--update`` writes
 ``results/static.json``. Worse figures are regressions; better ones beyond a tolerance make the
@@ -18,12 +18,13 @@ from typing import Any
 from pykernels.config import Candidate
 from pykernels.native import kernel_metadata
 
-from . import bits, counts, static_answer
+from . import bits, counts, moe_links, static_answer
 from .candidates import rank
 from .cast_bench import CastShape, QuantizeShape, SiluMulShape
 from .gemm_bench import Shape
 from .grouped_bench import GroupedShape
 from .mla_bench import MlaShape
+from .moe_bench import MoeShape
 from .problem import Options, Problem
 
 FILE = Path(__file__).with_name("results") / "static.json"
@@ -40,6 +41,16 @@ _PROBLEMS: dict[str, Problem[Any]] = {
 # A split request, whole ones and one without tokens, for each kernel's rows.
 _MLA_LENGTHS, _MLA_HEADS, _MLA_FP8 = (700, 0, 65, 1, 192), (5, 16, 24, 64, 128), (False, True)
 _MLA_OPTIONS = Options(num_sms=4)
+# Three ranks, several tokens for a warp and a last chunk that is smaller than the others.
+_MOE_CALLS = (
+    ("dispatch", False),
+    ("dispatch", True),
+    ("low_latency_dispatch", True),
+    ("combine", False),
+)
+_MOE = [
+    MoeShape(call, 3, 21, fp8, hidden=4480, num_experts=24, num_topk=4) for call, fp8 in _MOE_CALLS
+]
 # What a kernel has none of is left out: `instructions` are all of one that has no main loop.
 _LISTING = ("registers", "local_accesses", "main_loop", "ffma", "issue_share", "instructions")
 _COUNTS = (
@@ -52,6 +63,8 @@ _COUNTS = (
     "shared_bank_conflicts",
     "warp_instructions",
 )
+# Of kernels that wait for other ranks what no wait adds to: polls read and are instructions.
+_MOE_COUNTS = ("global_bytes_written", "global_footprint_bytes_written", "shared_bank_conflicts")
 _LOOSE = {"warp_instructions": 0.02}  # how often a wait is tried depends on the emulator too
 _STALE = 0.02  # better by more than this share: the file no longer says what is
 _OTHER_RELEASE = 0.05  # another ptxas schedules otherwise
@@ -84,6 +97,7 @@ class Static:
             if family in _PROBLEMS
         ]
         counted += [_counts(*decode, _MLA_OPTIONS) for decode in _decodes()]
+        counted += [row for shape in _MOE for row in _exchanges(shape)]
         return cls(ptxas, {name: _listing(name) for name in families}, dict(counted))
 
     def write(self, path: Path = FILE) -> None:
@@ -113,6 +127,20 @@ def _decodes() -> list[tuple[Candidate, MlaShape]]:
     """Each kernel of MLA decode with the call that runs it, and merges what it has split."""
     shapes = [MlaShape(_MLA_LENGTHS, heads, fp8=fp8) for heads in _MLA_HEADS for fp8 in _MLA_FP8]
     return [(rank(shape, _MLA_OPTIONS)[0], shape) for shape in shapes]
+
+
+def _exchanges(shape: MoeShape) -> list[tuple[str, dict[str, float]]]:
+    """The kernel that moves rows, and once the layout before it, of all ranks."""
+    rows = []
+    for kernel, report in shape.reports():
+        if kernel != shape.kernel and shape != _MOE[0]:
+            continue  # the same layout again
+        found: dict[str, float] = {name: getattr(report.counters, name) for name in _MOE_COUNTS}
+        if kernel == shape.kernel:
+            links = moe_links.count(shape).row()
+            found |= {name: links[name] for name in ("counted_bytes", "read_bytes")}
+        rows.append((f"{kernel} {shape}", found))
+    return rows
 
 
 def _counts(

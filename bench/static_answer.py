@@ -40,6 +40,7 @@ def static_row(problem: Problem[Any], options: Options) -> dict[str, Any]:
         "listing": listing_row(chosen.kernel),
         "bounding_peer": None if peer is None else peer.name,
         "emulator": counted.row(),
+        **counted.problem.details(options),
         "model": [_model_row(c) for c in ranked[:_NUM_MODELLED]] if modelled else [],
     }
 

@@ -22,6 +22,8 @@ def print_static(row: dict[str, Any], compiled: list[dict[str, Any]], console: C
     console.print(_counts_table(row))
     if row["model"]:
         console.print(_model_table(row))
+    if row.get("links"):
+        console.print(_links_table(row["links"]))
     _print_published(row, console)
 
 
@@ -44,6 +46,11 @@ def print_measured(row: dict[str, Any], console: Console) -> None:
         cells = [_number(found[figure]) for figure in figures]
         table.add_row(name, *cells, *_rates(found["us"], flops, num_bytes), found.get("note", ""))
     console.print(table)
+    if "link_gbps" in row:
+        console.print(
+            f"Payload over the busiest GPU's links: {row['link_gbps']:.0f} GB/s a direction; "
+            f"received, with its own tokens, as DeepEP counts: {row['gbps_as_deepep']:.0f} GB/s"
+        )
     _print_published(row, console)
     if row.get("candidates"):
         console.print(_candidates_table(row))
@@ -188,6 +195,24 @@ def _counts_table(row: dict[str, Any]) -> Table:
         table.add_row(
             label, f"{emulated['counts'][name]:,}", "" if ratio is None else f"{ratio:.3f}"
         )
+    return table
+
+
+def _links_table(links: dict[str, Any]) -> Table:
+    """What is beside the payload, by its parts."""
+    title = f"Counted in the emulator over {links['num_links']} links, of {links['shape']}"
+    table = _table(title, ("bytes written into other ranks' windows", "bytes", "over the payload"))
+    payload = links["payload_bytes"]
+    rows = {"payload: each token once a link, the least": payload} | {
+        f"overhead: {name}" if name != "entries" else "overhead: headers and entries": num_bytes
+        for name, num_bytes in links["overhead_bytes"].items()
+    }
+    rows["anything else"] = links["unexplained_bytes"]
+    rows["all"] = links["counted_bytes"]
+    rows["read from other ranks' windows"] = links["read_bytes"]
+    for name, num_bytes in rows.items():
+        share = f"{num_bytes / payload:.4f}" if payload else "-"
+        table.add_row(name, f"{num_bytes:,}", share)
     return table
 
 

@@ -185,14 +185,15 @@ def run_bench(out: Path, budget_s: float) -> int:
 
 
 def bench_problems() -> list[Problem[Any]]:
-    """Dense and grouped products, casts and decodes in turn, each in its order of interest."""
-    from . import cast_bench, gemm_bench, grouped_bench, mla_bench
+    """Products, casts, decodes and MoE calls in turn, each in its order of interest."""
+    from . import cast_bench, gemm_bench, grouped_bench, mla_bench, moe_bench
 
     kinds: list[Iterable[Problem[Any]]] = [
         gemm_bench.shapes(),
         grouped_bench.cases(),
         cast_bench.shapes(),
         mla_bench.cases(),
+        moe_bench.cases(),
     ]
     turns = itertools.zip_longest(*kinds)
     return [problem for turn in turns for problem in turn if problem is not None]

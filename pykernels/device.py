@@ -138,7 +138,8 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
     Kernels check values that the host does not know, such as offsets and row counts in device
     memory. They leave out what a wrong one concerns, and the op has returned by then. In the
     emulator the op itself raises; so it does on a GPU with the environment variable
-    ``PYKERNELS_DEBUG=1``, where every launch outside of a graph capture is then waited for.
+    ``PYKERNELS_DEBUG=1``, where every launch is then waited for, outside of a
+    graph capture, that does not wait for other ranks itself.
 
     Args:
         device: a CUDA device or its index; None for all GPUs on which this process has used kernels

@@ -283,14 +283,14 @@ def exchange(register: RegisterProgram, scope: str = "sys") -> Callable[..., _C.
     program = register(body, **example, value=np.uint32(0), turn=np.uint32(0))
 
     def make(rank: Rank, value: int, turn: int = 1, **options: bool) -> _C.Launch:
-        launch = program.launch(None, None, rank.out, np.uint32(value), np.uint32(turn), **options)
+        launch = program.launch(None, None, rank.out, np.uint32(value), np.uint32(turn))
         addresses = np.array([rank.window.address, rank.peer.address], np.uint64).tobytes()
         return _C.Launch(
             launch.kernel,
             launch.grid,
             launch.block,
             addresses + launch.arguments[16:],
-            programmatic_dependent=launch.programmatic_dependent,
+            **options,
         )
 
     return make
@@ -364,6 +364,27 @@ def test_order_in_a_stream(
     assert len(cuda.emulator.reports) == 2
 
 
+def test_with_debug_launches_that_await_others_are_not_waited_for(
+    make_cuda: Callable[..., Cuda],
+    register_program: RegisterProgram,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The wait would last until the others' launches, which are made after it."""
+    monkeypatch.setenv("PYKERNELS_DEBUG", "1")
+    cuda = make_cuda(collects=True)
+    make_launch = exchange(register_program)
+    ranks = make_ranks(cuda, [0, 0])
+    waited = cuda.driver.calls["cuStreamSynchronize"]
+    for rank in ranks:
+        rank.run(make_launch(rank, 5, awaits_others=True))
+    assert cuda.driver.calls["cuStreamSynchronize"] == waited
+    cuda.driver.run_collected()
+    assert [int(rank.out[0]) for rank in ranks] == [5, 5]
+    with pytest.raises(EmulationError, match="deadlock"):
+        ranks[0].run(make_launch(ranks[0], 6, turn=2))
+    assert cuda.driver.calls["cuStreamSynchronize"] == waited + 1
+
+
 @pytest.mark.parametrize("wait", ["take_error", "close", "zero", "unmap"])
 def test_what_waits_runs_what_was_collected(
     make_cuda: Callable[..., Cuda], register_program: RegisterProgram, wait: str
@@ -391,10 +412,12 @@ def test_captured_launches_are_collected_at_their_replay(
     cuda = make_cuda(collects=True)
     make_launch = exchange(register_program)
     ranks = make_ranks(cuda, [0, 0])
+    cuda.driver.begin_capture(ranks[0].device.stream)
+    cuda.driver.join_capture(ranks[1].device.stream)
     for rank in ranks:
-        cuda.driver.begin_capture(rank.device.stream)
         rank.run(make_launch(rank, 5))
-        cuda.driver.end_capture()
+    cuda.driver.end_capture()
+    assert [launch.captured for launch in cuda.driver.launches] == [True, True]
     cuda.driver.run_collected()
     assert cuda.emulator.reports == []
     cuda.driver.replay()

@@ -202,7 +202,9 @@ def test_launches_show_their_rank(register_program: RegisterProgram) -> None:
     launch = Exchange(register_program).launch(1, programmatic_dependent=True)
     assert launch.rank == 1
     assert launch.programmatic_dependent
-    assert "programmatic_dependent=True, rank=1, argument_bytes=28" in repr(launch)
+    assert not launch.awaits_others
+    shown = "programmatic_dependent=True, awaits_others=False, rank=1, argument_bytes=28"
+    assert shown in repr(launch)
     assert [name for _, _, name in launch.memory] == ["mine_param", "theirs_param", "out_param"]
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from pykernels.group_checks import Groups, Segment
+
+if TYPE_CHECKING:
+    from ..moe_bench import MoeShape
 
 
 class Operands(NamedTuple):
@@ -114,8 +117,32 @@ class MlaOperands(NamedTuple):
         return self.kv_cache.dtype == torch.uint8
 
 
+class MoeOperands(NamedTuple):
+    """Of the MoE all-to-all; lists have one element for each rank of this process.
+
+    Attributes:
+        buffer: A ``pykernels.moe.Buffer``.
+        x: ``[num_tokens, hidden]``, or pairs of values and scales.
+        topk_idx: ``[num_tokens, num_topk]``.
+        topk_weights: The same.
+        y: Of a combine, as the dispatch has laid out its rows.
+        handle: Of that dispatch, as combine takes it.
+        out: Of a combine, ``[ranks of this process, num_tokens, hidden]``.
+        seed: From which values are made, so that other processes know them.
+    """
+
+    buffer: Any
+    x: list[Any]
+    topk_idx: list[Tensor]
+    topk_weights: list[Tensor]
+    y: list[Tensor]
+    handle: Any
+    out: Tensor
+    seed: int
+
+
 ProductT = TypeVar("ProductT", Operands, GroupedOperands)
-OperandsT = TypeVar("OperandsT", Operands, GroupedOperands, CastOperands, MlaOperands)
+OperandsT = TypeVar("OperandsT", Operands, GroupedOperands, CastOperands, MlaOperands, MoeOperands)
 
 
 class Unavailable(Exception):  # noqa: N818 - not an error: the row says why
@@ -137,7 +164,8 @@ class Prepared:
         rows: Of a grouped product: the row of ``out``, as a matrix, for each row of the segments;
             None where they are rows of the operands' own ``out``.
         results: Of attention, by a library that allocates its results or has another logarithm:
-            ``out`` and ``lse`` of the last call as the operands have them.
+            ``out`` and ``lse`` of the last call as the operands have them. Of the MoE all-to-all
+            what the last call has returned.
     """
 
     call: Callable[[], object]
@@ -145,7 +173,7 @@ class Prepared:
     sfa: Tensor = _NO_SCALES
     sfb: Tensor = _NO_SCALES
     rows: Tensor | None = None
-    results: Callable[[], tuple[Tensor, Tensor]] | None = None
+    results: Callable[[], tuple[Any, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,3 +227,10 @@ def mla_baselines() -> list[Baseline[MlaOperands]]:
         flashinfer_mla.baseline(),
         *triton_mla_launch.baselines(),
     ]
+
+
+def moe_baselines(shape: MoeShape) -> list[Baseline[MoeOperands]]:
+    """All of the MoE all-to-all, also those that are not installed."""
+    from . import moe
+
+    return moe.baselines(shape)

@@ -52,11 +52,23 @@ struct Counters {
   uint64_t visible_instructions() const;
 };
 
+/// What a rank's launches accessed in a range of memory that they name, where several ranks ran
+/// together. Bytes as in Counters.
+struct MemoryTraffic {
+  uint32_t rank = 0;  // of the launches
+  std::string memory;
+  uint64_t bytes_read = 0;
+  uint64_t bytes_written = 0;
+  uint64_t footprint_bytes_read = 0;
+  uint64_t footprint_bytes_written = 0;
+};
+
 struct Report {
   std::vector<Finding> findings;
   Counters counters;
-  std::vector<std::string> checks;  // that ran
-  std::vector<std::string> notes;   // unverified gpu_facts relied on, contractible arithmetic, ...
+  std::vector<MemoryTraffic> traffic;  // empty where all launches are of one rank
+  std::vector<std::string> checks;     // that ran
+  std::vector<std::string> notes;  // unverified gpu_facts relied on, contractible arithmetic, ...
   uint64_t seed = 0;
   std::string async_completion;
   Trace trace;  // empty unless recorded

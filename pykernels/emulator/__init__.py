@@ -10,7 +10,14 @@ from pykernels.emulator.errors import EmulationError, PtxError
 from pykernels.emulator.explore import Exploration, Failure, explore
 from pykernels.emulator.facts import GpuFact, gpu_facts
 from pykernels.emulator.module import Kernel, Module, Parameter
-from pykernels.emulator.report import Counters, EmulationReport, Finding, Report, Site
+from pykernels.emulator.report import (
+    Counters,
+    EmulationReport,
+    Finding,
+    MemoryTraffic,
+    Report,
+    Site,
+)
 from pykernels.emulator.tensor_map import TensorMap, TensorMapFields
 from pykernels.emulator.trace import Trace, TraceStep
 
@@ -25,6 +32,7 @@ __all__ = [
     "GpuFact",
     "Kernel",
     "Launch",
+    "MemoryTraffic",
     "Module",
     "Parameter",
     "PtxError",

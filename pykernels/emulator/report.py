@@ -170,6 +170,24 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class MemoryTraffic:
+    """What one rank's launches did with the memory that one of their arguments names.
+
+    Attributes:
+        bytes_read: As often as they ask for them; see :class:`Counters`, whose figures these are a
+            part of.
+        bytes_written: The same, written.
+        footprint_bytes_read: 32 times the distinct sectors.
+        footprint_bytes_written: The same, written.
+    """
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    footprint_bytes_read: int = 0
+    footprint_bytes_written: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """What one launch (or several together) found and counted.
 
@@ -185,6 +203,10 @@ class Report:
         visible_instructions: Warp instructions that other warps can notice: memory, atomics,
             barriers, fences, copies, matrices.
         trace: What the scheduler decided; empty unless it was to be recorded.
+        traffic: By rank and name of the memory, its part of the global bytes: where a rank's
+            memory has a name of its own, what others move over the links to it. Memory that no
+            argument of a rank's launches names has the name ``""``. Empty where all launches are of
+            one rank.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -195,6 +217,7 @@ class Report:
     async_completion: str = "late"
     visible_instructions: int = 0
     trace: Steps = field(default=(), repr=False)
+    traffic: Mapping[tuple[int, str], MemoryTraffic] = field(default_factory=dict)
 
     @classmethod
     def from_native(cls, values: Mapping[str, Any]) -> Report:
@@ -212,6 +235,7 @@ class Report:
             values["async_completion"],
             values["visible_instructions"],
             steps_from_native(values["trace"]),
+            {(rank, name): MemoryTraffic(*sums) for rank, name, *sums in values["traffic"]},
         )
 
     def raise_if_findings(self) -> None:

@@ -188,6 +188,24 @@ def test_bits_cover_kernels_and_schedules() -> None:
             assert layouts == ["ragged", "indexed", "masked"]
 
 
+def test_bits_cover_the_exchanges() -> None:
+    """Every MoE kernel that moves rows with 2, 4 and 8 ranks, and all of its calls."""
+    cases = [case.name for case in bits.cases() if case.name.startswith("moe_")]
+    for kernel in ("moe_dispatch", "moe_dispatch_quantise", "moe_combine", "moe_layout"):
+        named = [name for name in cases if name.startswith(f"{kernel}/")]
+        assert {name.split(" of ")[1][0] for name in named} == {"2", "4", "8"}
+    combines = {name.split("/")[1].split(" of ")[0] for name in cases if "moe_combine/" in name}
+    assert combines == {"combine", "low-latency combine"}
+
+
+def test_the_exchanges_that_are_compared_are_no_zeros() -> None:
+    """What arrives and comes home, of one call of each kernel."""
+    for case in bits.cases():
+        if case.name.startswith("moe_") and " of 2 x " in case.name:
+            outputs = case.run(bits.emulator())
+            assert all(bool(each.float().any()) for each in outputs), case.name
+
+
 def test_rows_of_no_group_stay_as_they_are() -> None:
     """In the launches that are compared there are some, of each kind."""
     for case in bits.cases():
@@ -199,17 +217,19 @@ def test_rows_of_no_group_stay_as_they_are() -> None:
 
 def test_ops_are_measured_in_turn() -> None:
     names = [str(problem) for problem in validate.bench_problems()]
-    assert names[:8] == [
+    assert names[:10] == [
         "64x2112x7168",
         "ragged 4x8192 rows, 4096x7168",
         "SwiGLU and cast of 4096 rows, i 2048",
         "128x4096 tokens, 16 heads, seqlen_q 1, BF16 in pages of 64",
+        "dispatch of 8 x 4096 tokens x 7168, BF16, top 8 of 256, on one GPU",
         "64x24576x1536",
         "ragged 4x8192 rows, 7168x2048",
         "SwiGLU and cast of 4096 in 32768 rows, i 2048",
         "128x4096 tokens, 16 heads, seqlen_q 1, FP8 in pages of 64",
+        "dispatch of 8 x 4096 tokens x 7168, FP8, top 8 of 256, on one GPU",
     ]
-    assert len(set(names)) == len(names) == 66 + 26 + 15 + 50
+    assert len(set(names)) == len(names) == 66 + 26 + 15 + 50 + 33
 
 
 def test_what_memory_bounds_is_told_by_its_bandwidth() -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import pykernels
-from pykernels.emulator import Counters, EmulationError, Emulator, Launch, Module, TensorMap
+from pykernels.emulator import (
+    Counters,
+    EmulationError,
+    Emulator,
+    Launch,
+    MemoryTraffic,
+    Module,
+    Report,
+    TensorMap,
+)
 from pykernels.emulator.arguments import Argument
 from pykernels.testing import gemm_operands
 from tests.emulator.isa.bulk_copy_program import INIT, MODES, SHARED, WAIT
@@ -359,6 +369,123 @@ def test_the_gemm_touches_its_operands_and_its_result() -> None:
     assert counters.global_footprint_bytes_written == 16384
     assert counters.global_bytes_written == 16384
     assert f"global_footprint_bytes_read {16384 + 512 + 32768 + 32}" in str(counters)
+
+
+# ---- several ranks ----
+
+
+def _run_ranks(
+    body: str,
+    args: Mapping[str, Argument],
+    ranks: Sequence[int] = (0, 1),
+    other_args: Mapping[str, Argument] | None = None,
+    **options: Any,
+) -> Report:
+    """The same program on each of these ranks; on all but the first with other arguments."""
+    kernel = Module.from_ptx(ptx_program(body, args, module=SHARED))["kernel"]
+    launches = [
+        Launch(
+            kernel,
+            (1,),
+            (options.get("threads", 1),),
+            list((other_args if i and other_args else args).values()),
+            dynamic_smem_bytes=options.get("shared", 0),
+            rank=rank,
+        )
+        for i, rank in enumerate(ranks)
+    ]
+    emulator = Emulator(async_completion=options.get("mode", "late"), checks={"memory", "sync"})
+    return emulator.launch_concurrent(launches)
+
+
+def _traffic_by_name(report: Report) -> dict[tuple[int, str], MemoryTraffic]:
+    """Parameters are named after the arguments."""
+    return {
+        (rank, name.removesuffix("_param")): traffic
+        for (rank, name), traffic in report.traffic.items()
+    }
+
+
+def test_each_rank_has_its_traffic_by_the_name_of_the_memory() -> None:
+    """Both launches name the same memory, and one rank has two launches."""
+    data, out = _words(64), _words(64)
+    body = f"{_LANE.format(scale=4)} ld.global.u32 r1, [rd1]; st.global.u32 [out+32], r1;"
+    report = _run_ranks(body, {"data": data, "out": out}, (0, 3, 3), threads=32)
+    assert _traffic_by_name(report) == {
+        (0, "data"): MemoryTraffic(128, 0, 128, 0),
+        (0, "out"): MemoryTraffic(0, 128, 0, 32),
+        (3, "data"): MemoryTraffic(256, 0, 128, 0),
+        (3, "out"): MemoryTraffic(0, 256, 0, 32),
+    }
+    for name in ("bytes_read", "bytes_written"):
+        total = sum(getattr(traffic, name) for traffic in report.traffic.values())
+        assert total == getattr(report.counters, f"global_{name}")
+
+
+def test_one_rank_has_no_traffic() -> None:
+    report = _run_ranks(_ACCESSES["load"].body, {"data": _words(64)}, (1, 1), threads=32)
+    assert report.traffic == {}
+    assert report.counters.global_bytes_read == 256
+
+
+def test_lanes_over_several_ranges_and_outside_of_them() -> None:
+    """Neighbouring words are of two arguments; the other rank names only the first of these."""
+    words = _words(32)
+    _, behind = views = words[:20], words[20:]
+    report = _run_ranks(
+        f"{_LANE.format(scale=4)} ld.global.u32 r1, [rd1];",
+        {"data": views[0], "behind": behind},
+        other_args={"data": views[0], "behind": None},
+        threads=32,
+    )
+    assert _traffic_by_name(report) == {
+        (0, "data"): MemoryTraffic(80, 0, 96, 0),
+        (0, "behind"): MemoryTraffic(48, 0, 64, 0),
+        (1, "data"): MemoryTraffic(80, 0, 96, 0),
+        (1, ""): MemoryTraffic(48, 0, 64, 0),
+    }
+
+
+def test_of_ranges_that_overlap_the_one_that_begins_last_counts() -> None:
+    words = _words(32)
+    report = _run_ranks(
+        "ld.global.u32 r1, [data+36]; ld.global.u32 r1, [data+72];",
+        {"data": words, "inner": words[8:16]},
+    )
+    for rank in (0, 1):
+        assert _traffic_by_name(report)[rank, "inner"] == MemoryTraffic(4, 0, 32, 0)
+        assert _traffic_by_name(report)[rank, "data"] == MemoryTraffic(4, 0, 32, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["bulk", "box"])
+def test_asynchronous_copies_are_their_issuers(name: str, mode: str) -> None:
+    """Both write into the same memory, whenever the copies take effect."""
+    data = torch.zeros(8, 32, dtype=torch.uint8)
+    copy = {
+        "bulk": "cp.async.bulk.global.shared::cta.bulk_group [target], [r1], 64;",
+        "box": "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [target, {0, 6}], [r1];",
+    }[name]
+    target: Any = data if name == "bulk" else TensorMap.encode_tiled(data, box=(4, 32))
+    fill = "\n".join(f"st.shared.v4.b32 [r1+{at}], {{0, 0, 0, 0}};" for at in range(0, 128, 16))
+    report = _run_ranks(
+        f"""{INIT}{fill}
+    fence.proxy.async.shared::cta;
+    {copy}
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group 0;""",
+        {"target": target},
+        shared=128,
+        mode=mode,
+    )
+    assert list(report.traffic.values()) == [MemoryTraffic(0, 64, 0, 64)] * 2
+    assert [rank for rank, _ in report.traffic] == [0, 1]
+
+
+def test_an_error_carries_the_traffic_before() -> None:
+    with pytest.raises(EmulationError) as raised:
+        _run_ranks("ld.global.u32 r1, [data]; trap;", {"data": _words(8)})
+    assert _traffic_by_name(raised.value.report)[0, "data"].bytes_read == 4
 
 
 # ---- bank conflicts ----

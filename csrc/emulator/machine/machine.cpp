@@ -12,6 +12,7 @@
 #include "emulator/check/source_chain.h"
 #include "emulator/check/sync.h"
 #include "emulator/gpu_facts.h"
+#include "emulator/machine/rank_traffic.h"
 
 namespace pykernels::emulator {
 namespace {
@@ -90,6 +91,7 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
   if (options.check_race) report_.checks.emplace_back("race");
   if (options.check_sync) report_.checks.emplace_back("sync");
   if (options.check_race) races_ = std::make_unique<RaceDetector>(*this);
+  if (has_several_ranks(launches)) traffic_ = std::make_unique<RankTraffic>(launches);
   for (MachineLaunch& launch : launches) {
     auto grid = std::make_unique<Grid>();
     grid->index = static_cast<int>(grids_.size());
@@ -335,7 +337,14 @@ void Machine::fail(const std::string& kind, const std::string& message) {
   end_with(Finding{kind, message, {}, 1});
 }
 
+void Machine::count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
+                            const Warp& warp) {
+  const Cta& cta = const_cast<Warp&>(warp).cta();
+  traffic_->add(cta.grid->launch.rank, address, bytes, kind, asked);
+}
+
 void Machine::count_footprint() {
+  if (traffic_ != nullptr) report_.traffic = traffic_->rows();
   report_.counters.global_footprint_bytes_read = read_.bytes();
   report_.counters.global_footprint_bytes_written = written_.bytes();
 }

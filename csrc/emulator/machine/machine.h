@@ -51,6 +51,7 @@ struct MachineOptions {
 };
 
 class RaceDetector;
+class RankTraffic;
 
 /// A launch as the machine takes it: the program, shape, and parameter block.
 struct MachineLaunch {
@@ -133,12 +134,15 @@ class Machine {
   Random& random() { return random_; }
   AsyncQueue& async() { return current_->async; }  // of the running cluster
   Counters& counters() { return report_.counters; }
-  /// Counts an access to global memory: its bytes, and the sectors that they lie in.
+  /// Counts the running warp's access to global memory: its bytes, and the sectors that they lie
+  /// in.
   void count_global(uint64_t address, uint64_t bytes, AccessKind kind) {
-    count_global(address, bytes, kind, bytes);
+    count_global(address, bytes, kind, bytes, *current_warp_);
   }
-  /// The same where lanes share bytes: `asked` of them altogether.
-  void count_global(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked) {
+  /// The same of any warp, where lanes share bytes: `asked` of them altogether.
+  void count_global(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
+                    const Warp& warp) {
+    if (traffic_ != nullptr) count_traffic(address, bytes, kind, asked, warp);
     if (kind != AccessKind::kWrite) {
       report_.counters.global_bytes_read += asked;
       read_.add(address, bytes);
@@ -224,6 +228,8 @@ class Machine {
   bool take(Warp& warp);
   bool replay_step();
   bool replay(const TraceStep& step);
+  void count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
+                     const Warp& warp);
   void count_footprint();
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();
@@ -241,6 +247,7 @@ class Machine {
   Report report_;
   Footprint read_;  // of all grids
   Footprint written_;
+  std::unique_ptr<RankTraffic> traffic_;  // where several ranks run together
   std::vector<std::unique_ptr<Grid>> grids_;
   std::unique_ptr<RaceDetector> races_;
   std::vector<Cluster*> active_;  // started and not ended, in the order of their turns
