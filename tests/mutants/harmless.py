@@ -212,6 +212,10 @@ HARMLESS: tuple[Harmless, ...] = (
     ),
     Harmless(MOE, "errors.cuh:32", "st.release.sys", "sys narrowed to gpu", "the same"),
     Harmless(
+        ("moe_layout",), "errors.cuh:38", "st.relaxed.sys", "sys narrowed to gpu",
+        "the peers read it while they wait, in other kernels",
+    ),
+    Harmless(
         ("moe_layout",), "errors.cuh:22", "atom.relaxed.gpu", "gpu narrowed to cta",
         "the layout has one CTA",
     ),
