@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pykernels.moe.errors import first_line
@@ -58,7 +59,8 @@ class Meeting:
                 has returned and call it again.
 
         Raises:
-            RuntimeError: the members have not connected while this rank was here.
+            RuntimeError: the members have not connected while this rank was here, or the store is
+                gone.
         """
         deadline = time.monotonic() + self._patience
         try:
@@ -67,6 +69,11 @@ class Meeting:
                 result = self._attempt(current, connect)
                 if result is not None:
                     return result
+        except DistError as error:
+            raise RuntimeError(
+                "the process that holds torch.distributed's store cannot be reached "
+                f"({first_line(error)})"
+            ) from error
         except BaseException:
             with suppress(RuntimeError):  # of a store that is gone
                 self._give_up()

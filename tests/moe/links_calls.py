@@ -69,7 +69,7 @@ def with_and_without(left_out: int) -> tuple[str, list[int]]:
     """All members but one fail to connect to all, connect without it, and then with it."""
     rank, size = rank_of_process(), dist.get_world_size()
     others = [member for member in range(size) if member != left_out]
-    links = links_of(0.2)
+    links = links_of(1)
     dist.barrier()
     error = ""
     if rank != left_out:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from torch.distributed import HashStore, Store
+from torch.distributed import HashStore, Store, TCPStore
 
 from pykernels.moe import rendezvous
 from pykernels.moe.rendezvous import Meeting
@@ -146,3 +146,11 @@ def test_a_round_that_its_owner_has_left_open() -> None:
     rendezvous._Round.begin(store, MEMBERS)
     names = on_all(lambda rank: [meet(store, rank)])
     assert names == [names[0]] * 3
+
+
+def test_a_store_that_is_gone() -> None:
+    holder = TCPStore("127.0.0.1", 0, is_master=True)
+    store = TCPStore("127.0.0.1", holder.port, is_master=False)
+    del holder
+    with pytest.raises(RuntimeError, match="store cannot be reached"):
+        meet(store, 1)
