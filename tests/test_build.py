@@ -127,7 +127,16 @@ def test_no_source_includes_torch_or_cute() -> None:
         assert [name for name in includes(path) if name.startswith(foreign)] == [], path
 
 
-LAYERS = {"ptx": 0, "core": 1, "quantize": 2, "gemm": 2, "mla": 2, "emulator": 2, "bindings": 3}
+LAYERS = {
+    "ptx": 0,
+    "core": 1,
+    "quantize": 2,
+    "gemm": 2,
+    "mla": 2,
+    "moe": 2,
+    "emulator": 2,
+    "bindings": 3,
+}
 
 
 def test_include_arrows_point_one_way() -> None:

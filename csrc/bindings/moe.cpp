@@ -113,7 +113,7 @@ void bind_buffer(py::module_& module) {
         result["max_ranks"] = moe::kMaxRanks;
         result["max_topk"] = moe::kMaxTopk;
         result["max_experts"] = moe::kMaxExperts;
-        result["mail_bytes"] = sizeof(moe::Mail);
+        result["mail_bytes"] = offsetof(moe::Mail, trouble);
         result["header_bytes"] = sizeof(moe::SlotHeader);
         result["entry_bytes"] = sizeof(moe::Entry);
         return result;

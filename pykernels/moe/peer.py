@@ -147,10 +147,10 @@ class PeerTransport:
     def check(self, *, wait: bool = False) -> None:
         if wait and self._gpu is not None:
             self._gpu.synchronize()
-        for rank in self._locals:
-            record = rank.record()
-            if record is not None:
-                raise peer_error(record, self._sizes)
+        found = [record for rank in self._locals if (record := rank.record()) is not None]
+        # Ranks that were told of an error come behind the rank that has made it.
+        for record in sorted(found, key=lambda each: each["kind"] == "peer"):
+            raise peer_error(record, self._sizes)
 
     def reset(self) -> None:
         """All ranks that are not masked call this together."""

@@ -304,7 +304,7 @@ def test_the_next_call_raises_what_has_happened(played: Played) -> None:
     buffer.dispatch(*batch)
     launched = len(played.driver.launches)
     played.run()
-    with pytest.raises(ValueError, match=r"capacity of rank 0 must be at least the \d+ rows"):
+    with pytest.raises(ValueError, match=r"capacity must be at least \d+, the rows that rank 0"):
         buffer.dispatch(*batch)
     assert len(played.driver.launches) == launched
 

@@ -239,9 +239,9 @@ def test_windows_are_zeroed_while_nobody_writes_there(
     order: list[str] = []
     meet, zero = Members.meet, Members._zero_window
 
-    def recorded_meet(members: Members, ranks: Any) -> None:
+    def recorded_meet(members: Members, ranks: Any, purpose: str) -> None:
         order.append("comes")
-        meet(members, ranks)
+        meet(members, ranks, purpose)
         order.append("goes on")
 
     def recorded_zero(members: Members) -> None:

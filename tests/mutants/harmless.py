@@ -49,6 +49,7 @@ SILU_MUL = "silu_mul_quantize_1x128"
 MLA_CACHES = ("mla_cache_write", "mla_cache_read")
 MLA_TWO, MLA_FEW = "mla_decode_bf16_m64c2", "mla_decode_bf16_n16"
 MLA_FP8_TWO, MLA_FP8_FEW = "mla_decode_fp8_m64c2", "mla_decode_fp8_n16"
+READ_BY_THE_HOST = "the host reads the record, no thread of the launches"
 MOE_DISPATCHES = ("moe_dispatch", "moe_dispatch_quantise")
 MOE = ("moe_layout", "moe_combine", *MOE_DISPATCHES)
 MLA_DECODES = (MLA_TWO, MLA_FEW, MLA_FP8_TWO, MLA_FP8_FEW)
@@ -208,9 +209,9 @@ HARMLESS: tuple[Harmless, ...] = (
     ),
     Harmless(
         MOE, "errors.cuh:32", "st.release.sys", "release relaxed",
-        "the host reads the record, no thread of the launches",
+        READ_BY_THE_HOST,
     ),
-    Harmless(MOE, "errors.cuh:32", "st.release.sys", "sys narrowed to gpu", "the same"),
+    Harmless(MOE, "errors.cuh:32", "st.release.sys", "sys narrowed to gpu", READ_BY_THE_HOST),
     Harmless(
         ("moe_layout",), "errors.cuh:38", "st.relaxed.sys", "sys narrowed to gpu",
         "the peers read it while they wait, in other kernels",

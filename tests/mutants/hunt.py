@@ -154,7 +154,7 @@ def _moe_launches(kernel: str) -> Sequence[Mutable]:
     launches: list[Mutable] = [
         MoeLaunch.make(kernel, [(60, 3, 0), (2, 63, 5)], 48, kind=kind, num_local_experts=40),
         MoeLaunch.make(kernel, [(9, 3), (2, 9)], 176, kind=there, masked=True, split=True),
-        MoeLaunch.make(kernel, [(2, 3), (3, 1)], three_chunks, kind=kind),
+        MoeLaunch.make(kernel, [(14, 1), (3, 1)], three_chunks, kind=kind),  # two to a warp
         MoeLaunch.make(kernel, [(3, 4, 2)], 16, kind=kind, absent=1, returns=returns),
     ]
     if not returns:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.harmless import HARMLESS, reason
+from tests.mutants.harmless import HARMLESS, READ_BY_THE_HOST, reason
 from tests.mutants.hunt import KERNELS, Hunter
 from tests.mutants.mutate import mutants
 
@@ -62,8 +62,13 @@ def test_every_mutant_is_caught(kernel: str, part: int) -> None:
 
 
 def test_hardly_any_is_harmless() -> None:
+    """A twentieth, beside what only the host could notice."""
     made = [(kernel, mutant) for kernel in KERNELS for mutant in hunter_of(kernel).mutants]
-    harmless = [mutant.id for kernel, mutant in made if reason(kernel, mutant) is not None]
+    harmless = [
+        mutant.id
+        for kernel, mutant in made
+        if reason(kernel, mutant) not in (None, READ_BY_THE_HOST)
+    ]
     assert len(harmless) <= 0.05 * len(made), f"{len(harmless)} of {len(made)}: {harmless}"
     unused = [e for e in HARMLESS if not any(e.covers(kernel, m) for kernel, m in made)]
     assert not unused

@@ -74,13 +74,15 @@ def _lane_copies() -> list[Row]:
 def _bulk() -> list[Row]:
     data = source()
     policy = "createpolicy.fractional.L2::evict_first.b64 rd5, 1.0; "
-    load = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-    body = (
-        f"{_TILE} {BARRIER} mov.u32 r3, 512; {policy} @!p9 bra WAIT; "
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], r3; "
-        f"{load} [r1], [source], r3, [r0], rd5; {WAIT} {_OUT}"
-    )
-    rows = [Row(load, body, {"source": data}, {"out": data})]
+    load = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+    rows = []
+    for form, hint in ((load, ""), (f"{load}.L2::cache_hint", ", rd5")):
+        body = (
+            f"{_TILE} {BARRIER} mov.u32 r3, 512; {policy} @!p9 bra WAIT; "
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], r3; "
+            f"{form} [r1], [source], r3, [r0]{hint}; {WAIT} {_OUT}"
+        )
+        rows.append(Row(form, body, {"source": data}, {"out": data}))
     store = "cp.async.bulk.global.shared::cta.bulk_group"
     commit, wait = "cp.async.bulk.commit_group", "cp.async.bulk.wait_group"
     for form, hint in ((store, ""), (f"{store}.L2::cache_hint", ", rd5")):
