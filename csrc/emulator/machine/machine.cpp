@@ -338,9 +338,9 @@ void Machine::fail(const std::string& kind, const std::string& message) {
 }
 
 void Machine::count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
-                            const Warp& warp) {
-  const Cta& cta = const_cast<Warp&>(warp).cta();
-  traffic_->add(cta.grid->launch.rank, address, bytes, kind, asked);
+                            const Warp&) {
+  // Not the warp's: a copy that nobody waited for may outlive it.
+  traffic_->add(current_->grid->launch.rank, address, bytes, kind, asked);
 }
 
 void Machine::count_footprint() {
