@@ -148,9 +148,8 @@ class PeerTransport:
         if wait and self._gpu is not None:
             self._gpu.synchronize()
         found = [record for rank in self._locals if (record := rank.record()) is not None]
-        # Ranks that were told of an error come behind the rank that has made it.
-        for record in sorted(found, key=lambda each: each["kind"] == "peer"):
-            raise peer_error(record, self._sizes)
+        if found:  # ranks that were told of an error come behind the rank that has made it
+            raise peer_error(min(found, key=lambda each: each["kind"] == "peer"), self._sizes)
 
     def reset(self) -> None:
         """All ranks that are not masked call this together."""

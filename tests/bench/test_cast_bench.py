@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 import pykernels
-from pykernels.bench import contest, counts, harness, static_answer
+from pykernels.bench import contest, counts, static_answer
 from pykernels.bench.baselines import Prepared, Unavailable, cast
 from pykernels.bench.cast_bench import CastShape, QuantizeShape, SiluMulShape, shapes
 from pykernels.bench.problem import Options
 from pykernels.emulator import Emulator, Module
 from tests.bench.test_baselines import aligned
+from tests.bench.timing import stand_in_times
 
 PLAIN, OFFSETS = SiluMulShape(40, 384), SiluMulShape(37, 384, capacity=128)
 MASKED = SiluMulShape(3, 384, capacity=16, num_groups=5)
@@ -24,25 +24,10 @@ SMALL: list[CastShape] = [PLAIN, OFFSETS, MASKED, ROW_WISE, BLOCK_WISE]
 EVERY = pytest.mark.parametrize("shape", SMALL, ids=str)
 
 
-def turns(us: float) -> harness.Turns:
-    return harness.Turns(harness.Timing.of([us]), (us, us))
-
-
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours take 2 us, a baseline 3."""
-
-    def interleaved(contenders: Mapping[str, Sequence[harness.Call]]) -> dict[str, harness.Turns]:
-        for calls in contenders.values():
-            for call in calls:
-                call()
-        return {name: turns(2.0 if name == contest.OURS else 3.0) for name in contenders}
-
-    for kind in (QuantizeShape, SiluMulShape):
-        monkeypatch.setattr(kind, "gpu_operands", kind.emulated_operands)
-    monkeypatch.setattr(harness, "time_interleaved", interleaved)
-    monkeypatch.setattr(harness, "rehearse", lambda call: None)
-    monkeypatch.setattr(harness, "num_rotated_sets", lambda num_bytes: 2)
+    stand_in_times(monkeypatch, QuantizeShape, SiluMulShape)
 
 
 @EVERY

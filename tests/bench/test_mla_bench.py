@@ -9,7 +9,6 @@ import math
 import sys
 import types
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from pykernels.bench.problem import Options
 from pykernels.emulator import Emulator, Finding, Module
 from tests.bench.test_answer import MEASURED, as_measured
 from tests.bench.test_baselines import aligned
+from tests.bench.timing import stand_in_times
 
 BF16 = MlaShape((150, 64, 1), num_heads=16)
 FP8 = MlaShape((150, 64, 1), num_heads=16, fp8=True)
@@ -47,24 +47,10 @@ H200 = Options(device="H200")
 EVERY = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def turns(us: float) -> harness.Turns:
-    return harness.Turns(harness.Timing.of([us]), (us, us))
-
-
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours take 2 us, all others 3."""
-
-    def interleaved(contenders: Mapping[str, Sequence[harness.Call]]) -> dict[str, harness.Turns]:
-        for calls in contenders.values():
-            for call in calls:
-                call()
-        return {name: turns(2.0 if name == contest.OURS else 3.0) for name in contenders}
-
-    monkeypatch.setattr(MlaShape, "gpu_operands", MlaShape.emulated_operands)
-    monkeypatch.setattr(harness, "time_interleaved", interleaved)
-    monkeypatch.setattr(harness, "rehearse", lambda call: None)
-    monkeypatch.setattr(harness, "num_rotated_sets", lambda num_bytes: 2)
+    stand_in_times(monkeypatch, MlaShape)
 
 
 @EVERY

@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import sys
 import types
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +32,7 @@ from pykernels.bench.baselines.moe import COPY, DEEPEP, NCCL
 from pykernels.bench.moe_bench import CALLS, HOOK, MoeShape, across_gpus, cases
 from pykernels.bench.problem import Options
 from tests.bench.test_answer import MEASURED, as_measured
+from tests.bench.timing import stand_in_times
 from tests.moe.checking import same_bits
 
 
@@ -49,24 +49,10 @@ H200 = Options(device="H200")
 EVERY = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def turns(us: float) -> harness.Turns:
-    return harness.Turns(harness.Timing.of([us]), (us, us))
-
-
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours take 2 us, all others 3."""
-
-    def interleaved(contenders: Mapping[str, Sequence[harness.Call]]) -> dict[str, harness.Turns]:
-        for calls in contenders.values():
-            for call in calls:
-                call()
-        return {name: turns(2.0 if name == contest.OURS else 3.0) for name in contenders}
-
-    monkeypatch.setattr(MoeShape, "gpu_operands", MoeShape.emulated_operands)
-    monkeypatch.setattr(harness, "time_interleaved", interleaved)
-    monkeypatch.setattr(harness, "rehearse", lambda call: None)
-    monkeypatch.setattr(harness, "num_rotated_sets", lambda num_bytes: 2)
+    stand_in_times(monkeypatch, MoeShape)
 
 
 @EVERY

@@ -118,3 +118,20 @@ def check_masked_layout(
     )
     for out, wanted in zip(outs, exact, strict=True):
         assert same_bits(out, wanted)
+
+
+KINDS = ("bf16", "fp32", "ue8m0", "pair")  # BF16 as it is, cast with these factors, FP8 as given
+
+
+def check_low_latency(routing: Routing, buffer: moe.Buffer, kind: str, split: bool) -> None:
+    """check_masked_layout of rows of one of the KINDS."""
+    batch = routing.batch(HIDDEN)
+    options: dict[str, Any] = {"fp8": kind != "bf16", "return_recv_hook": split}
+    x: list[Any] = batch.x
+    sent: list[Any] = batch.x
+    if kind in ("fp32", "ue8m0"):
+        options["scale_fmt"] = kind
+        sent = [reference.quantize_1x128(each, scale_fmt=kind) for each in batch.x]
+    elif kind == "pair":
+        x = sent = batch.fp8("ue8m0")
+    check_masked_layout(routing, batch, buffer, x, sent, **options)

@@ -14,9 +14,11 @@ from torch import Tensor
 from pykernels import quantize_1x128, reference
 from tests.moe.checking import (
     HIDDEN,
+    KINDS,
     buffer_of,
     capacity_of,
     check_grouped,
+    check_low_latency,
     check_masked_layout,
     same_bits,
 )
@@ -33,19 +35,10 @@ def test_dispatch_and_combine(routing: Routing, fp8: bool) -> None:
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "hook"])
-@pytest.mark.parametrize("kind", ["bf16", "fp32", "ue8m0", "pair"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("routing", FITTING, ids=str)
 def test_low_latency(routing: Routing, kind: str, split: bool) -> None:
-    batch = routing.batch(HIDDEN)
-    options: dict[str, Any] = {"fp8": kind != "bf16", "return_recv_hook": split}
-    x: list[Any] = batch.x
-    sent: list[Any] = batch.x
-    if kind in ("fp32", "ue8m0"):
-        options["scale_fmt"] = kind
-        sent = [reference.quantize_1x128(each, scale_fmt=kind) for each in batch.x]
-    elif kind == "pair":
-        x = sent = batch.fp8("ue8m0")
-    check_masked_layout(routing, batch, buffer_of(routing), x, sent, **options)
+    check_low_latency(routing, buffer_of(routing), kind, split)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS, ids=str)
