@@ -62,7 +62,7 @@ inline uint64_t first_address(Warp& warp, const Instruction& inst, Slot slot) {
   const uint64_t all = uint64_t{bytes} * kWarpSize;
   const uint64_t span = pattern == Pattern::kRow ? all : bytes;
   if (machine.allocations().find(address, span) == nullptr) return nullptr;
-  machine.count_global(address, span, AccessKind::kRead, all, warp);
+  machine.count_global(address, span, AccessKind::kRead, all);
   return reinterpret_cast<const uint8_t*>(address);
 }
 

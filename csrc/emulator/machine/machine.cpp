@@ -337,9 +337,8 @@ void Machine::fail(const std::string& kind, const std::string& message) {
   end_with(Finding{kind, message, {}, 1});
 }
 
-void Machine::count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
-                            const Warp&) {
-  // Not the warp's: a copy that nobody waited for may outlive it.
+void Machine::count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked) {
+  // The cluster's rank, not the issuing warp's: a copy that nobody waited for may outlive its warp.
   traffic_->add(current_->grid->launch.rank, address, bytes, kind, asked);
 }
 

@@ -134,15 +134,14 @@ class Machine {
   Random& random() { return random_; }
   AsyncQueue& async() { return current_->async; }  // of the running cluster
   Counters& counters() { return report_.counters; }
-  /// Counts the running warp's access to global memory: its bytes, and the sectors that they lie
-  /// in.
+  /// Counts an access of the running cluster to global memory: its bytes, and the sectors that they
+  /// lie in.
   void count_global(uint64_t address, uint64_t bytes, AccessKind kind) {
-    count_global(address, bytes, kind, bytes, *current_warp_);
+    count_global(address, bytes, kind, bytes);
   }
-  /// The same of any warp, where lanes share bytes: `asked` of them altogether.
-  void count_global(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
-                    const Warp& warp) {
-    if (traffic_ != nullptr) count_traffic(address, bytes, kind, asked, warp);
+  /// The same where lanes share bytes: `asked` of them altogether.
+  void count_global(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked) {
+    if (traffic_ != nullptr) count_traffic(address, bytes, kind, asked);
     if (kind != AccessKind::kWrite) {
       report_.counters.global_bytes_read += asked;
       read_.add(address, bytes);
@@ -228,8 +227,7 @@ class Machine {
   bool take(Warp& warp);
   bool replay_step();
   bool replay(const TraceStep& step);
-  void count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked,
-                     const Warp& warp);
+  void count_traffic(uint64_t address, uint64_t bytes, AccessKind kind, uint64_t asked);
   void count_footprint();
   [[noreturn]] void end_with(Finding finding);
   [[noreturn]] void fail_deadlock();

@@ -92,7 +92,7 @@ class RowMemory {
 
   /// Called once for each row that is moved: it is counted here.
   uint8_t* at(const Run& run) const {
-    machine_.count_global(run.address, run.bytes, kind_, run.bytes, *issuer_);
+    machine_.count_global(run.address, run.bytes, kind_);
     if (all_known_) {
       if (RaceDetector* races = machine_.races()) {
         races->async_global(run.address, run.bytes, kind_);
