@@ -695,6 +695,7 @@ def make_moe_layout_launch(
     expert_counts: _View,
     rank_counts: _View,
 ) -> Launch: ...
+def make_moe_refusal_launch(buffer: MoeBuffer) -> Launch: ...
 def make_moe_dispatch_launch(
     buffer: MoeBuffer,
     x: _View,
@@ -725,6 +726,7 @@ def make_moe_combine_launch(
     rows: _View,
     row_weights: _View | None,
     position_in_rank: _View,
+    send_counts: _View,
     out: _View,
     *,
     phases: str,

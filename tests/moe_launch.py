@@ -158,7 +158,7 @@ class World:
     def combine(
         self, y: Sequence[Tensor], batches: Sequence[Sent], phases: str = "both"
     ) -> list[_C.Launch]:
-        names = ("recv_counts", "rows", "row_weights", "position_in_rank", "out")
+        names = ("recv_counts", "rows", "row_weights", "position_in_rank", "rank_counts", "out")
         return [
             native().make_moe_combine_launch(
                 buffer,

@@ -53,6 +53,10 @@ const char* kind_name(uint32_t kind) {
       return "expert";
     case moe::ErrorKind::kPeer:
       return "peer";
+    case moe::ErrorKind::kArgument:
+      return "argument";
+    case moe::ErrorKind::kHandle:
+      return "handle";
     case moe::ErrorKind::kNone:
       break;
   }
@@ -143,6 +147,8 @@ void bind_moe(py::module_& module) {
       py::arg("buffer"), py::arg("topk_idx"), py::arg("topk_weights"),
       py::arg("position_in_expert"), py::arg("position_in_rank"), py::arg("expert_counts"),
       py::arg("rank_counts"), "Where the tokens of a batch go.");
+  module.def("make_moe_refusal_launch", &moe::make_refusal_launch, py::arg("buffer"),
+             "Tells the peers of a call with wrong arguments, in its place.");
   module.def(
       "make_moe_dispatch_launch",
       [](const moe::Buffer& buffer, const TensorView& x, const std::optional<TensorView>& scales,
@@ -175,15 +181,16 @@ void bind_moe(py::module_& module) {
       "make_moe_combine_launch",
       [](const moe::Buffer& buffer, const TensorView& y, const TensorView& recv_counts,
          const TensorView& rows, const std::optional<TensorView>& row_weights,
-         const TensorView& position_in_rank, const TensorView& out, const std::string& phases,
-         int64_t num_sms) {
+         const TensorView& position_in_rank, const TensorView& send_counts, const TensorView& out,
+         const std::string& phases, int64_t num_sms) {
         return moe::make_combine_launch(
-            buffer,
-            {y, recv_counts, rows, row_weights, position_in_rank, out, phases_of(phases), num_sms});
+            buffer, {y, recv_counts, rows, row_weights, position_in_rank, send_counts, out,
+                     phases_of(phases), num_sms});
       },
       py::arg("buffer"), py::arg("y"), py::arg("recv_counts"), py::arg("rows"),
-      py::arg("row_weights"), py::arg("position_in_rank"), py::arg("out"), py::kw_only(),
-      py::arg("phases"), py::arg("num_sms"), "The experts' results to the tokens' ranks, of one.");
+      py::arg("row_weights"), py::arg("position_in_rank"), py::arg("send_counts"), py::arg("out"),
+      py::kw_only(), py::arg("phases"), py::arg("num_sms"),
+      "The experts' results to the tokens' ranks, of one.");
 }
 
 }  // namespace pykernels::bindings

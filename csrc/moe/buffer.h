@@ -82,13 +82,10 @@ struct BufferSizes {
 /// Throws ArgumentError where the window would be larger than the kernels can address.
 WindowLayout window_layout(const BufferSizes& sizes);
 
-inline constexpr uint32_t kWrongValue = 1;  // the call went on without what the value concerns
-inline constexpr uint32_t kBroken = 2;  // ranks are out of step: calls do nothing until the reset
-
 /// What only this rank's kernels write; zero after a reset, but for `masked`.
 struct BufferState {
   uint64_t epoch;      // of the last call that has ended
-  uint32_t failed;     // kWrongValue or kBroken after an error
+  uint32_t failed;     // Failure::bits after an error
   uint32_t ctas_done;  // of the running kernel
   uint32_t masked;     // bit r: rank r is left out; written by the host between calls
   uint32_t unused;
@@ -102,23 +99,49 @@ enum class ErrorKind : uint32_t {
   kCapacity = 2,  // more rows than recv_x holds: rows, capacity
   kMismatch = 3,  // the peer's call has another signature
   kExpert = 4,    // topk_idx: token and k in `index`, the value in `seen`
-  kPeer = 5,      // a peer has told of its error: `peer` is to blame, `index` the one that told
-                  // (bits 31:0) and the kind of its error (bits 63:32)
+  kPeer = 5,      // a peer has told of an error: `peer` is to blame, `index` the one that told
+                  // (bits 31:0) and the kind of the error (bits 63:32), none of these
+  kArgument = 6,  // a call that the host has refused, in place of which the peers are told
+  kHandle = 7,    // combine: the peer sends `seen` tokens back, of `expected` that it was sent
 };
 
-/// Whether a call with this error goes on: ranks stay in step then.
+/// Whether all calls up to the one with this error are whole: ranks are in step then.
 PK_HOST_DEVICE constexpr bool leaves_in_step(ErrorKind kind) {
-  return kind == ErrorKind::kCapacity || kind == ErrorKind::kExpert;
+  return kind == ErrorKind::kCapacity || kind == ErrorKind::kExpert || kind == ErrorKind::kArgument;
 }
 
+/// What a rank knows of its first error since the reset. No call is made behind it: such calls
+/// leave no rows, and the epoch stays.
+struct Failure {
+  bool in_step;    // the call is made to its end, without what the wrong value concerns
+  uint64_t epoch;  // of the last call that is made, modulo 2^30
+
+  /// The greater one of two is the one that counts.
+  PK_HOST_DEVICE constexpr uint32_t bits() const {
+    return (in_step ? 1u : 2u) << 30 | (static_cast<uint32_t>(epoch) & kEpochMask);
+  }
+  PK_HOST_DEVICE static constexpr bool forbids(uint32_t bits, uint64_t epoch) {
+    return bits >= 2u << 30 ||
+           (bits != 0 && (bits & kEpochMask) != (static_cast<uint32_t>(epoch) & kEpochMask));
+  }
+
+  static constexpr uint32_t kEpochMask = (1u << 30) - 1;
+};
+
 /// What a rank tells its peers of its first error, in one word: so that they need not wait in vain
-/// for a rank that is not to blame, or that refuses the next call.
+/// for a rank that is not to blame, or that makes no more calls.
 struct Trouble {
   ErrorKind kind;
   uint32_t blamed;  // rank; its own where its values are wrong
-  uint64_t epoch;   // of the call, modulo 2^48
+  uint64_t epoch;   // of the last call that is whole on the rank that tells, modulo 2^48
 
   static constexpr uint64_t kEpochMask = (uint64_t{1} << 48) - 1;
+
+  /// Whether what this rank awaits in a call may never come.
+  PK_HOST_DEVICE constexpr bool concerns(uint64_t call) const {
+    const auto behind = static_cast<int64_t>((call - epoch) << 16);  // of its 48 bits the sign
+    return kind != ErrorKind::kNone && (!leaves_in_step(kind) || behind > 0);
+  }
 
   PK_HOST_DEVICE constexpr uint64_t bits() const {
     return uint64_t{static_cast<uint32_t>(kind)} << 56 | uint64_t{blamed} << 48 |

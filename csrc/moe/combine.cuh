@@ -184,7 +184,9 @@ class CombineReceiver {
     bool match = true;
     if (lane_ < params_.buffer.num_ranks && !signals_.is_masked(lane_)) {
       match = signals_.wait_mail(lane_, Phase::kCombineCounts) &&
-              signals_.matches(lane_, Phase::kCombineCounts, params_.signature);
+              signals_.matches(lane_, Phase::kCombineCounts, params_.signature) &&
+              signals_.returns(lane_, Phase::kCombineCounts,
+                               static_cast<uint32_t>(params_.send_counts[lane_]));
     }
     if (!__all_sync(kAllLanes, match)) return;
 #pragma unroll 1
@@ -252,7 +254,7 @@ class CombineReceiver {
 template <CombineConfig kConfig>
 struct CombineStorage {
   WarpStages stages[kConfig.senders];
-  uint32_t broken;
+  uint32_t forbidden;
 };
 
 template <CombineConfig kConfig>
@@ -268,12 +270,11 @@ __device__ __forceinline__ void combine_body(const CombineParams& params) {
   const uint32_t warp = threadIdx.x / 32;
   ptx::griddepcontrol_wait();  // all threads, before any access to global memory
   const Signals signals(params.buffer);
-  const uint32_t phases = static_cast<uint32_t>(params.phases);
-  const bool sends = (phases & static_cast<uint32_t>(Phases::kSend)) != 0;
-  const bool receives = (phases & static_cast<uint32_t>(Phases::kReceive)) != 0;
+  const bool sends = includes(params.phases, Phases::kSend);
+  const bool receives = includes(params.phases, Phases::kReceive);
   // Warps with stages send; a launch that only receives does so with all.
   const uint32_t num_senders = sends ? kConfig.senders : 0;
-  if (signals.may_run(smem.broken, kAll)) {
+  if (signals.may_run(smem.forbidden, kAll)) {
     if (warp < num_senders) {
       CombineSender<kConfig>(params, signals, Staging(smem.stages[warp]))
           .run(warp * gridDim.x + blockIdx.x, num_senders * gridDim.x);

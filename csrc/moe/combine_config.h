@@ -38,6 +38,7 @@ struct CombineParams {
   uint8_t* out = nullptr;  // [num_tokens], rows of `hidden` BF16 values
   uint64_t out_row_bytes = 0;
   const int32_t* position_in_rank = nullptr;  // [num_tokens, num_ranks]
+  const int32_t* send_counts = nullptr;       // [num_ranks]: tokens that went to each
   uint32_t num_tokens = 0;
   uint32_t payload_bytes = 0;  // 2 * hidden
   uint32_t signature = 0;

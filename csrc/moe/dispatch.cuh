@@ -14,7 +14,7 @@ struct DispatchStorage {
   WarpStages stages[kConfig.num_warps()];
   ReceivePlan plan;
   uint64_t full[kConfig.num_warps()][kNumStages];
-  uint32_t broken;
+  uint32_t forbidden;
 };
 
 template <DispatchConfig kConfig>
@@ -43,12 +43,11 @@ __device__ __forceinline__ void dispatch_body(const DispatchParams& params) {
   ptx::griddepcontrol_wait();  // all threads, before any access to global memory
   const Signals signals(params.buffer);
   const Staging staging(smem.stages[warp], smem.full[warp]);
-  const uint32_t phases = static_cast<uint32_t>(params.phases);
-  const bool sends = (phases & static_cast<uint32_t>(Phases::kSend)) != 0;
-  const bool receives = (phases & static_cast<uint32_t>(Phases::kReceive)) != 0;
+  const bool sends = includes(params.phases, Phases::kSend);
+  const bool receives = includes(params.phases, Phases::kReceive);
   // A launch that does one half does it with all warps.
   const uint32_t num_senders = !sends ? 0 : receives ? kConfig.senders : kConfig.num_warps();
-  if (!signals.may_run(smem.broken, kAll)) {  // behind its barrier all see the full barriers
+  if (!signals.may_run(smem.forbidden, kAll)) {  // behind its barrier all see the full barriers
     if (receives && blockIdx.x == 0) receive_nothing(params);
   } else if (warp < num_senders) {
     Sender<kConfig>(params, signals, staging)

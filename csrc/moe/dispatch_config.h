@@ -29,6 +29,10 @@ inline constexpr uint32_t kNumStages = 2;  // of a warp
 /// Which halves of a call a launch does.
 enum class Phases : uint32_t { kSend = 1, kReceive = 2, kBoth = 3 };
 
+PK_HOST_DEVICE constexpr bool includes(Phases phases, Phases half) {
+  return (static_cast<uint32_t>(phases) & static_cast<uint32_t>(half)) != 0;
+}
+
 /// A batch that this rank sends.
 struct SendParams {
   Routing routing;

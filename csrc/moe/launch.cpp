@@ -193,6 +193,16 @@ Launch make_layout_launch(const Buffer& buffer, const RoutingArguments& routing,
   return launch;
 }
 
+Launch make_refusal_launch(const Buffer& buffer) {
+  LayoutParams params;
+  params.buffer = buffer_params(buffer);
+  params.refuses = true;
+  Launch launch = launch_of(buffer, "moe_layout", 1);
+  launch.arguments = argument_bytes(params);
+  add_windows(launch, buffer);
+  return launch;
+}
+
 Launch make_dispatch_launch(const Buffer& buffer, const DispatchArguments& arguments) {
   const bool fp8 = arguments.receive.x.dtype == DataType::kFloat8E4m3;
   const bool quantise = fp8 && arguments.x.dtype == DataType::kBfloat16;
@@ -250,6 +260,7 @@ Launch make_combine_launch(const Buffer& buffer, const CombineArguments& argumen
   params.out = pointer<uint8_t>(arguments.out);
   params.out_row_bytes = row_bytes(arguments.out);
   params.position_in_rank = pointer<const int32_t>(arguments.position_in_rank);
+  params.send_counts = pointer<const int32_t>(arguments.send_counts);
   params.num_tokens = static_cast<uint32_t>(arguments.out.sizes[0]);
   params.payload_bytes = static_cast<uint32_t>(2 * arguments.out.sizes[1]);
   params.signature = signature(Call::kCombine, params.payload_bytes, false);
@@ -263,6 +274,7 @@ Launch make_combine_launch(const Buffer& buffer, const CombineArguments& argumen
   add_memory(launch, arguments.rows, "rows");
   add_memory(launch, arguments.row_weights, "row_weights");
   add_memory(launch, arguments.position_in_rank, "position_in_rank");
+  add_memory(launch, arguments.send_counts, "send_counts");
   add_memory(launch, arguments.out, "out");
   return launch;
 }

@@ -72,6 +72,7 @@ struct CombineArguments {
   TensorView rows;
   std::optional<TensorView> row_weights;  // none: all 1
   TensorView position_in_rank;
+  TensorView send_counts;
   TensorView out;  // [num_tokens, hidden], BF16
   Phases phases = Phases::kBoth;
   int64_t num_sms = 1;
@@ -83,6 +84,8 @@ std::vector<std::string> kernel_names();
 /// All arguments are checked (pykernels/moe/checks.py).
 Launch make_layout_launch(const Buffer& buffer, const RoutingArguments& routing,
                           const PlacementArguments& placement);
+/// Takes the place of a call with wrong arguments: tells the peers, who else would wait for it.
+Launch make_refusal_launch(const Buffer& buffer);
 Launch make_dispatch_launch(const Buffer& buffer, const DispatchArguments& arguments);
 Launch make_combine_launch(const Buffer& buffer, const CombineArguments& arguments);
 

@@ -41,6 +41,15 @@ class Layout {
     end_token_ = min(first_token_ + share, tokens);
   }
 
+  /// Tells the peers of a call with wrong arguments. One thread.
+  __device__ __forceinline__ void refuse() const {
+    ErrorRecord error{};
+    error.kind = static_cast<uint32_t>(ErrorKind::kArgument);
+    error.rank = params_.buffer.rank;
+    error.peer = params_.buffer.rank;
+    record_error(params_.buffer, error);
+  }
+
   __device__ __forceinline__ void run() {
 #pragma unroll 1
     for (uint32_t e = lane_; e < params_.num_experts; e += 32) smem_.experts[warp_][e] = 0;
@@ -177,7 +186,12 @@ __device__ __forceinline__ void layout_body(const LayoutParams& params) {
   auto& smem = *reinterpret_cast<LayoutStorage<kConfig>*>(smem_bytes);
   ptx::griddepcontrol_wait();  // all threads, before any access to global memory
   ptx::griddepcontrol_launch_dependents();
-  Layout<kConfig>(params, smem).run();
+  Layout<kConfig> layout(params, smem);
+  if (!params.refuses) {
+    layout.run();
+  } else if (threadIdx.x == 0) {
+    layout.refuse();
+  }
 }
 
 }  // namespace pykernels::moe

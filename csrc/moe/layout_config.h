@@ -41,6 +41,7 @@ struct LayoutParams {
   Placement placement;
   BufferParams buffer;
   uint32_t num_experts = 1;
+  bool refuses = false;        // the host has refused a call: the peers are told, and that is all
   FastDivisor topk_divisor;    // num_topk
   FastDivisor expert_divisor;  // num_local_experts
 };

@@ -10,7 +10,6 @@
 #include "moe/errors.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/control.cuh"
-#include "ptx/fence.cuh"
 #include "ptx/warp.cuh"
 
 namespace pykernels::moe {
@@ -24,11 +23,9 @@ class Signals {
   __device__ __forceinline__ explicit Signals(const BufferParams& buffer)
       : buffer_(buffer), epoch_(buffer.state->epoch + 1), masked_(buffer.state->masked) {}
 
-  __device__ __forceinline__ uint64_t epoch() const { return epoch_; }
   __device__ __forceinline__ bool is_masked(uint32_t rank) const {
     return (masked_ >> rank & 1) != 0;
   }
-  __device__ __forceinline__ uint32_t masked() const { return masked_; }
 
   /// The mail that `from` writes in the window of `to`.
   __device__ __forceinline__ Mail* mail(uint32_t to, uint32_t from) const {
@@ -63,6 +60,14 @@ class Signals {
     return false;
   }
 
+  /// Whether the peer returns as many tokens as it was sent: the handles are of one dispatch.
+  __device__ __forceinline__ bool returns(uint32_t peer, Phase phase, uint32_t num_tokens) const {
+    const uint32_t seen = mail(buffer_.rank, peer)->num_tokens;
+    if (seen == num_tokens) return true;
+    fail(ErrorKind::kHandle, phase, peer, num_tokens, seen, 0);
+    return false;
+  }
+
   /// Waits for a token from the peer; its slot may then be read.
   __device__ __forceinline__ bool wait_slot(uint32_t peer, uint32_t index, Phase phase) const {
     return wait(flag(buffer_.rank, peer, index), epoch_, peer, phase, index);
@@ -89,11 +94,11 @@ class Signals {
     record_error(buffer_, error);
   }
 
-  /// Whether the call may run, the same for all threads of the CTA. `broken`: in shared memory.
-  __device__ __forceinline__ bool may_run(uint32_t& broken, uint32_t barrier) const {
-    if (threadIdx.x == 0) broken = is_broken(buffer_.state);
+  /// Whether the call may run, the same for all threads of the CTA. `forbidden`: in shared memory.
+  __device__ __forceinline__ bool may_run(uint32_t& forbidden, uint32_t barrier) const {
+    if (threadIdx.x == 0) forbidden = is_forbidden(buffer_.state, epoch_);
     ptx::bar_sync(barrier, blockDim.x);  // written
-    return broken == 0;
+    return forbidden == 0;
   }
 
   /// All threads of the CTA, when its warps have done with the call: the last CTA tells the peers
@@ -111,7 +116,7 @@ class Signals {
     ptx::bar_warp_sync();  // what lane 0 has acquired, all lanes know
     if (is_last == 0) return;
     if (threadIdx.x == 0) buffer_.state->ctas_done = 0;
-    if (is_broken(buffer_.state)) return;
+    if (is_forbidden(buffer_.state, epoch_)) return;
     if (threadIdx.x == 0) buffer_.state->epoch = epoch_;
     if (threadIdx.x < buffer_.num_ranks && !is_masked(threadIdx.x)) {
       ptx::st_release_sys_u64(&mail(threadIdx.x, buffer_.rank)->consumed, epoch_);
@@ -123,15 +128,14 @@ class Signals {
     return static_cast<int64_t>(seen - expected) >= 0;
   }
 
-  /// Acquires `expected` or a later epoch. False after the time is up, or once this rank is out of
-  /// step.
+  /// Acquires `expected` or a later epoch. False after the time is up, or once the call is broken.
   __device__ __forceinline__ bool wait(const uint64_t* address, uint64_t expected, uint32_t peer,
                                        Phase phase, uint64_t index) const {
     uint64_t seen = ptx::ld_acquire_sys_u64(address);
     if (reached(seen, expected)) return true;
     const uint64_t start = ptx::globaltimer();
     uint64_t waited = 0;
-    uint64_t trouble = 0;
+    Trouble told{};
     bool goes_on = true;
 #pragma unroll 1
     while (goes_on) {
@@ -141,28 +145,24 @@ class Signals {
       }
       waited = ptx::globaltimer() - start;
       if (reached(seen, expected)) break;
-      trouble = ptx::ld_relaxed_sys_u64(&mail(buffer_.rank, peer)->trouble);
-      goes_on = waited <= buffer_.timeout_ns && !is_broken(buffer_.state) && !concerns_us(trouble);
+      told = Trouble::from_bits(ptx::ld_relaxed_sys_u64(&mail(buffer_.rank, peer)->trouble));
+      goes_on = waited <= buffer_.timeout_ns && !is_forbidden(buffer_.state, epoch_) &&
+                !told.concerns(epoch_);
     }
     ptx::red_relaxed_gpu_add_u64(&buffer_.state->wait_ns[peer], waited);
     ptx::red_relaxed_gpu_add_u64(&buffer_.state->num_waits[peer], 1);
     seen = ptx::ld_acquire_sys_u64(address);
     if (reached(seen, expected)) return true;
-    if (concerns_us(trouble)) {
-      const Trouble told = Trouble::from_bits(trouble);
-      const uint64_t by = uint64_t{static_cast<uint32_t>(told.kind)} << 32 | peer;
-      fail(ErrorKind::kPeer, phase, told.blamed, expected, seen, by);
-    } else if (waited > buffer_.timeout_ns) {
-      fail(ErrorKind::kTimeout, phase, peer, expected, seen, index);
+    ErrorKind kind = ErrorKind::kTimeout;
+    if (told.concerns(epoch_)) {
+      kind = ErrorKind::kPeer;
+      index = uint64_t{static_cast<uint32_t>(told.kind)} << 32 | peer;
+      peer = told.blamed;
+    } else if (waited <= buffer_.timeout_ns) {
+      return false;  // another warp has failed
     }
+    fail(kind, phase, peer, expected, seen, index);
     return false;
-  }
-
-  /// A peer whose values were wrong takes part in that call, but in none behind it.
-  __device__ __forceinline__ bool concerns_us(uint64_t trouble) const {
-    if (trouble == 0) return false;
-    const Trouble told = Trouble::from_bits(trouble);
-    return !leaves_in_step(told.kind) || told.epoch != (epoch_ & Trouble::kEpochMask);
   }
 
   const BufferParams& buffer_;

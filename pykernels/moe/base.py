@@ -318,6 +318,7 @@ class BufferBase:
             capacity=call.capacity,
             masked=call.masked,
             position_in_rank=empty(num_tokens, sizes.num_ranks),
+            send_counts=empty(sizes.num_ranks),
             recv_counts=empty(sizes.num_ranks),
             rows=empty(*table),
             row_weights=empty(*table, dtype=torch.float32),

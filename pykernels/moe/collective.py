@@ -67,6 +67,7 @@ class CollectiveTransport:
         self._check_room(call, headers)
 
         result.handle.position_in_rank.copy_(routing.position_in_rank)
+        result.handle.send_counts.copy_(routing.rank_counts)
         layout = exchange.RecordLayout(batch.x.dtype, batch.x.size(1), sizes.num_topk)
         num_ranks, num_nodes = sizes.num_ranks, topology.num_nodes
         hops = DispatchHops(
@@ -104,7 +105,7 @@ class CollectiveTransport:
         left_in = torch.tensor([rank not in self._masked_ranks for rank in range(num_ranks)])
         recv_counts: list[int] = handle.recv_counts.tolist()
         sent = (handle.recv_counts.cpu() * left_in).tolist()
-        awaited = ((handle.position_in_rank >= 0).sum(0).cpu() * left_in).tolist()
+        awaited = (handle.send_counts.cpu() * left_in).tolist()
         text = f"{call.op} of {rows.dtype} rows of {rows.size(1 + handle.masked)}"
         headers = self._exchange_headers(call.op, text, [*sent, *awaited])
         self._check_handles(headers)

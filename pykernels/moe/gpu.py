@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 def find(device: torch.device) -> Gpu | None:
     """The GPU that tensors on this device are on; None for the CPU. CUDA devices have an index."""
     return Gpu(device) if device.type == "cuda" else None
+
+
+class Point(NamedTuple):
+    """Where in a stream's work something has been launched."""
+
+    stream: int
+    is_captured: bool
+    event: Any
 
 
 class Gpu:
@@ -59,6 +67,30 @@ class Gpu:
     def synchronize(self) -> None:
         """Waits for all work of this GPU."""
         torch.cuda.synchronize(self._device)
+
+    def point(self) -> Point:
+        """Behind what the current stream has."""
+        stream = torch.cuda.current_stream(self._device)
+        captured = devices.is_capturing(self._nothing)
+        return Point(stream.cuda_stream, captured, stream.record_event())
+
+    def follow(self, point: Point) -> bool:
+        """Makes the current stream's work wait for a point of another; whether it is of another.
+
+        Inside and outside of a graph's capture are apart: torch waits for one ahead of the other.
+        """
+        stream = torch.cuda.current_stream(self._device)
+        if stream.cuda_stream == point.stream:
+            return False
+        if devices.is_capturing(self._nothing) == point.is_captured:
+            stream.wait_event(point.event)
+        return True
+
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        """Their memory is not given away before the current stream has done its work so far."""
+        stream = torch.cuda.current_stream(self._device)
+        for tensor in tensors:
+            tensor.record_stream(stream)
 
     def pinned(self, tensor: Tensor) -> Tensor:
         """A copy in memory that has the same address on the host and on GPUs."""

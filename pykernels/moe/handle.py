@@ -24,6 +24,8 @@ class DispatchHandle:
             ``low_latency_dispatch``, or ``[capacity, hidden]``.
         position_in_rank: ``[T, R]``, ``int32``: the how-manieth (0, 1, ...) of this rank's tokens
             for that rank, or -1 if it does not go there.
+        send_counts: ``[R]``, ``int32``: tokens that went to each rank; combine compares them with
+            what the rank returns.
         recv_counts: ``[R]``, ``int32``: tokens that came from each rank.
         rows: ``[R, Tmax, num_topk]``, ``int32``: the rows of ``recv_x`` that hold the i-th token
             from rank s, ascending by expert, then k; -1 behind the last. In the masked layout
@@ -38,6 +40,7 @@ class DispatchHandle:
     capacity: int
     masked: bool
     position_in_rank: Tensor
+    send_counts: Tensor
     recv_counts: Tensor
     rows: Tensor
     row_weights: Tensor

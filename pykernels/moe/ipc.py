@@ -121,7 +121,10 @@ class Members:
         try:
             peer = native().MappedPeer(self._gpu.index, handle)
         except RuntimeError as error:
-            raise RuntimeError(f"the window of rank {rank} cannot be mapped: {error}") from error
+            raise RuntimeError(
+                f"the window of rank {rank} cannot be mapped: {error}; with ranks_per_node=1 rows "
+                "move by torch.distributed instead"
+            ) from error
         self._mapped.append(peer)
         address: int = peer.address
         return address

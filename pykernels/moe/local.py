@@ -43,6 +43,7 @@ class LocalTransport:
         ]
         for routing, result in zip(routings, received, strict=True):
             result.handle.position_in_rank.copy_(routing.position_in_rank)
+            result.handle.send_counts.copy_(routing.rank_counts)
 
         def finish() -> None:
             for rank, result in enumerate(received):

@@ -97,7 +97,7 @@ def _public(
 def _handle_of(
     topk_idx: Tensor, topk_weights: Tensor, *tables: Tensor, capacity: int, masked: bool
 ) -> DispatchHandle:
-    position_in_rank, recv_counts, rows, row_weights, row_topk = tables
+    position_in_rank, send_counts, recv_counts, rows, row_weights, row_topk = tables
     return DispatchHandle(
         topk_idx=topk_idx,
         topk_weights=topk_weights,
@@ -105,6 +105,7 @@ def _handle_of(
         capacity=capacity,
         masked=masked,
         position_in_rank=position_in_rank,
+        send_counts=send_counts,
         recv_counts=recv_counts,
         rows=rows,
         row_weights=row_weights,
@@ -117,8 +118,8 @@ def _tensors_of(handle: DispatchHandle) -> tuple[Tensor, ...]:
 
 
 def _tables_of(handle: DispatchHandle) -> tuple[Tensor, ...]:
-    of_sender = (handle.position_in_rank, handle.recv_counts)
-    return (*of_sender, handle.rows, handle.row_weights, handle.row_topk)
+    of_sender = (handle.position_in_rank, handle.send_counts)
+    return (*of_sender, handle.recv_counts, handle.rows, handle.row_weights, handle.row_topk)
 
 
 # ---- the ops ----
@@ -211,7 +212,7 @@ def _define_combine(real: bool, masked: bool) -> tuple[Any, Any]:
 
 _BUFFER = "int buffer, Tensor(a!) token"
 _BATCH = "Tensor x, Tensor? scales, Tensor topk_idx, Tensor topk_weights"
-_TABLES = "position_in_rank, recv_counts, rows, row_weights, row_topk"
+_TABLES = "position_in_rank, send_counts, recv_counts, rows, row_weights, row_topk"
 _RECEIVED = ", ".join(
     f"Tensor {each}" for each in ("recv_x", "recv_scales", "counts", *_TABLES.split(", "))
 )

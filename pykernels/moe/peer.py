@@ -7,8 +7,8 @@ memory tell one call from the next. See csrc/moe/README.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +47,7 @@ class PeerTransport:
         self._locals: list[Rank] = []
         self._masked_ranks: frozenset[int] = frozenset()
         self._pending = ""  # a call whose hook has not been called
+        self._last: gpu.Point | None = None  # behind the last call
         self.bytes = device_bytes(settings.sizes)
         if isinstance(settings.group, LocalGroup):
             self._make_local(settings)
@@ -110,7 +111,8 @@ class PeerTransport:
             self._launch([layout, launch("both")])
             return self._finish_now
         self._launch([layout, launch("send")])
-        return self._finish_later(call.op, launch("receive"), received)
+        tensors = [tensor for result in received for tensor in _tensors(result)]
+        return self._finish_later(call.op, launch("receive"), tensors)
 
     def combine(
         self,
@@ -138,11 +140,15 @@ class PeerTransport:
             self._launch([launch("both")])
             return self._finish_now
         self._launch([launch("send")])
-        return self._finish_later(call.op, launch("receive"), [*handles, *outs])
+        tensors = [tensor for handle in handles for tensor in _tensors(handle)]
+        return self._finish_later(call.op, launch("receive"), [*tensors, *outs])
 
     def reject(self, op: str, error: ValueError) -> bool:
-        """The peers find out when this rank does not come in time, or with the next call."""
-        return False
+        """A kernel tells the peers, who find it in this call; in one process there are none."""
+        if self._members is None:
+            return False
+        self._launch([lambda rank, place: native().make_moe_refusal_launch(rank.native)])
+        return True
 
     def check(self, *, wait: bool = False) -> None:
         if wait and self._gpu is not None:
@@ -161,16 +167,23 @@ class PeerTransport:
         for rank in self._locals:
             rank.zero()
         self._pending = ""
-        self.mask_ranks(self._masked_ranks)
+        self._write_masks()
         if self._gpu is not None:
             self._gpu.synchronize()
+            self._last = None
         if self._members is not None:
             self._members.meet(members, "calls")  # nobody's kernel writes before all are ready
 
     def mask_ranks(self, ranks: frozenset[int]) -> None:
+        if ranks == self._masked_ranks:
+            return
         self._masked_ranks = ranks
+        with nullcontext() if self._gpu is None else self._in_order(self._gpu):
+            self._write_masks()
+
+    def _write_masks(self) -> None:
         for rank in self._locals:
-            rank.mask(ranks)
+            rank.mask(self._masked_ranks)
 
     def wait_stats(self) -> list[list[PeerWait]]:
         """What the kernels' warps have waited; those that wait at the same time all count."""
@@ -199,22 +212,25 @@ class PeerTransport:
             self.check()
 
     def _finish_later(
-        self, op: str, make: Callable[[Rank, int], _C.Launch], used: Sequence[Any]
+        self, op: str, make: Callable[[Rank, int], _C.Launch], used: list[Tensor]
     ) -> Finish:
-        """``used``: has the tensors that receiving kernels use, dropped by the caller or not."""
+        """``used``: the tensors that receiving kernels use, dropped by the caller or not."""
         self._pending = op
-        kept = list(used)
 
         def finish() -> None:
             self._pending = ""
-            self._launch([make])
-            kept.clear()
+            if self._launch([make]) and self._gpu is not None:
+                self._gpu.keep(used)
+            used.clear()
             self.check()
 
         return finish
 
-    def _launch(self, makers: Sequence[Callable[[Rank, int], _C.Launch]]) -> None:
-        """Of every rank that is not masked, these kernels one after the other."""
+    def _launch(self, makers: Sequence[Callable[[Rank, int], _C.Launch]]) -> bool:
+        """Of every rank that is not masked, these kernels one after the other.
+
+        They follow the last call. Returns whether that was on another stream.
+        """
         active = [
             (place, rank)
             for place, rank in enumerate(self._locals)
@@ -228,14 +244,33 @@ class PeerTransport:
                 )
             for make in makers:
                 emulated.run_together([make(rank, place) for place, rank in active])
-            return
+            return False
+        with self._in_order(self._gpu) as moved:
+            self._launch_on(self._gpu, makers, active)
+        return moved
+
+    @contextmanager
+    def _in_order(self, device: gpu.Gpu) -> Iterator[bool]:
+        """Work of the current stream behind the last call; whether that was on another stream."""
+        moved = self._last is not None and device.follow(self._last)
+        try:
+            yield moved
+        finally:
+            self._last = device.point()
+
+    def _launch_on(
+        self,
+        device: gpu.Gpu,
+        makers: Sequence[Callable[[Rank, int], _C.Launch]],
+        active: Sequence[tuple[int, Rank]],
+    ) -> None:
         if not self._streams:
-            launcher = self._gpu.launcher()
+            launcher = device.launcher()
             for make in makers:
                 launcher.run(make(self._locals[0], 0))
             return
-        with self._gpu.forked(self._streams) as streams:
-            launchers = [self._gpu.launcher(stream) for stream in streams]
+        with device.forked(self._streams) as streams:
+            launchers = [device.launcher(stream) for stream in streams]
             for make in makers:
                 for place, rank in active:
                     launchers[place].run(make(rank, place))
@@ -275,15 +310,11 @@ class _DispatchArguments:
             return torch.empty(shape, dtype=torch.int32, device=batch.topk_idx.device)
 
         handle = result.handle
-        self._kept = (
-            empty(*batch.topk_idx.shape),
-            empty(sizes.num_experts),
-            empty(sizes.num_ranks),
-        )
-        in_expert, expert_counts, rank_counts = self._kept
+        self._kept = empty(*batch.topk_idx.shape), empty(sizes.num_experts)
+        in_expert, expert_counts = self._kept
         self.layout = _views(
             *(batch.topk_idx, batch.topk_weights.detach()),
-            *(in_expert, handle.position_in_rank, expert_counts, rank_counts),
+            *(in_expert, handle.position_in_rank, expert_counts, handle.send_counts),
         )
         self.dispatch = (
             *_views(batch.x.detach(), batch.scales),
@@ -297,12 +328,19 @@ class _DispatchArguments:
 def _combine_arguments(y: Tensor, handle: DispatchHandle, out: Tensor) -> tuple[Any, ...]:
     return (
         *_views(y.detach(), handle.recv_counts, handle.rows, handle.row_weights),
-        *_views(handle.position_in_rank, out),
+        *_views(handle.position_in_rank, handle.send_counts, out),
     )
 
 
 def _views(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if tensor is None else strided_view(tensor) for tensor in tensors)
+
+
+def _tensors(fields: Received | DispatchHandle) -> list[Tensor]:
+    """All of these, and of the handle in a dispatch's results."""
+    values = fields if isinstance(fields, tuple) else vars(fields).values()
+    found = [each for each in values if isinstance(each, Tensor)]
+    return found + (_tensors(fields.handle) if isinstance(fields, Received) else [])
 
 
 def _flat(rows: Tensor) -> Tensor:
@@ -315,3 +353,4 @@ def _nothing_received(result: Received) -> None:
     result.counts.zero_()
     result.handle.recv_counts.zero_()
     result.handle.position_in_rank.fill_(-1)
+    result.handle.send_counts.zero_()

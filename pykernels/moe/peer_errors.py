@@ -9,9 +9,11 @@ from pykernels.moe.group import BufferSizes
 
 _ALL_EXPERTS = 0xFFFFFFFF  # of an error of capacity: the rows of all experts together
 _TOLD = {
-    "capacity": "it has received more rows than it has room for",
+    "capacity": "it received more rows than it has room for",
     "expert": "its topk_idx names an expert that does not exist",
     "mismatch": "its call does not match another rank's",
+    "argument": "the arguments of its call are wrong",
+    "handle": "its handle is not of the dispatch of another rank's",
 }
 
 
@@ -34,7 +36,7 @@ def peer_error(record: dict[str, Any], sizes: BufferSizes) -> Exception:
             f"expert {expert} must receive at most num_ranks * num_max_tokens_per_rank = "
             f"{expected} rows, got {seen}; tokens must not name it twice"
         )
-    if record["kind"] == "peer" and record["told"] in ("timeout", "peer"):
+    if record["kind"] == "peer" and record["told"] == "timeout":
         return MoeTimeoutError(
             rank=rank,
             peer=peer,
@@ -45,8 +47,12 @@ def peer_error(record: dict[str, Any], sizes: BufferSizes) -> Exception:
         )
     if record["kind"] == "peer":
         return RuntimeError(
-            f"rank {record['told_by']} refuses work: {_TOLD[record['told']]}; its own error says "
-            "more"
+            f"rank {peer} has failed: {_TOLD[record['told']]}; its own error says more"
+        )
+    if record["kind"] == "handle":
+        return RuntimeError(
+            f"all ranks must pass handles of the same dispatch: rank {rank} has one with "
+            f"{expected} tokens for rank {peer}, rank {peer} one with {seen} of rank {rank}"
         )
     if record["kind"] == "expert":
         value = seen - (1 << 64) if seen >> 63 else seen

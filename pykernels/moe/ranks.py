@@ -104,9 +104,9 @@ class Rank:
         return found
 
     def zero(self) -> None:
-        """As new; no kernel of any rank may be running."""
+        """As new, but for what has been waited; no kernel of any rank may be running."""
         self._zero_window()
-        self._state.zero_()
+        self._state[: native().moe_memory()["waits_offset"]].zero_()
         self._record.zero_()
 
     def mask(self, ranks: Collection[int]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import pykernels
 from pykernels.emulator import EmulationError, Emulator, Launch, Module, Report, Trace, TraceStep
+from tests.emulator.isa.bulk_copy_program import INIT, SHARED, WAIT
 from tests.emulator.ptx_program import ptx_program, run_ptx
 from tests.emulator.test_machine import MEET, RING, STORE, SWAP, TICKETS, Words, zeros
 
@@ -88,6 +89,31 @@ def test_spinning_warps_starve_no_one(body: str, seed: int) -> None:
     grid, block = ((4,), (1,)) if body == MEET else ((1,), (64,))
     run_ptx(body, args, grid=grid, block=block, emulator=emulator).raise_if_findings()
     assert out[:4].tolist() == [1] * 4 if body == MEET else out[63] == 1225
+
+
+@pytest.mark.parametrize("completion", ["early", "late", "random"])
+@pytest.mark.parametrize("seed", range(4))
+def test_spinning_warps_starve_no_copy(seed: int, completion: str) -> None:
+    """One CTA polls for what the other, none of whose warps can run, does behind its copy."""
+    body = f"""
+    mov.u32 r4, %ctaid.x;
+    setp.eq.u32 p2, r4, 1;
+    @p2 bra SPIN;
+    {INIT}
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [r0], 16;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r1], [data], 16, [r0];
+    {WAIT}
+    st.relaxed.gpu.global.u32 [flag], 1;
+    bra END;
+SPIN:
+    ld.relaxed.gpu.global.u32 r5, [flag];
+    setp.eq.u32 p3, r5, 0;
+    @p3 bra SPIN;
+END:"""
+    emulator = Emulator(seed=seed, schedule="priority", async_completion=completion)
+    args = {"data": zeros(4), "flag": zeros(1)}
+    shape = {"grid": (2,), "block": (1,), "dynamic_smem_bytes": 16}
+    run_ptx(body, args, module=SHARED, emulator=emulator, **shape).raise_if_findings()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 
 from pykernels import moe
-from pykernels.moe.gpu import Gpu
+from pykernels.moe.gpu import Gpu, Point
 from pykernels.native import native, strided_view
 from tests.recording import Cuda
 
@@ -27,6 +27,7 @@ class PlayedGpu(Gpu):
 
     Attributes:
         waits: of streams for another one: (waiting, awaited, launches made before).
+        kept: tensors that another stream uses than the one they were made on.
         num_synchronized: how often the host has waited for it.
         runs_at_once: whether launches of several ranks run before torch does anything else.
     """
@@ -34,6 +35,7 @@ class PlayedGpu(Gpu):
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self.waits: list[tuple[int, int, int]] = []
+        self.kept: list[Tensor] = []
         self.num_synchronized = 0
         self.captured: set[int] = set()
         self.runs_at_once = False
@@ -52,6 +54,21 @@ class PlayedGpu(Gpu):
     def synchronize(self) -> None:
         self.num_synchronized += 1
         self._cuda.driver.run_collected()
+
+    def point(self) -> Point:
+        stream = self.current_stream()
+        return Point(stream, stream in self.captured, len(self._cuda.driver.launches))
+
+    def follow(self, point: Point) -> bool:
+        stream = self.current_stream()
+        if stream == point.stream:
+            return False
+        if (stream in self.captured) == point.is_captured:
+            self.waits.append((stream, point.stream, point.event))
+        return True
+
+    def keep(self, tensors: Sequence[Tensor]) -> None:
+        self.kept += tensors
 
     def pinned(self, tensor: Tensor) -> Tensor:
         return tensor.clone()

@@ -105,6 +105,70 @@ def test_a_single_rank_works_on_the_current_stream(played: Played) -> None:
     assert played.gpu.waits == []
 
 
+def test_calls_on_another_stream_follow_the_last_one(played: Played) -> None:
+    """Two calls of a buffer at once would be a race of its ranks' counters."""
+    routing = Routing("alone", (5,), 4, 2, 5)
+    batch = routing.batch(HIDDEN)
+    buffer: Any = RunAtOnce(make_buffer(routing), played)  # the driver knows no order of streams
+    first, second = (played.driver.create_stream(0) for _ in range(2))
+    with played.cuda.on(0, first):
+        recv_x, _, handles = buffer.dispatch(*batch)
+    with played.cuda.on(0, second):
+        buffer.combine(recv_x, handles)
+        buffer.dispatch(*batch)
+    with played.cuda.on(0, first):
+        buffer.dispatch(*batch)
+    assert played.gpu.waits == [(second, first, 2), (first, second, 5)]
+
+
+def test_a_hook_on_another_stream(played: Played) -> None:
+    """It follows the send, not what the send's stream has got since, and keeps what it uses."""
+    routing = Routing("alone", (5,), 4, 2, 5)
+    batch = routing.batch(HIDDEN)
+    buffer = make_buffer(routing)
+    first, second = (played.driver.create_stream(0) for _ in range(2))
+    with played.cuda.on(0, first):
+        found, masked_m, handles, hook = buffer.low_latency_dispatch(
+            *batch, fp8=False, return_recv_hook=True
+        )
+        played.run()
+        other = torch.ones(1, 128).bfloat16()
+        cast = pykernels.quantize_1x128(other)
+        played.run()
+        assert cast[1].shape == (1, 1)
+    with played.cuda.on(0, second):
+        hook()
+    played.run()
+    assert played.driver.launches[-1].stream == second
+    assert played.gpu.waits == [(second, first, 2)]
+    used = {tensor.data_ptr() for tensor in played.gpu.kept}
+    assert {each.data_ptr() for each in (*found, *masked_m, handles[0].rows)} <= used
+    played.gpu.kept.clear()
+    with played.cuda.on(0, second):
+        *_, hook = buffer.low_latency_dispatch(*batch, return_recv_hook=True)
+        played.run()
+        hook()
+    assert played.gpu.kept == []
+    played.run()
+
+
+def test_a_capture_is_apart_from_what_is_outside(played: Played) -> None:
+    routing = Routing("alone", (5,), 4, 2, 5)
+    batch = routing.batch(HIDDEN)
+    buffer = make_buffer(routing)
+    first, second = (played.driver.create_stream(0) for _ in range(2))
+    with played.cuda.on(0, first):
+        buffer.dispatch(*batch)
+    played.run()
+    with played.cuda.on(0, second), played.gpu.capture():
+        recv_x, _, handles = buffer.dispatch(*batch)
+        buffer.combine(recv_x, handles)
+    with played.cuda.on(0, first):
+        buffer.dispatch(*batch)
+    assert played.gpu.waits == []
+    played.run()
+
+
 def test_kernels_are_loaded_ahead_of_the_first_launch(played: Played) -> None:
     """Loading one may wait for the GPU, on which another one may wait for a rank to come."""
     batch = ROUTING.batch(HIDDEN)
@@ -324,9 +388,10 @@ def test_reset_zeroes_what_the_kernels_use(played: Played, monkeypatch: pytest.M
     waited = played.gpu.num_synchronized
     buffer.reset()
     assert played.gpu.num_synchronized > waited
+    assert buffer.wait_stats() == waits  # since the buffer was made
     for rank, window in zip(ranks_of(buffer), windows, strict=True):
         assert not bool(window.any())
-        assert not bool(rank._state.any())
+        assert not bool(rank._state[: native().moe_memory()["waits_offset"]].any())
         assert rank.record() is None
     check_grouped(ROUTING, batch, RunAtOnce(buffer, played), batch.x)  # type: ignore[arg-type]
 

@@ -278,6 +278,29 @@ def test_errors_stay_with_their_rank(processes: Processes) -> None:
     close(processes, buffers)
 
 
+def test_wrong_arguments_on_one_rank(processes: Processes) -> None:
+    """Its peers learn of them in place of the call."""
+    batch = ROUTING.batch(HIDDEN)
+    buffers = processes.make_buffers(ROUTING, HIDDEN, **OPTIONS)
+    batch.x[1] = batch.x[1].float()
+
+    def call(rank: int) -> None:
+        buffers[rank].dispatch(batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank])
+
+    _, second, _ = processes.outcomes(call)
+    assert isinstance(second, ValueError)
+    first, again, third = processes.outcomes(lambda rank: buffers[rank].check())
+    assert str(again).startswith("the buffer refuses work since an earlier call failed: x")
+    for error in (first, third):
+        assert isinstance(error, RuntimeError)
+        assert str(error).startswith("rank 1 has failed: the arguments of its call are wrong")
+    assert processes.played.findings == []
+    processes.each(lambda rank: buffers[rank].reset())
+    batch = ROUTING.batch(HIDDEN)
+    check_grouped(ROUTING, batch, AllRanks(processes, buffers), batch.x)  # type: ignore[arg-type]
+    close(processes, buffers)
+
+
 # ---- making and closing ----
 
 
@@ -293,6 +316,10 @@ def test_windows_are_unmapped_before_they_are_freed(
     processes.each(lambda rank: buffers[rank].close())
     assert len(processes.driver.violations) == 6
     assert "cuMemFree of memory of process" in processes.driver.violations[0]
+
+
+FULL = "the driver is out of memory"
+HINT = "; with ranks_per_node=1 rows move by torch.distributed instead"
 
 
 class Fails:
@@ -311,16 +338,16 @@ class Fails:
         if dist.get_rank() == self._rank:
             self._calls += 1
             if self._calls == self._turn:
-                raise RuntimeError("the driver is out of memory")
+                raise RuntimeError(FULL)
         return self._make(*arguments)
 
 
 @pytest.mark.parametrize(
     ("name", "turn", "message"),
     [
-        ("PeerMemory", 1, "the driver is out of memory"),
-        ("MappedPeer", 1, "the window of rank 0 cannot be mapped: the driver is out of memory"),
-        ("MappedPeer", 2, "the window of rank 2 cannot be mapped: the driver is out of memory"),
+        ("PeerMemory", 1, FULL),
+        ("MappedPeer", 1, f"the window of rank 0 cannot be mapped: {FULL}{HINT}"),
+        ("MappedPeer", 2, f"the window of rank 2 cannot be mapped: {FULL}{HINT}"),
     ],
 )
 def test_a_rank_that_fails(

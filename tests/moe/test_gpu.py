@@ -14,6 +14,7 @@ class Stream:
     """Writes down who waits for whom."""
 
     order: list[tuple[int, int]]
+    captures: bool
 
     def __init__(self, handle: int) -> None:
         self.cuda_stream = handle
@@ -21,10 +22,16 @@ class Stream:
     def wait_stream(self, other: Stream) -> None:
         self.order.append((self.cuda_stream, other.cuda_stream))
 
+    def record_event(self) -> int:
+        return self.cuda_stream
+
+    def wait_event(self, event: int) -> None:
+        self.order.append((self.cuda_stream, event))
+
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> gpu.Gpu:
-    Stream.order = []
+    Stream.order, Stream.captures = [], False
     handles = iter((11, 12))
     current = Stream(7)
     asked: dict[str, Any] = {
@@ -57,6 +64,33 @@ def test_streams_join_after_an_error(device: gpu.Gpu) -> None:
     with pytest.raises(RuntimeError, match="launch"), device.forked(streams):
         raise RuntimeError("the launch failed")
     assert Stream.order[2:] == [(7, 11), (7, 12)]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_point_of_another_stream_is_waited_for(
+    device: gpu.Gpu, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both are in a graph's capture, or neither."""
+    monkeypatch.setattr("pykernels.device.is_capturing", lambda tensor: Stream.captures)
+    monkeypatch.setattr(gpu.Gpu, "_nothing", torch.empty(0))
+    own = device.point()
+    assert (own.stream, own.is_captured) == (7, False)
+    assert not device.follow(own)
+    Stream.captures = captured
+    assert device.follow(own._replace(stream=8, event=8))
+    assert Stream.order == ([] if captured else [(7, 8)])
+    assert device.follow(gpu.Point(9, captured, 9))
+    assert Stream.order[-1] == (7, 9)
+
+
+def test_kept_tensors_are_recorded_on_the_current_stream(device: gpu.Gpu) -> None:
+    class Recorded:
+        def record_stream(self, stream: Stream) -> None:
+            streams.append(stream.cuda_stream)
+
+    streams: list[int] = []
+    device.keep([Recorded(), Recorded()])  # type: ignore[list-item]
+    assert streams == [7, 7]
 
 
 def test_synchronize(device: gpu.Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.op_checks import CHECKS, one_thread
 ROUTING = Routing("alone", (5,), 4, 4, 5)  # every row of every result is filled
 CAPACITY = 20
 OPS = torch.ops.pykernels
-TABLES = ("position_in_rank", "recv_counts", "rows", "row_weights", "row_topk")
+TABLES = ("position_in_rank", "send_counts", "recv_counts", "rows", "row_weights", "row_topk")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,9 +71,9 @@ def assert_same(found: Any, wanted: Any) -> None:
     if isinstance(wanted, Tensor):
         assert same_bits(found, wanted)
     elif isinstance(wanted, DispatchHandle):
-        assert_same(handle_tensors(found)[:4], handle_tensors(wanted)[:4])
+        assert_same(handle_tensors(found)[:5], handle_tensors(wanted)[:5])
         num_tokens = int(wanted.recv_counts[0])
-        for name in TABLES[2:]:
+        for name in TABLES[3:]:
             assert_same(getattr(found, name)[:, :num_tokens], getattr(wanted, name)[:, :num_tokens])
     else:
         for each, other in zip(found, wanted, strict=True):
@@ -85,8 +85,7 @@ def assert_same(found: Any, wanted: Any) -> None:
 
 def test_schemas() -> None:
     buffer, batch = "int buffer, Tensor(a!) token", "Tensor topk_idx, Tensor topk_weights"
-    tables = "Tensor position_in_rank, Tensor recv_counts, Tensor rows, Tensor row_weights, "
-    tables += "Tensor row_topk"
+    tables = ", ".join(f"Tensor {name}" for name in TABLES)
     sent = f"{buffer}, Tensor x, Tensor? scales, {batch}"
     received = f"(Tensor recv_x, Tensor recv_scales, Tensor counts, {tables})"
     name = "pykernels::moe_"

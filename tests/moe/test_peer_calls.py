@@ -12,6 +12,7 @@ import pykernels
 from pykernels import moe, reference
 from pykernels.emulator import Module
 from pykernels.moe.peer import PeerTransport
+from pykernels.native import native
 from tests.kernel_launch import kernel_ptx
 from tests.moe.checking import HIDDEN, buffer_of, check_grouped, same_bits
 from tests.moe.routings import Routing
@@ -191,7 +192,7 @@ def test_a_call_that_is_not_made_has_no_rows(masked: bool) -> None:
     for each in sent:
         each.poison()
     for state in world.states:
-        state.view(torch.int32)[2] = 2  # broken
+        state.view(torch.int32)[2] = -(2**31)  # out of step
     memory = [tensor for each in sent for tensor in each.all_tensors()]
     world.run([world.layout(sent), world.dispatch(sent)], memory).raise_if_findings()
     for each in sent:
@@ -224,6 +225,76 @@ def test_the_rank_to_blame_is_known_to_all(seed: int) -> None:
         assert (error["peer"], error["told_by"], error["told"]) == (first["peer"], 0, "timeout")
     else:
         assert (error["kind"], error["peer"]) == ("timeout", 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_call_is_made_behind_a_wrong_one(seed: int) -> None:
+    """As in replays of a graph, where no host looks: on all ranks, however they come."""
+    launch = MoeLaunch.make("moe_dispatch", [(5, 4, 3)] * 3, 16)
+    world = launch.world
+    for call in launch.batches[:2]:
+        call[1].topk_idx[0, 0] = 99  # the second time nobody takes part any more
+    for call in launch.batches:
+        for each in call:
+            each.poison()
+    memory = [t for call in launch.batches for each in call for t in each.all_tensors()]
+    launches = [step for call in launch.batches for step in (world.layout(call),)]
+    calls = [world.dispatch(call) for call in launch.batches]
+    steps = [step for pair in zip(launches, calls, strict=True) for step in pair]
+    schedule = "priority" if seed % 3 == 2 else "random"
+    world.run(steps, memory, seed=seed, schedule=schedule).raise_if_findings()
+    found = [
+        error and (error["kind"], error["peer"], error.get("told")) for error in world.errors()
+    ]
+    assert found == [("peer", 1, "expert"), ("expert", 1, None), ("peer", 1, "expert")]
+    assert [int(state[:8].view(torch.int64)) for state in world.states] == [1, 1, 1]
+    for each in launch.batches[0]:
+        assert each.tensors["recv_counts"].any()
+    for call in launch.batches[1:]:
+        assert not call[1].tensors["groups"].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_peers_of_a_refused_call_do_not_wait_long(seed: int) -> None:
+    """The host has found wrong arguments on rank 1; a call before it is whole on all ranks."""
+    launch = MoeLaunch.make("moe_dispatch", [(5, 4, 3), (5, 4, 3)], 16)
+    world = launch.world
+    memory = [t for call in launch.batches for each in call for t in each.all_tensors()]
+    for call in launch.batches:
+        for each in call:
+            each.poison()
+    first, second = launch.batches
+    refusal = native().make_moe_refusal_launch(world.buffers[1])
+    behind = world.dispatch(second)
+    behind[1] = refusal
+    steps = [world.layout(first), world.dispatch(first), world.layout(second), behind]
+    steps.append([refusal])  # a second one changes nothing
+    del steps[2][1]
+    world.run(steps, memory, seed=seed).raise_if_findings()
+    found = [
+        error and (error["kind"], error["peer"], error.get("told")) for error in world.errors()
+    ]
+    assert found == [("peer", 1, "argument"), ("argument", 1, None), ("peer", 1, "argument")]
+    assert [int(state[:8].view(torch.int64)) for state in world.states] == [1, 1, 1]
+    expected = reference.moe_dispatch(
+        [sent.x for sent in first], [sent.topk_idx for sent in first], num_experts=9
+    )
+    for sent, (rows, offsets) in zip(first, expected, strict=True):
+        assert torch.equal(sent.tensors["groups"], offsets)
+        assert same_bits(sent.tensors["recv_x"][: len(rows)], rows)
+
+
+def test_handles_of_different_dispatches() -> None:
+    batch, other = ROUTING.batch(HIDDEN), ROUTING.batch(HIDDEN, seed=1)
+    with pykernels.emulate() as report:
+        buffer = buffer_of(ROUTING, num_sms=NUM_SMS, timeout=TIMEOUT_NS / 1e9)
+        recv_x, _, handles = buffer.dispatch(*batch)
+        _, _, others = buffer.dispatch(*other)
+        with pytest.raises(RuntimeError, match="all ranks must pass handles of the same dispatch"):
+            buffer.combine(recv_x, [handles[0], others[1], handles[2]])
+        buffer.reset()
+        check_grouped(ROUTING, batch, buffer, batch.x)
+    assert not report.findings
 
 
 def test_peers_of_a_wrong_call_do_not_wait_long() -> None:
@@ -279,8 +350,8 @@ def test_calls_that_do_not_match(difference: str) -> None:
     )
     if difference == "call":
         for sent in theirs.batches[0]:
-            for name in ("recv_counts", "rows", "position_in_rank"):
-                sent.tensors[name].fill_(-1 if name != "recv_counts" else 0)
+            for name in ("recv_counts", "rows", "position_in_rank", "rank_counts"):
+                sent.tensors[name].fill_(0 if name.endswith("counts") else -1)
     report = world.run([[mine, other]], memory)
     assert not report.findings
     for rank, error in enumerate(world.errors()):

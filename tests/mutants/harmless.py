@@ -205,19 +205,23 @@ HARMLESS: tuple[Harmless, ...] = (
     ),
     Harmless(
         MOE_DISPATCHES, "dispatch.cuh:42", "fence.mbarrier_init", "removed",
-        "without a cluster, bar.sync (signal.cuh:95) orders the initialisation before all uses",
+        "without a cluster, bar.sync (signal.cuh:100) orders the initialisation before all uses",
     ),
     Harmless(
-        MOE, "errors.cuh:32", "st.release.sys", "release relaxed",
+        MOE, "errors.cuh:37", "st.release.sys", "release relaxed",
         READ_BY_THE_HOST,
     ),
-    Harmless(MOE, "errors.cuh:32", "st.release.sys", "sys narrowed to gpu", READ_BY_THE_HOST),
+    Harmless(MOE, "errors.cuh:37", "st.release.sys", "sys narrowed to gpu", READ_BY_THE_HOST),
     Harmless(
-        ("moe_layout",), "errors.cuh:38", "st.relaxed.sys", "sys narrowed to gpu",
+        ("moe_layout",), "errors.cuh:46", "st.relaxed.sys", "sys narrowed to gpu",
         "the peers read it while they wait, in other kernels",
     ),
     Harmless(
-        ("moe_layout",), "errors.cuh:22", "atom.relaxed.gpu", "gpu narrowed to cta",
+        ("moe_layout",), "errors.cuh:27", "atom.relaxed.gpu", "gpu narrowed to cta",
+        "the layout has one CTA",
+    ),
+    Harmless(
+        ("moe_layout",), "errors.cuh:25", "ld.relaxed.gpu", "gpu narrowed to cta",
         "the layout has one CTA",
     ),
     Harmless(

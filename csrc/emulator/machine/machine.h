@@ -220,6 +220,7 @@ class Machine {
   int64_t first_priority();
   bool has_ended();
   bool run_priority_turn();
+  void complete_late();
   void demote(Warp& warp);
   bool complete_any();
   bool complete_before(const Warp* warp);

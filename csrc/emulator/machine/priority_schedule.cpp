@@ -147,14 +147,24 @@ bool Machine::run_priority_turn() {
     budget = std::min(budget, change_points.back() - report_.counters.visible_instructions());
   }
   priorities_.run_length += run_warp(*warp, budget);
-  if (priorities_.run_length >= kSpin || warp->yield_) demote(*warp);
+  const bool spins = priorities_.run_length >= kSpin;
+  if (spins || warp->yield_) demote(*warp);
   const uint64_t visible = report_.counters.visible_instructions();
   while (!change_points.empty() && change_points.back() <= visible) {
     change_points.pop_back();
     demote(*warp);
   }
   complete_after_turn(*warp->cta().cluster);
+  if (spins) complete_late();
   return true;
+}
+
+/// A warp polls for what may hang on the operation of a cluster that has nothing to run.
+void Machine::complete_late() {
+  if (options_.completion != Completion::kLate || options_.trace != nullptr) return;
+  Cluster* running = current_;
+  complete_any();
+  current_ = running;
 }
 
 // ---- replay ----
