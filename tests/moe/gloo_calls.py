@@ -352,3 +352,46 @@ def over_tcp(address: str, num_ranks: int, rank: int, interface: str) -> None:
 
 if __name__ == "__main__":
     over_tcp(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+
+
+def exchange_on(device: str, routing: Routing) -> list[Tensor]:
+    """Calls of both kinds with tensors of a device: rows, offsets, and what comes home of them."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    sent = [each[rank].to(device) for each in batch]
+    options: dict[str, Any] = {"group": None, "device": device, "timeout": 20}
+    with buffer_of(routing, **options) as buffer, buffer_of(routing, **options) as other:
+        for _ in range(3):
+            recv_x, offsets, handle = buffer.dispatch(*sent, capacity=capacity_of(routing))
+            out = buffer.combine(recv_x, handle)
+        _, _, low_handle, hook = other.low_latency_dispatch(*sent, fp8=False, return_recv_hook=True)
+        hook()
+        buffer.check()
+        other.check()
+        used = int(offsets[-1])
+        counts = low_handle.recv_counts
+        return [each.cpu() for each in (recv_x[:used], offsets, out, counts)]
+
+
+def peer_dies_on(device: str, routing: Routing) -> list[Any]:
+    """Rank 1 of two is killed: the other's error, what it gets alone, and how long that takes."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    sent = [each[rank].to(device) for each in batch]
+    buffer = buffer_of(routing, group=None, device=device, timeout=3)
+
+    def both() -> Tensor:
+        recv_x, _, handle = buffer.dispatch(*sent, capacity=capacity_of(routing))
+        out = buffer.combine(recv_x, handle)
+        buffer.check()
+        return out.cpu()  # type: ignore[no-any-return]
+
+    both()
+    torch.distributed.barrier()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)  # the process is gone, and its memory with it
+    start = time.monotonic()
+    error = error_of(both)
+    seconds = time.monotonic() - start
+    buffer.mask_ranks([1])
+    buffer.reset()
+    return [error, seconds, both()]
