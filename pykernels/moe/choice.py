@@ -47,7 +47,7 @@ def transport_kind(settings: Settings) -> Kind:
     """Of a call that is made now: for CPU tensors it depends on ``pykernels.emulate``."""
     on_gpu = gpu.find(settings.device) is not None
     if isinstance(settings.group, LocalGroup):
-        emulated = not on_gpu and launch_device(torch.empty(0)) is not None
+        emulated = not on_gpu and launch_device(torch.empty(0, device="cpu")) is not None
         return "peer" if on_gpu or emulated else "local"
     num_ranks = settings.sizes.num_ranks
     one_node = settings.ranks_per_node == num_ranks

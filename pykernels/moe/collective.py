@@ -102,7 +102,9 @@ class CollectiveTransport:
     ) -> Finish:
         (rows,), (handle,), (out,) = y, handles, outs
         num_ranks = self._sizes.num_ranks
-        left_in = torch.tensor([rank not in self._masked_ranks for rank in range(num_ranks)])
+        left_in = torch.tensor(
+            [rank not in self._masked_ranks for rank in range(num_ranks)], device="cpu"
+        )
         recv_counts: list[int] = handle.recv_counts.tolist()
         sent = (handle.recv_counts.cpu() * left_in).tolist()
         awaited = (handle.send_counts.cpu() * left_in).tolist()

@@ -5,6 +5,7 @@ The sums have the bits of the reference (and of the kernels) on every device.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class RecordLayout:
         is_fp8 = dtype == torch.float8_e4m3fn
         self.num_scales = num_scales(hidden) if is_fp8 else 0
         sizes = (hidden * dtype.itemsize, 4 * self.num_scales, 4 * num_topk, 4 * num_topk)
-        self._ends = torch.tensor(sizes).cumsum(0).tolist()
+        self._ends = list(itertools.accumulate(sizes))
 
     @property
     def bytes(self) -> int:
@@ -128,7 +129,7 @@ def fill_received(
     if scales is not None and received.scales is not None:
         received.scales.view(-1, scales.size(1))[rows] = scales[token]
     _fill_counts(received, arrangement)
-    handle.recv_counts.copy_(torch.tensor(recv_counts))
+    handle.recv_counts.copy_(torch.tensor(recv_counts, device="cpu"))
     tables = (handle.rows, handle.row_weights, handle.row_topk)
     found = (arrangement.rows, arrangement.weights, arrangement.topk)
     for table, values in zip(tables, found, strict=True):

@@ -40,11 +40,11 @@ class Header:
         numbers += [0] * (num_counts - len(self.counts))
         text = _shortened(self.text.encode())
         words = torch.frombuffer(bytearray(text), dtype=torch.int64)
-        return torch.cat([torch.tensor(numbers, dtype=torch.int64), words])
+        return torch.cat([torch.tensor(numbers, dtype=torch.int64, device="cpu"), words])
 
     @staticmethod
     def empty(num_counts: int) -> Tensor:
-        return torch.zeros(4 + num_counts + _TEXT_WORDS, dtype=torch.int64)
+        return torch.zeros(4 + num_counts + _TEXT_WORDS, dtype=torch.int64, device="cpu")
 
     @staticmethod
     def decode(tensor: Tensor) -> Header:

@@ -237,7 +237,7 @@ class PeerTransport:
             if rank.index not in self._masked_ranks
         ]
         if self._gpu is None:
-            emulated = devices.launch_device(torch.empty(0))
+            emulated = devices.launch_device(torch.empty(0, device="cpu"))
             if emulated is None:
                 raise RuntimeError(
                     "the call has begun inside of pykernels.emulate and must end there"

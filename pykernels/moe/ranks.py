@@ -85,7 +85,7 @@ class Rank:
         self.index = index
         self._zero_window = zero_window
         self._state = aligned_zeros(memory["state_bytes"], device)
-        self._record = torch.zeros(memory["record_bytes"] // 8, dtype=torch.int64)
+        self._record = torch.zeros(memory["record_bytes"] // 8, dtype=torch.int64, device="cpu")
         on_gpu = gpu.find(device)
         if on_gpu is not None:
             self._record = on_gpu.pinned(self._record)
