@@ -85,7 +85,7 @@ class BufferBase:
         self._sizes = self._settings.sizes
         self._transports: dict[choice.Kind, Transport] = {}
         self._masked_ranks: frozenset[int] = frozenset()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._closed = False
         self._num_resets = 0
         self._transport()  # all ranks make it together
@@ -146,10 +146,10 @@ class BufferBase:
         """
         self._refuse_if_closed()
         self._num_resets += 1  # what was sent is forgotten, also where this fails
+        self._error = None  # its traceback holds the connections that are to be closed
         with self._breaking():
             for transport in self._transports.values():
                 transport.reset()
-        self._error = None
 
     def wait_stats(self) -> Any:
         """How long this rank has waited for each of its peers since the buffer was made.
@@ -227,9 +227,10 @@ class BufferBase:
     def _refuse_after_error(self) -> None:
         self._refuse_if_closed()
         if self._error is not None:
+            reason = str(self._error) or type(self._error).__name__
             raise RuntimeError(
-                f"the buffer refuses work since an earlier call failed: {self._error}; call "
-                "reset() on all ranks"
+                f"the buffer refuses work since an earlier call failed: {reason}; call reset() on "
+                "all ranks"
             ) from self._error
 
     def _refuse_if_closed(self) -> None:
@@ -238,12 +239,12 @@ class BufferBase:
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
-        """An error inside makes the buffer refuse work until it is reset."""
+        """An error inside, or an interrupt, makes the buffer refuse work until it is reset."""
         try:
             yield
         except HookPendingError:
             raise
-        except Exception as error:
+        except BaseException as error:
             self._error = error
             raise
 

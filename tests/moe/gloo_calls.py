@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -228,6 +229,29 @@ def one_rank_resets_alone(routing: Routing, alone: int) -> list[str]:
         time.sleep(0.3)  # what it left in the store is all that the other one finds
     buffer.reset()
     return [*errors, error_of(dispatch)]
+
+
+def one_rank_is_interrupted(routing: Routing) -> list[Any]:
+    """Rank 0, in a wait for rank 1: errors, seconds until all have reset, and the next call's."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    buffer = buffer_of(routing, group=None, timeout=15)
+
+    def dispatch() -> Any:
+        return buffer.dispatch(batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank])
+
+    dispatch()
+    if rank == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        time.sleep(0.8)
+    begin = time.monotonic()
+    try:
+        errors = [error_of(dispatch)]
+    except KeyboardInterrupt:
+        errors = [error_of(buffer.check)]
+    buffer.reset()
+    return [*errors, time.monotonic() - begin, error_of(dispatch)]
 
 
 def one_rank_is_slow() -> list[Any]:

@@ -216,6 +216,18 @@ def test_a_reset_alone(alone: int) -> None:
     assert [answer[-1] for answer in answers] == [""] * 4
 
 
+def test_an_interrupted_rank() -> None:
+    """It refuses work, and its reset frees the other one, which need not wait for the timeout."""
+    routing = Routing("uniform", (6, 4), 8, 3, 6)
+    first, second = run_ranks(2, gloo_calls.one_rank_is_interrupted, routing)
+    assert first[0].startswith("RuntimeError: the buffer refuses work since an earlier call failed")
+    assert "KeyboardInterrupt" in first[0]
+    assert second[0].startswith("MoeTimeoutError: rank 1 waited for rank 0")
+    for _, seconds, after_reset in (first, second):
+        assert seconds < 10
+        assert after_reset == ""
+
+
 def test_a_slow_rank() -> None:
     for rank, (waits, errors) in enumerate(run_ranks(3, gloo_calls.one_rank_is_slow)):
         assert [wait.peer for wait in waits] == [0, 1, 2]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pykernels import quantize_1x128, reference
+from pykernels.moe import exchange
 from tests.moe.checking import (
     HIDDEN,
     KINDS,
@@ -229,3 +230,34 @@ def test_a_reset_that_fails_forgets_what_was_sent() -> None:
         buffer.reset()
         with pytest.raises(RuntimeError, match="has been called since"):
             hook()
+
+
+@pytest.mark.parametrize("call", ["dispatch", "combine", "hook", "reset"])
+def test_an_interrupted_call(call: str) -> None:
+    """Whoever catches the KeyboardInterrupt has ranks that are out of step."""
+    routing = next(each for each in ROUTINGS if each.num_ranks == 2)
+    batch = routing.batch(HIDDEN)
+    sent = batch.x, batch.topk_idx, batch.topk_weights
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with buffer_of(routing) as buffer, pytest.MonkeyPatch.context() as patch:
+        recv_x, _, handles = buffer.dispatch(*sent, capacity=capacity_of(routing))
+        calls = {
+            "dispatch": lambda: buffer.dispatch(*sent),
+            "combine": lambda: buffer.combine(recv_x, handles),
+            "hook": buffer.low_latency_dispatch(*sent, return_recv_hook=True)[3],
+            "reset": buffer.reset,
+        }
+        if call == "hook":
+            patch.setattr(exchange, "fill_received", interrupt)
+        else:
+            patch.setattr(buffer._transport(), call, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            calls[call]()
+        patch.undo()
+        with pytest.raises(RuntimeError, match="earlier call failed: KeyboardInterrupt; call rese"):
+            buffer.check()
+        buffer.reset()
+        buffer.dispatch(*sent, capacity=capacity_of(routing))
