@@ -33,7 +33,7 @@ def check_timeout(timeout: object) -> float:
 
 
 def check_device(device: object) -> torch.device:
-    """A CPU or CUDA device; a CUDA device without an index is the current one."""
+    """The CPU, or one of torch's GPUs; without an index it is the current one."""
     if not isinstance(device, (str, torch.device)):
         raise ValueError(
             f"device must be a torch.device, its name or None, got {checks.shown(device)}"
@@ -42,13 +42,19 @@ def check_device(device: object) -> torch.device:
         found = torch.device(device)
     except RuntimeError:  # no such device type, or no such index
         found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
+    if found.type == "cpu":
+        return torch.device("cpu")  # tensors on it have no index
+    if found.type != "cuda":
         raise ValueError(f"device must be a CUDA device or the CPU, got {str(device)!r}")
-    if found.type == "cuda" and found.index is None:
-        if not torch.cuda.is_available():
-            raise RuntimeError(f"torch finds no GPU for device {device}; pass device='cpu'")
-        found = torch.device("cuda", torch.cuda.current_device())
-    return found
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"torch finds no GPU for device {device}; pass device='cpu'")
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device must be one of the {torch.cuda.device_count()} GPUs that torch finds, got "
+            f"{str(device)!r}"
+        )
+    return torch.device("cuda", index)
 
 
 def check_ranks_per_node(ranks_per_node: object, num_ranks: int) -> None:

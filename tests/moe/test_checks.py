@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pykernels import moe
+from pykernels.moe import checks as moe_checks
 from tests.moe.checking import buffer_of, same_bits
 from tests.moe.routings import Routing
 from tests.wrong_arguments import Wrong, misaligned, padded, put
@@ -323,6 +324,31 @@ BUFFERS = [
 def test_buffers(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         moe.Buffer(moe.LocalGroup(2), **(SIZES | change))
+
+
+@pytest.mark.parametrize("device", ["cpu:0", torch.device("cpu", 1)])
+def test_cpu_devices_with_an_index(device: torch.device | str) -> None:
+    """Tensors that torch makes on them have none."""
+    buffer = buffer_of(ROUTING, HIDDEN, device=device)
+    recv_x, _, handle = buffer.dispatch(**sent())
+    assert recv_x[0].device == torch.device("cpu")
+    buffer.combine(recv_x, handle)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_no_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=f"torch finds no GPU for device {device}; pass device"):
+        moe.Buffer(moe.LocalGroup(2), **SIZES, device=device)
+
+
+def test_devices_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, answer in (("is_available", True), ("device_count", 2), ("current_device", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    assert moe_checks.check_device("cuda") == torch.device("cuda", 1)
+    assert moe_checks.check_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="device must be one of the 2 GPUs that torch finds"):
+        moe_checks.check_device("cuda:2")
 
 
 def test_groups() -> None:
