@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -88,6 +89,7 @@ class BufferBase:
         self._error: BaseException | None = None
         self._closed = False
         self._num_resets = 0
+        self._unfilled: WeakSet[DispatchHandle] = WeakSet()  # whose hooks have not been called
         self._transport()  # all ranks make it together
 
     @property

@@ -16,6 +16,7 @@ from pykernels import checks
 from pykernels.moe import autograd
 from pykernels.moe import checks as moe_checks
 from pykernels.moe.base import BufferBase, Hook
+from pykernels.moe.errors import HookPendingError
 from pykernels.moe.handle import DispatchHandle
 from pykernels.moe.transport import Batch, CombineCall, DispatchCall, Received
 
@@ -75,7 +76,14 @@ class BufferCalls(BufferBase):
             call, batches = self._low_latency_call(*sent, fp8, scale_fmt, transport.reads_values)
         call = dataclasses.replace(call, split=bool(split))
         received, finish = self.start_dispatch(call, batches)
-        return received, self._hook(finish, call.split)
+        handles = [each.handle for each in received]
+        self._unfilled.update(handles)
+
+        def fill() -> None:
+            finish()
+            self._unfilled.difference_update(handles)
+
+        return received, self._hook(fill, call.split)
 
     def low_latency_dispatched(
         self, x: Any, topk_idx: Any, topk_weights: Any, fp8: Any, scale_fmt: Any
@@ -94,6 +102,11 @@ class BufferCalls(BufferBase):
             rows, handles, outs = self._combined(y, handle, out, masked=True)
             for each in rows:
                 checks.check_no_gradient(op, {"y": each})
+        if any(each in self._unfilled for each in handles):
+            raise HookPendingError(
+                f"{op} must come after the hook of the low_latency_dispatch of its handle; call "
+                "the hook first"
+            )
         call = CombineCall(op, split=bool(split))
         results, finish = self.start_combine(call, rows, handles, outs)
         return results, self._hook(finish, call.split)
@@ -146,6 +159,8 @@ class BufferCalls(BufferBase):
         checked = zip(self._rank_checks(), *columns, outs, strict=True)
         found = [check.combined(*each, masked=masked) for check, *each in checked]
         rows, handles, results = (list(each) for each in zip(*found, strict=True))
+        if self._rank is None:
+            moe_checks.check_outs_apart(rows, results)
         return rows, handles, results
 
     def _per_rank(self, name: str, value: Any) -> list[Any]:

@@ -271,6 +271,16 @@ def _check_address(name: str, tensor: Tensor) -> None:
         checks.check_address(name, tensor)
 
 
+def check_outs_apart(y: Sequence[Tensor], outs: Sequence[Tensor | None]) -> None:
+    """Of all ranks of a process: each writes its ``out`` while others read and write theirs."""
+    others = {f"y of rank {rank}": rows for rank, rows in enumerate(y)}
+    for rank, out in enumerate(outs):
+        if out is not None and checks.has_memory(out):
+            name = f"out of rank {rank}"
+            check_no_overlap(name, out, others)
+            others[name] = out
+
+
 def check_fp8_rows(batch: Batch) -> None:
     """FP8 rows, given or made by the send, are multiples of 16 bytes."""
     checks.check_multiple(

@@ -110,12 +110,13 @@ class CollectiveTransport:
         awaited = (handle.send_counts.cpu() * left_in).tolist()
         text = f"{call.op} of {rows.dtype} rows of {rows.size(1 + handle.masked)}"
         headers = self._exchange_headers(call.op, text, [*sent, *awaited])
-        self._check_handles(headers)
+        sent_by = {rank: header.counts[:num_ranks] for rank, header in headers.items()}
+        awaited_by = {rank: header.counts[num_ranks:] for rank, header in headers.items()}
+        exchange.check_handles(sent_by, awaited_by)
 
         sums = exchange.sum_rows(rows, handle, recv_counts)
         by_home = sums.view(torch.uint8).split(recv_counts)
         row_bytes = sums.size(1) * sums.itemsize
-        sent_by = {rank: header.counts[:num_ranks] for rank, header in headers.items()}
         hops = CombineHops(self._way(), row_bytes, sent_by)
         op, number = call.op, self._call
         with self._timing(op):
@@ -212,19 +213,6 @@ class CollectiveTransport:
                 raise ValueError(shortage.message)
         for shortage in found:
             raise RuntimeError(f"the call of rank {shortage.rank} is wrong: {shortage.message}")
-
-    def _check_handles(self, headers: dict[int, Header]) -> None:
-        """What each rank sends to each other is what that one waits for."""
-        num_ranks = self._sizes.num_ranks
-        for rank, header in headers.items():
-            for home, other in headers.items():
-                sent, awaited = header.counts[home], other.counts[num_ranks + rank]
-                if sent != awaited:
-                    raise ValueError(
-                        f"all ranks must pass handles of the same dispatch, got one with {sent} "
-                        f"tokens of rank {home} on rank {rank}, but with {awaited} tokens for rank "
-                        f"{rank} on rank {home}"
-                    )
 
     @contextmanager
     def _timing(self, phase: str, call: int | None = None) -> Iterator[None]:

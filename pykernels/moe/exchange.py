@@ -6,7 +6,7 @@ The sums have the bits of the reference (and of the kernels) on every device.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,6 +99,26 @@ def shortages(
     return found
 
 
+def check_handles(sent: Mapping[int, Sequence[int]], awaited: Mapping[int, Sequence[int]]) -> None:
+    """What each rank sends to each other in a combine is what that one waits for.
+
+    Args:
+        sent: by rank, its tokens' numbers for all ranks.
+        awaited: by rank, those that it waits for from all ranks.
+
+    Raises:
+        ValueError: the ranks' handles are not of one dispatch.
+    """
+    for rank, counts in sent.items():
+        for home, others in awaited.items():
+            if counts[home] != others[rank]:
+                raise ValueError(
+                    f"all ranks must pass handles of the same dispatch, got one with "
+                    f"{counts[home]} tokens of rank {home} on rank {rank}, but with {others[rank]} "
+                    f"tokens for rank {rank} on rank {home}"
+                )
+
+
 def quantized(batch: Batch, scale_fmt: str | None) -> Batch:
     """The batch with its rows cast as the send casts them."""
     if scale_fmt is None:
@@ -172,7 +192,9 @@ def sum_at_home(parts: Sequence[Tensor | None], position_in_rank: Tensor, out: T
         if part is not None:
             tokens = (position_in_rank[:, rank] >= 0).nonzero().squeeze(1)
             total[tokens] += part.float()
-    out.copy_(round_to_bf16(total))
+    # A tensor made in inference mode may only be written there.
+    with torch.inference_mode(torch.is_inference_mode_enabled() or out.is_inference()):
+        out.copy_(round_to_bf16(total))
 
 
 def fmaf(weights: Tensor, values: Tensor, addends: Tensor) -> Tensor:

@@ -64,9 +64,11 @@ class LocalTransport:
         handles: Sequence[DispatchHandle],
         outs: Sequence[Tensor],
     ) -> Finish:
+        sent = [handle.recv_counts.tolist() for handle in handles]
+        awaited = [(handle.position_in_rank >= 0).sum(0).tolist() for handle in handles]
+        exchange.check_handles(dict(enumerate(sent)), dict(enumerate(awaited)))
         parts: list[Sequence[Tensor]] = []  # [experts' rank][home rank]
-        for rows, handle in zip(y, handles, strict=True):
-            counts = handle.recv_counts.tolist()
+        for rows, handle, counts in zip(y, handles, sent, strict=True):
             parts.append(exchange.sum_rows(rows, handle, counts).split(counts))
 
         def finish() -> None:

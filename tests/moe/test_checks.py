@@ -210,6 +210,16 @@ COMBINE = [
         lambda a: {"out": [a["out"][0], a["y"][1].view(-1, HIDDEN)[:3]]},
         "out of rank 1 must not share memory with y of rank 1",
     ),
+    Wrong(
+        "out_in_another_y",
+        lambda a: {"out": [a["out"][0], a["y"][0].view(-1, HIDDEN)[:3]]},
+        "out of rank 1 must not share memory with y of rank 0",
+    ),
+    Wrong(
+        "one_out_for_two",
+        lambda a: {"out": [a["out"][0], a["out"][0][:3]]},
+        "out of rank 1 must not share memory with out of rank 0",
+    ),
 ]
 
 
@@ -245,6 +255,55 @@ def test_handles_of_the_other_kind() -> None:
         ValueError, match=r"must be of a buffer with .* = \[2, 4, 3\], got \[2, 4, 2"
     ):
         other.combine(rows, grouped)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["combine", "low_latency_combine"])
+@pytest.mark.parametrize("mixed", ["ranks", "batches"])
+def test_handles_that_do_not_belong_together(mixed: str, masked: bool) -> None:
+    """Nothing is written; the buffer refuses work until it is reset, as over torch.distributed."""
+    buffer = buffer_of(ROUTING, HIDDEN)
+    dispatch, combine = (
+        (lambda **arguments: buffer.low_latency_dispatch(**arguments, fp8=False)[:3])
+        if masked
+        else buffer.dispatch,
+        buffer.low_latency_combine if masked else buffer.combine,
+    )
+    rows, _, handles = dispatch(**sent())
+    nowhere = sent()
+    nowhere["topk_idx"] = [torch.full_like(idx, -1) for idx in nowhere["topk_idx"]]
+    _, _, others = dispatch(**nowhere)
+    out = [torch.full((n, HIDDEN), 7.0).bfloat16() for n in ROUTING.num_tokens]
+    wrong = [handles[0], others[1]]
+    if mixed == "ranks":
+        wrong, out = handles[::-1], out[::-1]
+    with pytest.raises(ValueError, match="all ranks must pass handles of the same dispatch, got o"):
+        combine(rows, wrong, out=out)
+    assert all(each.eq(7).all() for each in out)
+    buffer.reset()
+    combine(rows, handles)
+
+
+def test_a_combine_ahead_of_the_hook_of_its_handle() -> None:
+    """Nothing is sent and the buffer goes on: the hook may still be called."""
+    buffer = buffer_of(ROUTING, HIDDEN)
+    *_, first, hook = buffer.low_latency_dispatch(**sent(), fp8=False, return_recv_hook=True)
+    rows, _, second, _ = buffer.low_latency_dispatch(**sent(), fp8=False)
+    message = "low_latency_combine must come after the hook of the low_latency_dispatch of its hand"
+    with pytest.raises(RuntimeError, match=message):
+        buffer.low_latency_combine(rows, first)
+    wanted, _ = buffer.low_latency_combine(rows, second)
+    hook()
+    found, _ = buffer.low_latency_combine(rows, first)
+    assert all(map(same_bits, found, wanted))
+
+
+def test_out_of_inference_mode() -> None:
+    buffer = buffer_of(ROUTING, HIDDEN)
+    rows, _, handle = buffer.dispatch(**sent())
+    with torch.inference_mode():
+        out = [torch.empty(n, HIDDEN, dtype=torch.bfloat16) for n in ROUTING.num_tokens]
+    wanted = buffer.combine(rows, handle)
+    assert all(map(same_bits, buffer.combine(rows, handle, out=out), wanted))
 
 
 def test_gradients_and_out_do_not_go_together() -> None:
