@@ -89,7 +89,9 @@ class _Combine(torch.autograd.Function):
         finish()
         ctx.buffer, ctx.handles = buffer, handles
         ctx.of_weights = any(ctx.needs_input_grad[3 + len(handles) :])
-        ctx.save_for_backward(*(y if ctx.of_weights else ()))
+        # The backward pass goes by topk_idx again, so torch must notice where it has changed.
+        idx = (handle.topk_idx for handle in handles if not handle.topk_idx.is_inference())
+        ctx.save_for_backward(*(y if ctx.of_weights else ()), *idx)
         return tuple(outs)
 
     @staticmethod
@@ -97,13 +99,14 @@ class _Combine(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """A row's gradient is its token's, weighted; a weight's is its row times its token's."""
         handles: Sequence[DispatchHandle] = ctx.handles
+        saved = ctx.saved_tensors  # raises where one has changed
         rows = _gradients_at_rows(ctx.buffer, handles, gradients)
         of_y = [_weighted(row, handle) for row, handle in zip(rows, handles, strict=True)]
         of_weights: Sequence[Tensor | None] = [None] * len(handles)
         if ctx.of_weights:
             dots = [
                 (row.float() * y.float()).sum(dim=1)
-                for row, y in zip(rows, ctx.saved_tensors, strict=True)
+                for row, y in zip(rows, saved[: len(rows)], strict=True)
             ]
             of_weights = _send_home(ctx.buffer, handles, dots, gradients[0].size(1))
         return None, None, None, *of_y, *of_weights

@@ -196,7 +196,8 @@ class Buffer(BufferCalls):
         Reference: :func:`pykernels.reference.moe_low_latency_dispatch`.
         """
         if torch.compiler.is_compiling():
-            if self._rank is not None and not return_recv_hook:
+            has_gradient = ops.needs_gradient(x, topk_weights)  # an error, outside of the graph
+            if self._rank is not None and not return_recv_hook and not has_gradient:
                 found = ops.low_latency_dispatch(self, x, topk_idx, topk_weights, fp8, scale_fmt)
                 return *found, _nothing_to_do
             options = {"fp8": fp8, "scale_fmt": scale_fmt, "return_recv_hook": return_recv_hook}
@@ -231,7 +232,8 @@ class Buffer(BufferCalls):
             RuntimeError: a peer's call was wrong or another one, or the buffer refuses work.
         """
         if torch.compiler.is_compiling():
-            if self._rank is not None and not return_recv_hook:
+            has_gradient = ops.needs_gradient(y, getattr(handle, "topk_weights", None))
+            if self._rank is not None and not return_recv_hook and not has_gradient:
                 return ops.combine(self, y, handle, out), _nothing_to_do
             options = {"out": out, "return_recv_hook": return_recv_hook}
             return ops.outside_of_graphs(self.low_latency_combine, y, handle, **options)

@@ -100,8 +100,8 @@ class BufferCalls(BufferBase):
         with self._checking(transport, op):
             checks.check_flag("return_recv_hook", split)
             rows, handles, outs = self._combined(y, handle, out, masked=True)
-            for each in rows:
-                checks.check_no_gradient(op, {"y": each})
+            for each, made in zip(rows, handles, strict=True):
+                checks.check_no_gradient(op, {"y": each, "topk_weights": made.topk_weights})
         if any(each in self._unfilled for each in handles):
             raise HookPendingError(
                 f"{op} must come after the hook of the low_latency_dispatch of its handle; call "
@@ -129,7 +129,7 @@ class BufferCalls(BufferBase):
         if not is_bf16 and not fp8:
             raise ValueError("x must be bfloat16 with fp8=False, got a pair (values, scales)")
         for each in batches:
-            checks.check_no_gradient(op, {"x": each.x})
+            checks.check_no_gradient(op, {"x": each.x, "topk_weights": each.topk_weights})
             if fp8:
                 moe_checks.check_fp8_rows(each)
         cast = scale_fmt if fp8 and is_bf16 else None

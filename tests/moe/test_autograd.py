@@ -152,6 +152,34 @@ def test_rows_that_no_token_has_get_no_gradient() -> None:
         assert not rows.grad[used:].any()
 
 
+@pytest.mark.parametrize("of_weights", [False, True])
+def test_choices_that_have_changed_are_noticed(of_weights: bool) -> None:
+    """As a router does that writes into the same tensor for each layer."""
+    routing = Routing("uniform", (3, 2), 4, 2, 4)
+    batch = routing.batch(8)
+    buffer = buffer_of(routing, 8)
+    for tensor in batch.topk_weights if of_weights else ():
+        tensor.requires_grad_()
+    recv_x, _, handles = buffer.dispatch(batch.x, batch.topk_idx, batch.topk_weights)
+    y = [rows.nan_to_num().requires_grad_() for rows in recv_x]
+    outs = buffer.combine(y, handles)
+    batch.topk_idx[1].zero_()
+    with pytest.raises(RuntimeError, match="has been modified by an inplace operation"):
+        torch.stack([out.float().sum() for out in outs]).sum().backward()
+
+
+def test_choices_made_in_inference_mode() -> None:
+    routing = Routing("uniform", (3, 2), 4, 2, 4)
+    batch = routing.batch(8)
+    buffer = buffer_of(routing, 8)
+    with torch.inference_mode():
+        idx = [each.clone() for each in batch.topk_idx]
+    recv_x, _, handles = buffer.dispatch(batch.x, idx, batch.topk_weights)
+    y = [rows.nan_to_num().requires_grad_() for rows in recv_x]
+    torch.stack([out.float().sum() for out in buffer.combine(y, handles)]).sum().backward()
+    assert all(rows.grad is not None for rows in y)
+
+
 @pytest.mark.parametrize("what", ["x", "y", "topk_weights"])
 def test_only_what_requires_a_gradient_gets_one(what: str) -> None:
     routing = Routing("uniform", (3, 2), 4, 2, 4)

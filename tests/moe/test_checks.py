@@ -149,6 +149,11 @@ LOW_LATENCY = [
         lambda a: {"x": [x.clone().requires_grad_() for x in a["x"]]},
         "low_latency_dispatch is not differentiable and x requires grad",
     ),
+    Wrong(
+        "gradient_of_weights",
+        lambda a: {"topk_weights": [w.clone().requires_grad_() for w in a["topk_weights"]]},
+        "low_latency_dispatch is not differentiable and topk_weights requires grad",
+    ),
 ]
 
 
@@ -304,6 +309,20 @@ def test_out_of_inference_mode() -> None:
         out = [torch.empty(n, HIDDEN, dtype=torch.bfloat16) for n in ROUTING.num_tokens]
     wanted = buffer.combine(rows, handle)
     assert all(map(same_bits, buffer.combine(rows, handle, out=out), wanted))
+
+
+def test_low_latency_combine_has_no_gradients() -> None:
+    buffer = buffer_of(ROUTING, HIDDEN)
+    arguments = sent()
+    for weights in arguments["topk_weights"]:
+        weights.requires_grad_()
+    with torch.no_grad():
+        y, _, handle, _ = buffer.low_latency_dispatch(**arguments, fp8=False)
+    message = "low_latency_combine is not differentiable and topk_weights requires grad"
+    with pytest.raises(ValueError, match=message):
+        buffer.low_latency_combine(y, handle)
+    with torch.no_grad():
+        buffer.low_latency_combine(y, handle)
 
 
 def test_gradients_and_out_do_not_go_together() -> None:

@@ -315,6 +315,24 @@ def test_errors_in_compiled_code(buffer: moe.Buffer) -> None:
     compiled(buffer, x, idx, weights)
 
 
+@pytest.mark.parametrize("what", ["x", "y", "topk_weights"])
+def test_low_latency_calls_in_compiled_code_have_no_gradients(
+    buffer: moe.Buffer, what: str
+) -> None:
+    """An error, as outside of it, and not results without their gradients."""
+    factor = torch.ones(HIDDEN, dtype=torch.bfloat16, requires_grad=what == "y")
+
+    def calls(x: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
+        recv_x, _, handle, _ = buffer.low_latency_dispatch(x, idx, weights, fp8=False)
+        return buffer.low_latency_combine(recv_x * factor, handle)[0]
+
+    x, idx, weights = batch_of()
+    x.requires_grad_(what == "x")
+    weights.requires_grad_(what == "topk_weights")
+    with pytest.raises(ValueError, match=f"is not differentiable and {what} requires grad"):
+        torch.compile(calls, backend="aot_eager")(x, idx, weights)
+
+
 @pytest.mark.parametrize("what", ["gradient", "hook", "local"])
 def test_what_ends_a_graph(buffer: moe.Buffer, what: str) -> None:
     """It runs all the same, between two graphs; with ``fullgraph=True`` that is an error."""
