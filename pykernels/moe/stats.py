@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _FORMAT = 1  # of the files
+_WIDEST = 1_000_000  # columns of a table of any number of ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,9 @@ def load(path: str | Path) -> tuple[int, list[PeerWait]]:
         ValueError: the file is not one that :func:`save` writes.
         OSError: it cannot be read.
     """
-    text = Path(path).read_text()
+    written = Path(path).read_bytes()
     try:
-        content = json.loads(text)
+        content = json.loads(written)
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}")
         waits = [_peer_wait(wait) for wait in content["waits"]]
@@ -100,7 +101,11 @@ def run(paths: Sequence[Path], console: Console) -> int:
         seconds = {wait.peer: wait.seconds for wait in waits}
         cells = [f"{1e3 * seconds[peer]:.3f}" if peer in seconds else "" for peer in peers]
         table.add_row(str(rank), *cells, str(sum(wait.waits for wait in waits)))
+    narrow = console.width
+    needed = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    console.width = max(narrow, needed)  # else rich cuts the numbers
     console.print(table)
+    console.width = narrow
     console.print(most_waited_for(ranks))
     return 0
 

@@ -23,6 +23,15 @@ def test_files(tmp_path: Path) -> None:
     assert moe.load_wait_stats(path) == (2, waits_of(0.5, 0.25, 0))
 
 
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(b"\x80\xae")
+    with pytest.raises(
+        ValueError, match=r"other\.json must be a file that pykernels\.moe\.save_wai"
+    ):
+        moe.load_wait_stats(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 1, "rank": 0}'])
 def test_files_of_others(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
@@ -72,3 +81,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
     assert cli.main(["moe-stats", files[0]]) == 0
     assert "No rank has waited for another." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_ranks", [16, 64])
+def test_many_ranks(num_ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No number is cut, however wide the table is."""
+    seconds = [12.3456 * peer for peer in range(num_ranks)]
+    moe.save_wait_stats(tmp_path / "0.json", 0, waits_of(*seconds))
+    assert cli.main(["moe-stats", str(tmp_path / "0.json")]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    cells = [f"{1000 * each:.3f}" for each in seconds]
+    assert re.findall(r"[^│ ]+", row) == ["0", *cells, str(3 * (num_ranks - 1))]
