@@ -203,6 +203,11 @@ class RankChecks:
                     "float8_e4m3fn without scales; quantize_1x128 returns such pairs"
                 )
             return checks.check_tensor(self._name("x"), x), None
+        if not isinstance(x, (tuple, list)):
+            raise ValueError(
+                f"{self._name('x')} must be a bfloat16 tensor or a pair (values, scales) of "
+                f"tensors, got {type(x).__name__}"
+            )
         return checks.check_pair(self._name("x"), x)
 
     def _batch_shapes(

@@ -51,7 +51,7 @@ def with_entry(value: int) -> Callable[[Tensor], Tensor]:
 DISPATCH = [
     Wrong("no_list", put(x=lambda a: tuple(a["x"])), "x must be a list of 2, one for each rank"),
     Wrong("short_list", put(x=lambda a: a["x"][:1]), "x must be a list of 2, one for each rank of"),
-    Wrong("no_tensor", of_rank_1("x", lambda _: 3), "x of rank 1 must be a pair (values, scales)"),
+    Wrong("no_tensor", of_rank_1("x", lambda _: 3), "x of rank 1 must be a bfloat16 tensor or a p"),
     Wrong("meta", of_rank_1("x", lambda x: x.to("meta")), "x of rank 1 must be on the buffer's"),
     Wrong(
         "x_dtype", of_rank_1("x", lambda x: x.half()), "x of rank 1 must be bfloat16, got float1"
