@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -88,6 +89,7 @@ class BufferBase:
         self._masked_ranks: frozenset[int] = frozenset()
         self._error: BaseException | None = None
         self._closed = False
+        self._process = os.getpid()
         self._num_resets = 0
         self._unfilled: WeakSet[DispatchHandle] = WeakSet()  # whose hooks have not been called
         self._transport()  # all ranks make it together
@@ -171,6 +173,8 @@ class BufferBase:
         """Free what the buffer holds; it takes no calls from then on."""
         if not self._closed:
             self._closed = True
+            if self._is_fork:
+                return  # what it holds is the parent's
             for transport in self._transports.values():
                 transport.close()
 
@@ -238,6 +242,16 @@ class BufferBase:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise RuntimeError("the buffer is closed; make a new one")
+        if self._is_fork:
+            raise RuntimeError(
+                f"the buffer must be used in the process that made it, {self._process}, got "
+                f"process {os.getpid()}; make one there, with its own torch.distributed group"
+            )
+
+    @property
+    def _is_fork(self) -> bool:
+        """A fork has its parent's connections: what it does there breaks them for both."""
+        return self._rank is not None and os.getpid() != self._process
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:

@@ -113,15 +113,21 @@ class Links:
         """
         self.close()
         self.members = sorted(members)
-        store = PrefixStore(f"{self._name}/{purpose}/{self.members}", _get_default_store())
-        meeting = Meeting(store, self._rank, self.members, self.timeout)
         try:
+            store = PrefixStore(f"{self._name}/{purpose}/{self.members}", self._store())
+            meeting = Meeting(store, self._rank, self.members, self.timeout)
             self._control, self._data = meeting.hold(self._make_groups)
         except RuntimeError as error:
             raise RuntimeError(
                 f"rank {self._rank} could not connect to all of the ranks {self.members}: "
                 f"{first_line(error)}; all of them must call together"
             ) from error
+
+    def _store(self) -> Store:
+        try:
+            return _get_default_store()
+        except ValueError as error:
+            raise RuntimeError("torch.distributed is no longer initialised") from error
 
     def _make_groups(self, store: Store) -> tuple[Any, Any]:
         place = self.members.index(self._rank)

@@ -254,6 +254,37 @@ def one_rank_is_interrupted(routing: Routing) -> list[Any]:
     return [*errors, time.monotonic() - begin, error_of(dispatch)]
 
 
+def in_a_fork(routing: Routing) -> list[str]:
+    """Errors in a fork of this process, and here after it."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    buffer = buffer_of(routing, group=None, timeout=5)
+
+    def dispatch() -> Any:
+        return buffer.dispatch(batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank])
+
+    dispatch()
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        errors = [error_of(call) for call in (dispatch, buffer.check, buffer.reset, buffer.close)]
+        os.write(writes, json.dumps(errors).encode())
+        os._exit(0)
+    os.close(writes)
+    _, status = os.waitpid(child, 0)
+    errors = json.loads(os.read(reads, 10_000)) if status == 0 else [f"status {status}"]
+    return [*errors, error_of(dispatch)]
+
+
+def without_a_group(routing: Routing) -> list[str]:
+    """Errors of a call and of a reset once torch.distributed's groups are gone."""
+    rank, batch = rank_of_process(), routing.batch(HIDDEN)
+    buffer = buffer_of(routing, group=None, timeout=5)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sent = batch.x[rank], batch.topk_idx[rank], batch.topk_weights[rank]
+    return [error_of(lambda: buffer.dispatch(*sent)), error_of(buffer.reset)]
+
+
 def one_rank_is_slow() -> list[Any]:
     """Rank 2 sleeps before each call: who is waited for most. Then it stays away for too long."""
     routing = Routing("slow", (4, 4, 4), 3, 2, 4)

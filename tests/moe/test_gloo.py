@@ -228,6 +228,25 @@ def test_an_interrupted_rank() -> None:
         assert after_reset == ""
 
 
+def test_a_fork() -> None:
+    """It has no connections of its own, and those of its parent stay whole."""
+    routing = Routing("uniform", (6, 4), 8, 3, 6)
+    for *errors, closing, after in run_ranks(2, gloo_calls.in_a_fork, routing):
+        assert len(errors) == 3
+        for error in errors:
+            assert error.startswith("RuntimeError: the buffer must be used in the process that mad")
+        assert (closing, after) == ("", "")
+
+
+def test_without_a_group() -> None:
+    """Calls go on, over connections of their own; nobody can be found for new ones."""
+    routing = Routing("uniform", (6, 4), 8, 3, 6)
+    for call, reset in run_ranks(2, gloo_calls.without_a_group, routing):
+        assert call == ""
+        assert reset.startswith("RuntimeError: rank ")
+        assert "torch.distributed is no longer initialised" in reset
+
+
 def test_a_slow_rank() -> None:
     for rank, (waits, errors) in enumerate(run_ranks(3, gloo_calls.one_rank_is_slow)):
         assert [wait.peer for wait in waits] == [0, 1, 2]
