@@ -36,8 +36,9 @@ class Buffer(BufferCalls):
         num_max_tokens_per_rank: tokens of one rank and call at most.
         device: of all tensors; None for the CPU, or, of a group whose only backend is NCCL, the
             current GPU.
-        num_sms: how many SMs the kernels may take; None for all.
-        timeout: seconds that a rank waits for another before it gives up.
+        num_sms: how many SMs the kernels of a rank may take; None for 24, or fewer where ranks
+            share a GPU.
+        timeout: seconds that a rank waits for another before it gives up; at most 86400.
         ranks_per_node: of a distributed group, how many ranks share a node: those with the same
             ``rank // ranks_per_node``. None: those of one host name.
 

@@ -25,7 +25,7 @@ class Settings:
         group: a ``LocalGroup``, a torch.distributed group, or None for the default group.
         sizes: the same on all ranks.
         device: of all tensors of this process; CUDA devices have an index.
-        num_sms: how many SMs each kernel may take; None for all.
+        num_sms: how many SMs each kernel may take; None for the transport's choice.
         timeout: seconds that a rank waits for another.
         ranks_per_node: ranks of a node of a distributed group, which follow one another; the
             group's size where all are on one node, 1 where they are spread unevenly.
