@@ -60,6 +60,7 @@ class Sent:
             "rank_counts": (sizes.num_ranks,),
             "groups": (groups,),
             "recv_counts": (sizes.num_ranks,),
+            "number": (1,),
             "rows": table,
             "row_topk": table,
         }
@@ -120,7 +121,7 @@ class World:
         for rank in range(self.sizes.num_ranks):
             self.states[rank].view(torch.int64)[0] = signed
             mail = self.windows[rank].view(torch.int64)
-            pitch = (32 + 4 * self.sizes.num_local_experts + 127) // 128 * 128 // 8
+            pitch = (40 + 4 * self.sizes.num_local_experts + 127) // 128 * 128 // 8
             for peer in range(self.sizes.num_ranks):
                 mail[peer * pitch] = signed
                 mail[peer * pitch + 1] = signed
@@ -139,13 +140,14 @@ class World:
         ]
 
     def dispatch(self, batches: Sequence[Sent], phases: str = "both") -> list[_C.Launch]:
+        names = ("groups", "recv_counts", "number", "rows")
         return [
             native().make_moe_dispatch_launch(
                 buffer,
                 *_views(batch.x, batch.scales),
                 *self._routing(batch),
                 *_views(batch.tensors["recv_x"], batch.scale_columns()),
-                *_views(*(batch.tensors[name] for name in ("groups", "recv_counts", "rows"))),
+                *_views(*(batch.tensors[name] for name in names)),
                 *_views(batch.tensors["row_weights"], batch.tensors["row_topk"]),
                 masked=batch.masked,
                 ue8m0=False,
@@ -158,7 +160,8 @@ class World:
     def combine(
         self, y: Sequence[Tensor], batches: Sequence[Sent], phases: str = "both"
     ) -> list[_C.Launch]:
-        names = ("recv_counts", "rows", "row_weights", "position_in_rank", "rank_counts", "out")
+        names = ("recv_counts", "number", "rows", "row_weights")
+        names += ("position_in_rank", "rank_counts", "out")
         return [
             native().make_moe_combine_launch(
                 buffer,

@@ -117,7 +117,7 @@ void bind_buffer(py::module_& module) {
         result["max_ranks"] = moe::kMaxRanks;
         result["max_topk"] = moe::kMaxTopk;
         result["max_experts"] = moe::kMaxExperts;
-        result["mail_bytes"] = offsetof(moe::Mail, trouble);
+        result["mail_bytes"] = offsetof(moe::Mail, num_tokens) + sizeof(uint32_t);
         result["header_bytes"] = sizeof(moe::SlotHeader);
         result["entry_bytes"] = sizeof(moe::Entry);
         return result;
@@ -156,15 +156,15 @@ void bind_moe(py::module_& module) {
          const TensorView& position_in_expert, const TensorView& position_in_rank,
          const TensorView& expert_counts, const TensorView& rank_counts, const TensorView& recv_x,
          const std::optional<TensorView>& recv_scales, const TensorView& groups,
-         const TensorView& recv_counts, const TensorView& rows, const TensorView& row_weights,
-         const TensorView& row_topk, bool masked, bool ue8m0, const std::string& phases,
-         int64_t num_sms) {
+         const TensorView& recv_counts, const TensorView& number, const TensorView& rows,
+         const TensorView& row_weights, const TensorView& row_topk, bool masked, bool ue8m0,
+         const std::string& phases, int64_t num_sms) {
         moe::DispatchArguments arguments;
         arguments.x = x;
         arguments.scales = scales;
         arguments.routing = {topk_idx, topk_weights};
         arguments.placement = {position_in_expert, position_in_rank, expert_counts, rank_counts};
-        arguments.receive = {recv_x, recv_scales, groups,   recv_counts,
+        arguments.receive = {recv_x, recv_scales, groups,   recv_counts, number,
                              rows,   row_weights, row_topk, masked};
         arguments.scale_format = ue8m0 ? ScaleFormat::kUe8m0 : ScaleFormat::kFp32;
         arguments.phases = phases_of(phases);
@@ -174,20 +174,22 @@ void bind_moe(py::module_& module) {
       py::arg("buffer"), py::arg("x"), py::arg("scales"), py::arg("topk_idx"),
       py::arg("topk_weights"), py::arg("position_in_expert"), py::arg("position_in_rank"),
       py::arg("expert_counts"), py::arg("rank_counts"), py::arg("recv_x"), py::arg("recv_scales"),
-      py::arg("groups"), py::arg("recv_counts"), py::arg("rows"), py::arg("row_weights"),
-      py::arg("row_topk"), py::kw_only(), py::arg("masked"), py::arg("ue8m0"), py::arg("phases"),
-      py::arg("num_sms"), "Tokens to the ranks of their experts, of one rank.");
+      py::arg("groups"), py::arg("recv_counts"), py::arg("number"), py::arg("rows"),
+      py::arg("row_weights"), py::arg("row_topk"), py::kw_only(), py::arg("masked"),
+      py::arg("ue8m0"), py::arg("phases"), py::arg("num_sms"),
+      "Tokens to the ranks of their experts, of one rank.");
   module.def(
       "make_moe_combine_launch",
       [](const moe::Buffer& buffer, const TensorView& y, const TensorView& recv_counts,
-         const TensorView& rows, const std::optional<TensorView>& row_weights,
-         const TensorView& position_in_rank, const TensorView& send_counts, const TensorView& out,
-         const std::string& phases, int64_t num_sms) {
+         const TensorView& number, const TensorView& rows,
+         const std::optional<TensorView>& row_weights, const TensorView& position_in_rank,
+         const TensorView& send_counts, const TensorView& out, const std::string& phases,
+         int64_t num_sms) {
         return moe::make_combine_launch(
-            buffer, {y, recv_counts, rows, row_weights, position_in_rank, send_counts, out,
+            buffer, {y, recv_counts, number, rows, row_weights, position_in_rank, send_counts, out,
                      phases_of(phases), num_sms});
       },
-      py::arg("buffer"), py::arg("y"), py::arg("recv_counts"), py::arg("rows"),
+      py::arg("buffer"), py::arg("y"), py::arg("recv_counts"), py::arg("number"), py::arg("rows"),
       py::arg("row_weights"), py::arg("position_in_rank"), py::arg("send_counts"), py::arg("out"),
       py::kw_only(), py::arg("phases"), py::arg("num_sms"),
       "The experts' results to the tokens' ranks, of one.");

@@ -20,8 +20,8 @@ inline constexpr uint32_t kBlockK = 128;       // columns of a scale factor
 struct Mail {
   uint64_t epoch;       // released last: of the call that the rest belongs to
   uint64_t consumed;    // call after which the peer reads this rank's slots in its window no more
+  uint64_t signature;   // of its call
   uint32_t num_tokens;  // that the peer sends
-  uint32_t signature;   // of its call
   uint64_t trouble;     // Trouble::bits of the peer's first error since the reset, 0 without one
   // uint32_t counts[num_local_experts] follow: rows that it sends to each expert
 };
@@ -29,7 +29,8 @@ struct Mail {
 /// What must agree between the ranks of a call.
 enum class Call : uint32_t { kDispatch = 1, kCombine = 2 };
 
-PK_HOST_DEVICE constexpr uint32_t signature(Call call, uint32_t payload_bytes, bool fp8) {
+/// A combine's has the number of its dispatch in bits 63:32.
+PK_HOST_DEVICE constexpr uint64_t signature(Call call, uint32_t payload_bytes, bool fp8) {
   return payload_bytes << 3 | static_cast<uint32_t>(fp8) << 2 | static_cast<uint32_t>(call);
 }
 

@@ -45,6 +45,10 @@ struct Sums {
   }
 };
 
+__device__ __forceinline__ uint64_t combine_signature(const CombineParams& params) {
+  return params.signature | uint64_t{static_cast<uint32_t>(params.number[0])} << 32;
+}
+
 /// A warp. Lane j has row j of a token.
 template <CombineConfig kConfig>
 class CombineSender {
@@ -83,7 +87,7 @@ class CombineSender {
   __device__ __forceinline__ void send_mail(uint32_t count) const {
     Mail* mail = signals_.mail(lane_, params_.buffer.rank);
     mail->num_tokens = count;
-    mail->signature = params_.signature;
+    mail->signature = combine_signature(params_);
     signals_.release_mail(lane_);
   }
 
@@ -184,7 +188,7 @@ class CombineReceiver {
     bool match = true;
     if (lane_ < params_.buffer.num_ranks && !signals_.is_masked(lane_)) {
       match = signals_.wait_mail(lane_, Phase::kCombineCounts) &&
-              signals_.matches(lane_, Phase::kCombineCounts, params_.signature) &&
+              signals_.matches(lane_, Phase::kCombineCounts, combine_signature(params_)) &&
               signals_.returns(lane_, Phase::kCombineCounts,
                                static_cast<uint32_t>(params_.send_counts[lane_]));
     }

@@ -32,6 +32,7 @@ struct CombineParams {
   uint64_t y_expert_bytes = 0;  // of the masked layout, where every expert has room of its own
   FastDivisor y_expert_rows;    // rows of an expert there; else a divisor that leaves one expert
   const int32_t* recv_counts = nullptr;  // [num_ranks]
+  const int32_t* number = nullptr;       // [1]: of the dispatch
   const int32_t* rows = nullptr;         // [num_ranks, max_tokens, num_topk]
   const float* row_weights = nullptr;    // nullptr: all 1
   // The tokens at home.
@@ -41,7 +42,7 @@ struct CombineParams {
   const int32_t* send_counts = nullptr;       // [num_ranks]: tokens that went to each
   uint32_t num_tokens = 0;
   uint32_t payload_bytes = 0;  // 2 * hidden
-  uint32_t signature = 0;
+  uint64_t signature = 0;      // without that
   Phases phases = Phases::kBoth;
   FastDivisor rank_divisor;  // num_ranks
 };

@@ -30,6 +30,7 @@ __device__ __forceinline__ void receive_nothing(const DispatchParams& params) {
 #pragma unroll 1
   for (uint32_t i = threadIdx.x; i < num_groups; i += blockDim.x) receive.groups[i] = 0;
   if (threadIdx.x < params.buffer.num_ranks) receive.recv_counts[threadIdx.x] = 0;
+  if (threadIdx.x == 0) receive.number[0] = 0;
 }
 
 template <DispatchConfig kConfig>

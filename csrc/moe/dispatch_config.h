@@ -53,6 +53,7 @@ struct ReceiveParams {
   uint64_t scales_row_bytes = 0;
   int32_t* groups = nullptr;       // group_offsets [num_local_experts + 1], or masked_m
   int32_t* recv_counts = nullptr;  // [num_ranks]: tokens from each
+  int32_t* number = nullptr;       // [1]: of the call, by which combines know each other
   int32_t* rows = nullptr;         // [num_ranks, max_tokens, num_topk]; -1 behind the last
   float* row_weights = nullptr;
   int32_t* row_topk = nullptr;
@@ -66,7 +67,7 @@ struct DispatchParams {
   ReceiveParams receive;
   uint32_t payload_bytes = 0;  // values of a token as they travel
   uint32_t num_scales = 0;     // factors of a token; 0 of BF16
-  uint32_t signature = 0;
+  uint64_t signature = 0;
   Phases phases = Phases::kBoth;
   FastDivisor rank_divisor;    // num_ranks
   FastDivisor expert_divisor;  // num_local_experts

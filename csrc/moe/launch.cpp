@@ -80,6 +80,7 @@ ReceiveParams receive_of(const Buffer& buffer, const ReceiveArguments& arguments
   params.scales_row_bytes = arguments.scales ? row_bytes(*arguments.scales) : 0;
   params.groups = pointer<int32_t>(arguments.groups);
   params.recv_counts = pointer<int32_t>(arguments.recv_counts);
+  params.number = pointer<int32_t>(arguments.number);
   params.rows = pointer<int32_t>(arguments.rows);
   params.row_weights = pointer<float>(arguments.row_weights);
   params.row_topk = pointer<int32_t>(arguments.row_topk);
@@ -243,6 +244,7 @@ Launch make_dispatch_launch(const Buffer& buffer, const DispatchArguments& argum
   add_memory(launch, arguments.receive.groups,
              arguments.receive.masked ? "masked_m" : "group_offsets");
   add_memory(launch, arguments.receive.recv_counts, "recv_counts");
+  add_memory(launch, arguments.receive.number, "number");
   add_memory(launch, arguments.receive.rows, "rows");
   add_memory(launch, arguments.receive.row_weights, "row_weights");
   add_memory(launch, arguments.receive.row_topk, "row_topk");
@@ -255,6 +257,7 @@ Launch make_combine_launch(const Buffer& buffer, const CombineArguments& argumen
   params.y = pointer<const uint8_t>(arguments.y);
   set_rows(params, arguments.y);
   params.recv_counts = pointer<const int32_t>(arguments.recv_counts);
+  params.number = pointer<const int32_t>(arguments.number);
   params.rows = pointer<const int32_t>(arguments.rows);
   params.row_weights = pointer<const float>(arguments.row_weights);
   params.out = pointer<uint8_t>(arguments.out);
@@ -271,6 +274,7 @@ Launch make_combine_launch(const Buffer& buffer, const CombineArguments& argumen
   launch.arguments = argument_bytes(params);
   add_memory(launch, arguments.y, "y");
   add_memory(launch, arguments.recv_counts, "recv_counts");
+  add_memory(launch, arguments.number, "number");
   add_memory(launch, arguments.rows, "rows");
   add_memory(launch, arguments.row_weights, "row_weights");
   add_memory(launch, arguments.position_in_rank, "position_in_rank");

@@ -49,6 +49,7 @@ struct ReceiveArguments {
   std::optional<TensorView> scales;  // [capacity, num_scales], row stride a multiple of 4
   TensorView groups;                 // [num_local_experts + 1], or [num_local_experts] where masked
   TensorView recv_counts;
+  TensorView number;
   TensorView rows;
   TensorView row_weights;
   TensorView row_topk;
@@ -69,6 +70,7 @@ struct DispatchArguments {
 struct CombineArguments {
   TensorView y;            // [capacity, hidden] or [num_local_experts, capacity, hidden], BF16
   TensorView recv_counts;  // as dispatch left them
+  TensorView number;
   TensorView rows;
   std::optional<TensorView> row_weights;  // none: all 1
   TensorView position_in_rank;

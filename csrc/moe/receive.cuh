@@ -117,6 +117,7 @@ class Receiver {
     const uint32_t num_experts = params_.buffer.num_local_experts;
     const bool masked = receive.rows_per_expert > 0;
     const bool writes = blockIdx.x == 0;
+    if (writes && lane_ == 0) receive.number[0] = static_cast<int32_t>(signals_.epoch());
     uint32_t before = 0;
 #pragma unroll 1
     for (uint32_t base = 0; base < num_experts; base += 32) {

@@ -27,6 +27,9 @@ class Signals {
     return (masked_ >> rank & 1) != 0;
   }
 
+  /// Number of the call.
+  __device__ __forceinline__ uint64_t epoch() const { return epoch_; }
+
   /// The mail that `from` writes in the window of `to`.
   __device__ __forceinline__ Mail* mail(uint32_t to, uint32_t from) const {
     return mail_of(buffer_, to, from);
@@ -53,14 +56,14 @@ class Signals {
   }
 
   /// Whether the call that the peer's mail tells of is the same as this rank's.
-  __device__ __forceinline__ bool matches(uint32_t peer, Phase phase, uint32_t signature) const {
-    const uint32_t seen = mail(buffer_.rank, peer)->signature;
+  __device__ __forceinline__ bool matches(uint32_t peer, Phase phase, uint64_t signature) const {
+    const uint64_t seen = mail(buffer_.rank, peer)->signature;
     if (seen == signature) return true;
     fail(ErrorKind::kMismatch, phase, peer, signature, seen, 0);
     return false;
   }
 
-  /// Whether the peer returns as many tokens as it was sent: the handles are of one dispatch.
+  /// Whether the peer returns as many tokens as it was sent: the handles are those of the ranks.
   __device__ __forceinline__ bool returns(uint32_t peer, Phase phase, uint32_t num_tokens) const {
     const uint32_t seen = mail(buffer_.rank, peer)->num_tokens;
     if (seen == num_tokens) return true;

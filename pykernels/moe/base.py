@@ -336,6 +336,7 @@ class BufferBase:
             masked=call.masked,
             position_in_rank=empty(num_tokens, sizes.num_ranks),
             send_counts=empty(sizes.num_ranks),
+            number=empty(1),
             recv_counts=empty(sizes.num_ranks),
             rows=empty(*table),
             row_weights=empty(*table, dtype=torch.float32),

@@ -68,6 +68,7 @@ class CollectiveTransport:
 
         result.handle.position_in_rank.copy_(routing.position_in_rank)
         result.handle.send_counts.copy_(routing.rank_counts)
+        result.handle.number.fill_(self._call)
         layout = exchange.RecordLayout(batch.x.dtype, batch.x.size(1), sizes.num_topk)
         num_ranks, num_nodes = sizes.num_ranks, topology.num_nodes
         hops = DispatchHops(
@@ -109,10 +110,12 @@ class CollectiveTransport:
         sent = (handle.recv_counts.cpu() * left_in).tolist()
         awaited = (handle.send_counts.cpu() * left_in).tolist()
         text = f"{call.op} of {rows.dtype} rows of {rows.size(1 + handle.masked)}"
-        headers = self._exchange_headers(call.op, text, [*sent, *awaited])
+        counts = [*sent, *awaited, int(handle.number)]
+        headers = self._exchange_headers(call.op, text, counts)
         sent_by = {rank: header.counts[:num_ranks] for rank, header in headers.items()}
         awaited_by = {rank: header.counts[num_ranks:] for rank, header in headers.items()}
-        exchange.check_handles(sent_by, awaited_by)
+        numbers = {rank: header.counts[2 * num_ranks] for rank, header in headers.items()}
+        exchange.check_handles(numbers, sent_by, awaited_by)
 
         sums = exchange.sum_rows(rows, handle, recv_counts)
         by_home = sums.view(torch.uint8).split(recv_counts)

@@ -99,23 +99,35 @@ def shortages(
     return found
 
 
-def check_handles(sent: Mapping[int, Sequence[int]], awaited: Mapping[int, Sequence[int]]) -> None:
+def check_handles(
+    numbers: Mapping[int, int],
+    sent: Mapping[int, Sequence[int]],
+    awaited: Mapping[int, Sequence[int]],
+) -> None:
     """What each rank sends to each other in a combine is what that one waits for.
 
     Args:
+        numbers: by rank, of its handle's dispatch.
         sent: by rank, its tokens' numbers for all ranks.
         awaited: by rank, those that it waits for from all ranks.
 
     Raises:
         ValueError: the ranks' handles are not of one dispatch.
     """
+    first, *others = numbers
+    for rank in others:
+        if numbers[rank] != numbers[first]:
+            raise ValueError(
+                f"all ranks must pass handles of the same dispatch, got that of call "
+                f"{numbers[first]} on rank {first} and of call {numbers[rank]} on rank {rank}"
+            )
     for rank, counts in sent.items():
-        for home, others in awaited.items():
-            if counts[home] != others[rank]:
+        for home, of_home in awaited.items():
+            if counts[home] != of_home[rank]:
                 raise ValueError(
-                    f"all ranks must pass handles of the same dispatch, got one with "
-                    f"{counts[home]} tokens of rank {home} on rank {rank}, but with {others[rank]} "
-                    f"tokens for rank {rank} on rank {home}"
+                    "all ranks must pass handles of the same dispatch, got one with "
+                    f"{counts[home]} tokens of rank {home} on rank {rank}, but with "
+                    f"{of_home[rank]} tokens for rank {rank} on rank {home}"
                 )
 
 

@@ -26,6 +26,8 @@ class DispatchHandle:
             for that rank, or -1 if it does not go there.
         send_counts: ``[R]``, ``int32``: tokens that went to each rank; combine compares them with
             what the rank returns.
+        number: ``[1]``, ``int32``: of the dispatch among the buffer's calls since its reset, the
+            same on all ranks; combine compares it, too.
         recv_counts: ``[R]``, ``int32``: tokens that came from each rank.
         rows: ``[R, Tmax, num_topk]``, ``int32``: the rows of ``recv_x`` that hold the i-th token
             from rank s, ascending by expert, then k; -1 behind the last. In the masked layout
@@ -41,6 +43,7 @@ class DispatchHandle:
     masked: bool
     position_in_rank: Tensor
     send_counts: Tensor
+    number: Tensor
     recv_counts: Tensor
     rows: Tensor
     row_weights: Tensor

@@ -25,6 +25,7 @@ class LocalTransport:
         self._sizes = sizes
         self._masked_ranks: frozenset[int] = frozenset()
         self._ranks = range(sizes.num_ranks)
+        self._num_dispatches = 0
 
     def dispatch(
         self, call: DispatchCall, batches: Sequence[Batch], received: Sequence[Received]
@@ -36,6 +37,7 @@ class LocalTransport:
         capacities = [call.capacity] * sizes.num_ranks
         for shortage in exchange.shortages(call, sizes, totals.tolist(), capacities):
             raise ValueError(shortage.message)
+        self._num_dispatches += 1
         layout = exchange.RecordLayout(batches[0].x.dtype, batches[0].x.size(1), sizes.num_topk)
         records = [
             layout.pack(batch, routing.topk_idx)
@@ -44,6 +46,7 @@ class LocalTransport:
         for routing, result in zip(routings, received, strict=True):
             result.handle.position_in_rank.copy_(routing.position_in_rank)
             result.handle.send_counts.copy_(routing.rank_counts)
+            result.handle.number.fill_(self._num_dispatches)
 
         def finish() -> None:
             for rank, result in enumerate(received):
@@ -64,11 +67,12 @@ class LocalTransport:
         handles: Sequence[DispatchHandle],
         outs: Sequence[Tensor],
     ) -> Finish:
-        sent = [handle.recv_counts.tolist() for handle in handles]
-        awaited = [(handle.position_in_rank >= 0).sum(0).tolist() for handle in handles]
-        exchange.check_handles(dict(enumerate(sent)), dict(enumerate(awaited)))
+        sent = {rank: handle.recv_counts.tolist() for rank, handle in enumerate(handles)}
+        awaited = {rank: handle.send_counts.tolist() for rank, handle in enumerate(handles)}
+        numbers = {rank: int(handle.number) for rank, handle in enumerate(handles)}
+        exchange.check_handles(numbers, sent, awaited)
         parts: list[Sequence[Tensor]] = []  # [experts' rank][home rank]
-        for rows, handle, counts in zip(y, handles, sent, strict=True):
+        for rows, handle, counts in zip(y, handles, sent.values(), strict=True):
             parts.append(exchange.sum_rows(rows, handle, counts).split(counts))
 
         def finish() -> None:

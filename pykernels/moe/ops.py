@@ -97,7 +97,7 @@ def _public(
 def _handle_of(
     topk_idx: Tensor, topk_weights: Tensor, *tables: Tensor, capacity: int, masked: bool
 ) -> DispatchHandle:
-    position_in_rank, send_counts, recv_counts, rows, row_weights, row_topk = tables
+    position_in_rank, send_counts, number, recv_counts, rows, row_weights, row_topk = tables
     return DispatchHandle(
         topk_idx=topk_idx,
         topk_weights=topk_weights,
@@ -106,6 +106,7 @@ def _handle_of(
         masked=masked,
         position_in_rank=position_in_rank,
         send_counts=send_counts,
+        number=number,
         recv_counts=recv_counts,
         rows=rows,
         row_weights=row_weights,
@@ -118,7 +119,7 @@ def _tensors_of(handle: DispatchHandle) -> tuple[Tensor, ...]:
 
 
 def _tables_of(handle: DispatchHandle) -> tuple[Tensor, ...]:
-    of_sender = (handle.position_in_rank, handle.send_counts)
+    of_sender = (handle.position_in_rank, handle.send_counts, handle.number)
     return (*of_sender, handle.recv_counts, handle.rows, handle.row_weights, handle.row_topk)
 
 
@@ -212,7 +213,7 @@ def _define_combine(real: bool, masked: bool) -> tuple[Any, Any]:
 
 _BUFFER = "int buffer, Tensor(a!) token"
 _BATCH = "Tensor x, Tensor? scales, Tensor topk_idx, Tensor topk_weights"
-_TABLES = "position_in_rank, send_counts, recv_counts, rows, row_weights, row_topk"
+_TABLES = "position_in_rank, send_counts, number, recv_counts, rows, row_weights, row_topk"
 _RECEIVED = ", ".join(
     f"Tensor {each}" for each in ("recv_x", "recv_scales", "counts", *_TABLES.split(", "))
 )

@@ -320,14 +320,14 @@ class _DispatchArguments:
             *_views(batch.x.detach(), batch.scales),
             *self.layout,
             *_views(_flat(result.x), None if result.scales is None else _flat(result.scales)),
-            *_views(result.counts, handle.recv_counts),
+            *_views(result.counts, handle.recv_counts, handle.number),
             *_views(handle.rows, handle.row_weights, handle.row_topk),
         )
 
 
 def _combine_arguments(y: Tensor, handle: DispatchHandle, out: Tensor) -> tuple[Any, ...]:
     return (
-        *_views(y.detach(), handle.recv_counts, handle.rows, handle.row_weights),
+        *_views(y.detach(), handle.recv_counts, handle.number, handle.rows, handle.row_weights),
         *_views(handle.position_in_rank, handle.send_counts, out),
     )
 
@@ -354,3 +354,4 @@ def _nothing_received(result: Received) -> None:
     result.handle.recv_counts.zero_()
     result.handle.position_in_rank.fill_(-1)
     result.handle.send_counts.zero_()
+    result.handle.number.zero_()

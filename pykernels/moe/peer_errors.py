@@ -70,4 +70,5 @@ def _describe_signature(signature: int) -> str:
     """What csrc/moe/buffer.h packs into it."""
     call = {1: "dispatch", 2: "combine"}.get(signature & 3, "call of an unknown kind")
     kind = "float8_e4m3fn" if signature & 4 else "bfloat16"
-    return f"{call} of {kind} rows of {signature >> 3} bytes"
+    dispatch = f", of dispatch {signature >> 32}" if signature & 3 == 2 else ""
+    return f"{call} of {kind} rows of {(signature & 0xFFFFFFFF) >> 3} bytes{dispatch}"

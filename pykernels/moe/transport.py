@@ -43,8 +43,8 @@ class Received(NamedTuple):
         scales: the same with ``ceil(hidden / 128)`` columns; None with BF16.
         counts: ``[num_local_experts + 1]`` row offsets, or masked ``[num_local_experts]`` row
             counts; ``int32``.
-        handle: its tensors ``position_in_rank``, ``send_counts``, ``recv_counts``, ``rows``,
-            ``row_weights`` and ``row_topk`` are to be filled.
+        handle: its tensors ``position_in_rank``, ``send_counts``, ``number``, ``recv_counts``,
+            ``rows``, ``row_weights`` and ``row_topk`` are to be filled.
     """
 
     x: Tensor

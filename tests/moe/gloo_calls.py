@@ -118,6 +118,7 @@ def wrong_calls(routing: Routing, ranks_per_node: int | None) -> dict[str, list[
         return buffer.dispatch(**(arguments | (changes if is_wrong else {})))
 
     _, _, handle = dispatch()
+    _, _, again = dispatch()
     _, _, other = buffer.dispatch(x, torch.full_like(idx, 0), weights, capacity=500)
     y = torch.zeros(500, HIDDEN, dtype=torch.bfloat16)
     too_long = torch.zeros(routing.num_max_tokens_per_rank + 1, HIDDEN, dtype=torch.bfloat16)
@@ -135,6 +136,7 @@ def wrong_calls(routing: Routing, ranks_per_node: int | None) -> dict[str, list[
             buffer.combine(y, handle) if is_wrong else buffer.dispatch(x, idx, weights)
         ),
         "another_handle": lambda: buffer.combine(y, other if is_wrong else handle),
+        "as_many_tokens": lambda: buffer.combine(y, again if is_wrong else handle),
         "handle": lambda: buffer.combine(y, "handle" if is_wrong else handle),
     }
     found = {}

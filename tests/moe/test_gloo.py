@@ -105,6 +105,7 @@ FOR_ALL = {
     "scale_fmt_on_one_rank": "ValueError: all ranks must make the same call, got call ",
     "another_call": "ValueError: all ranks must make the same call, got call ",
     "another_handle": "ValueError: all ranks must pass handles of the same dispatch",
+    "as_many_tokens": "ValueError: all ranks must pass handles of the same dispatch",
 }
 
 

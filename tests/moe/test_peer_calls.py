@@ -284,14 +284,21 @@ def test_peers_of_a_refused_call_do_not_wait_long(seed: int) -> None:
         assert same_bits(sent.tensors["recv_x"][: len(rows)], rows)
 
 
-def test_handles_of_different_dispatches() -> None:
-    batch, other = ROUTING.batch(HIDDEN), ROUTING.batch(HIDDEN, seed=1)
+@pytest.mark.parametrize("mixed", ["another", "the same again", "swapped"])
+def test_handles_that_do_not_belong_together(mixed: str) -> None:
+    """The same again: of another dispatch, in which every rank has sent as many tokens."""
+    batch, other = ROUTING.batch(HIDDEN), ROUTING.batch(HIDDEN, seed=mixed == "another")
     with pykernels.emulate() as report:
         buffer = buffer_of(ROUTING, num_sms=NUM_SMS, timeout=TIMEOUT_NS / 1e9)
         recv_x, _, handles = buffer.dispatch(*batch)
         _, _, others = buffer.dispatch(*other)
-        with pytest.raises(RuntimeError, match="all ranks must pass handles of the same dispatch"):
-            buffer.combine(recv_x, [handles[0], others[1], handles[2]])
+        chosen = [handles[0], others[1], handles[2]]
+        message = "calls of ranks .* do not match: .* of dispatch 1, .* of dispatch 2"
+        if mixed == "swapped":
+            chosen = [handles[0], handles[2], handles[1]]
+            message = "all ranks must pass handles of the same dispatch: rank "
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            buffer.combine(recv_x, chosen)
         buffer.reset()
         check_grouped(ROUTING, batch, buffer, batch.x)
     assert not report.findings
