@@ -310,3 +310,25 @@ def test_a_launch_does_not_pass_for_one_before_it() -> None:
     ]
     report = Emulator().launch_concurrent(launches)
     assert [finding.kind for finding in report.findings] == ["race"]
+
+
+def test_a_launch_waits_for_none_of_another_rank() -> None:
+    """Rank 0's third launch is behind its own two, whatever of rank 1 lies between in the list."""
+    data = np.zeros(4, np.uint32)
+    waits = "griddepcontrol.wait;"
+    store = f"{waits} st.global.u32 [data], 1;"
+    nothing, stores = (
+        Module.from_ptx(ptx_program(body, {"data": data}))["kernel"] for body in (waits, store)
+    )
+    order = [(nothing, 0), (stores, 1), (nothing, 0), (nothing, 1), (stores, 0)]
+    launches = [
+        Launch(kernel, (1,), (1,), [data], programmatic_dependent=i > 1, rank=rank)
+        for i, (kernel, rank) in enumerate(order)
+    ]
+    report = Emulator().launch_concurrent(launches)
+    assert [finding.kind for finding in report.findings] == ["race"]
+    same_rank = [
+        Launch(each.kernel, (1,), (1,), [data], programmatic_dependent=i > 0)
+        for i, each in enumerate(launches)
+    ]
+    assert not Emulator().launch_concurrent(same_rank).findings

@@ -110,7 +110,8 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
     grid->ctas_per_sm =
         max_ctas_per_sm(grid->threads(), grid->launch.registers, grid->shared_bytes());
     if (grid->launch.programmatic_dependent && grid->launch.follows_list)
-      grid->prerequisite = last_of_rank(grid->launch.rank);
+      grid->prerequisite = last_in_stream(grid->launch);
+    find_precedents(*grid);
     if (grid->launch.program->has_contractible_arithmetic) {
       note("'" + grid->launch.program->name +
            "' multiplies and adds without .rn: ptxas may contract them, and the GPU may round "
@@ -122,11 +123,30 @@ Machine::Machine(const MachineOptions& options, std::vector<MachineLaunch> launc
 
 Machine::~Machine() = default;
 
-/// The last launch so far on this GPU, or nullptr.
-Grid* Machine::last_of_rank(uint32_t rank) const {
-  const auto found = std::find_if(grids_.rbegin(), grids_.rend(),
-                                  [&](const auto& grid) { return grid->launch.rank == rank; });
+/// The last launch so far in this one's stream, or nullptr.
+Grid* Machine::last_in_stream(const MachineLaunch& launch) const {
+  const auto found = std::find_if(grids_.rbegin(), grids_.rend(), [&](const auto& grid) {
+    return grid->launch.rank == launch.rank && grid->launch.stream == launch.stream;
+  });
   return found == grids_.rend() ? nullptr : found->get();
+}
+
+/// A launch that waits for another is behind all that the other is behind.
+void Machine::find_precedents(Grid& grid) const {
+  auto precedents = std::make_shared<std::vector<bool>>(grids_.size() + 1);
+  precedents->back() = true;
+  const auto add = [&](const Grid* before) {
+    if (before == nullptr) return;
+    for (size_t i = 0; i < before->precedents->size(); ++i) {
+      if ((*before->precedents)[i]) (*precedents)[i] = true;
+    }
+  };
+  add(grid.prerequisite);
+  for (const size_t index : grid.launch.after) {
+    grid.after.push_back(grids_.at(index).get());
+    add(grid.after.back());
+  }
+  grid.precedents = precedents;
 }
 
 std::unique_ptr<RaceDetector> Machine::take_races() { return std::move(races_); }

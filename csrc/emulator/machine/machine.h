@@ -61,8 +61,10 @@ struct MachineLaunch {
   uint32_t dynamic_shared_bytes = 0;
   uint32_t registers = 0;               // per thread at launch; 0: unknown
   bool programmatic_dependent = false;  // on a launch before it in its stream
-  bool follows_list = true;             // that is the one of its rank before it in the list, if any
-  uint32_t rank = 0;  // the GPU: others have other SMs and synchronise at sys scope
+  bool follows_list = true;             // that is one before it in the list, if any
+  uint32_t rank = 0;          // the GPU: others have other SMs and synchronise at sys scope
+  uint32_t stream = 0;        // of the rank
+  std::vector<size_t> after;  // launches before it in the list that end before it starts
   std::vector<uint8_t> parameters;
   std::vector<Allocation> memory;
   uint64_t first_cluster = 0;  // clusters of the grid that run, where not all do; to end_cluster
@@ -75,6 +77,9 @@ struct Grid : Waitable {
   int index = 0;
   MachineLaunch launch;
   Grid* prerequisite = nullptr;  // griddepcontrol.wait waits for its end
+  std::vector<Grid*> after;      // have ended before it starts
+  // By index: launches that have ended when this one has.
+  std::shared_ptr<const std::vector<bool>> precedents;
   uint32_t cluster_size = 1;
   uint32_t ctas_per_sm = 1;
   uint64_t num_clusters = 0;  // those below first_cluster, which do not run, count as finished
@@ -202,7 +207,8 @@ class Machine {
 
  private:
   void check_launch(const Grid& grid);
-  Grid* last_of_rank(uint32_t rank) const;
+  Grid* last_in_stream(const MachineLaunch& launch) const;
+  void find_precedents(Grid& grid) const;
   void take_slice(Grid& grid);
   void start_cluster(Grid& grid);
   void retire(Cluster& cluster);

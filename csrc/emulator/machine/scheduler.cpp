@@ -49,6 +49,9 @@ void Machine::progress() {
 /// other grids their fair share.
 bool Machine::may_start(const Grid& grid) const {
   if (grid.next_cluster == grid.num_clusters) return false;
+  for (const Grid* before : grid.after) {
+    if (!before->finished()) return false;
+  }
   if (grid.prerequisite != nullptr && !grid.prerequisite->finished()) {
     const Grid& before = *grid.prerequisite;
     if (before.dependents_launched < before.num_clusters * before.cluster_size) return false;

@@ -91,9 +91,8 @@ void Knowledge::join_other(uint32_t other, const std::shared_ptr<const ClusterCl
 }
 
 bool Knowledge::has_finished(int grid) const {
-  return std::any_of(finished.begin(), finished.end(), [&](const FinishedGrids& grids) {
-    return grids.first <= grid && grid <= grids.last;
-  });
+  return std::any_of(finished.begin(), finished.end(),
+                     [&](const FinishedGrids& grids) { return grids.has(grid); });
 }
 
 bool Knowledge::covers(const Knowledge& other) const {
@@ -114,9 +113,7 @@ bool Knowledge::covers(const Knowledge& other) const {
              other.others.begin(), other.others.end(),
              [&](const auto& entry) { return covers_cluster(entry.first, *entry.second); }) &&
          std::all_of(other.finished.begin(), other.finished.end(),
-                     [&](const FinishedGrids& grids) {
-                       return has_finished(grids.first) && has_finished(grids.last);
-                     }) &&
+                     [&](const FinishedGrids& grids) { return has_finished(grids.last); }) &&
          covers_fences(fenced, other.fenced) && covers_fences(observed, other.observed);
 }
 

@@ -61,10 +61,16 @@ struct Fenced {
   KnowledgeRef known;
 };
 
-/// Launches of consecutive indices, in which everything has happened.
+/// A launch in which everything has happened, as in those that it was behind.
 struct FinishedGrids {
-  int first = 0;
-  int last = 0;
+  int last = 0;  // -1: a launch before this run
+  std::shared_ptr<const std::vector<bool>> precedents;  // of it; see Grid
+
+  bool has(int grid) const {
+    return grid == last ||
+           (precedents != nullptr && grid >= 0 && static_cast<size_t>(grid) < precedents->size() &&
+            (*precedents)[static_cast<size_t>(grid)]);
+  }
 };
 
 /// What is known of all clusters.

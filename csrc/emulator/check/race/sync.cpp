@@ -22,6 +22,10 @@ SyncClock& clock_of(std::shared_ptr<SyncClock>& clock, const WarpRaces& races) {
 /// In Knowledge::finished: of a launch before this run -1.
 int index_of(const Grid* grid) { return grid == nullptr ? -1 : grid->index; }
 
+FinishedGrids finished(const Grid* grid) {
+  return {index_of(grid), grid == nullptr ? nullptr : grid->precedents};
+}
+
 }  // namespace
 
 // ---- the life of clusters and threads ----
@@ -38,6 +42,7 @@ void RaceDetector::start(Cluster& cluster) {
   cluster.races = kept.get();
   auto nothing = std::make_shared<Knowledge>();
   nothing->cluster = kept->serial;
+  for (const Grid* before : cluster.grid->after) nothing->finished.push_back(finished(before));
   for (const auto& cta : cluster.ctas) {
     cta->races = std::make_shared<CtaRaces>(static_cast<uint32_t>(cta->shared.size()));
     cta->races->ended = std::make_unique<SyncClock>(kept->serial);
@@ -405,17 +410,12 @@ void RaceDetector::fence_mbarrier_init(Warp& warp, LaneMask lanes) {
 }
 
 void RaceDetector::grid_wait(Warp& warp, LaneMask lanes, const Grid* before) {
-  // A launch waits for the one before it, so that these follow each other.
-  FinishedGrids finished{index_of(before), index_of(before)};
-  for (const Grid* grid = before; grid != nullptr; grid = grid->prerequisite) {
-    finished.first = grid->index;
-  }
+  const FinishedGrids grids = finished(before);
   for_knowledge(*warp.races, lanes, [&](const KnowledgeRef& known, LaneMask same) {
     auto joined = std::make_shared<Knowledge>(*known);
-    std::erase_if(joined->finished, [&](const FinishedGrids& other) {
-      return finished.first <= other.first && other.last <= finished.last;
-    });
-    joined->finished.push_back(finished);
+    std::erase_if(joined->finished,
+                  [&](const FinishedGrids& other) { return grids.has(other.last); });
+    joined->finished.push_back(grids);
     set_known(warp, same, joined);
   });
 }
