@@ -63,7 +63,7 @@ struct Fenced {
 
 /// A launch in which everything has happened, as in those that it was behind.
 struct FinishedGrids {
-  int last = 0;  // -1: a launch before this run
+  int last = 0;                                         // -1: a launch before this run
   std::shared_ptr<const std::vector<bool>> precedents;  // of it; see Grid
 
   bool has(int grid) const {
