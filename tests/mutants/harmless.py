@@ -204,8 +204,8 @@ HARMLESS: tuple[Harmless, ...] = (
         "only paces the odd scores",
     ),
     Harmless(
-        MOE_DISPATCHES, "dispatch.cuh:42", "fence.mbarrier_init", "removed",
-        "without a cluster, bar.sync (signal.cuh:100) orders the initialisation before all uses",
+        MOE_DISPATCHES, "dispatch.cuh:43", "fence.mbarrier_init", "removed",
+        "without a cluster, bar.sync (signal.cuh:103) orders the initialisation before all uses",
     ),
     Harmless(
         MOE, "errors.cuh:37", "st.release.sys", "release relaxed",
@@ -230,11 +230,11 @@ HARMLESS: tuple[Harmless, ...] = (
         "orders",
     ),
     Harmless(
-        MOE_DISPATCHES, "receive.cuh:202", "fence.proxy.async", "removed",
+        MOE_DISPATCHES, "receive.cuh:203", "fence.proxy.async", "removed",
         "the payload of a slot is written by bulk copies alone, which carry their fence",
     ),
     Harmless(
-        MOE_DISPATCHES, "receive.cuh:202", "fence.proxy.async", "not of the proxy", "the same",
+        MOE_DISPATCHES, "receive.cuh:203", "fence.proxy.async", "not of the proxy", "the same",
     ),
     Harmless(
         MOE_DISPATCHES, "send.cuh:31", "fence.proxy.async", "removed",
@@ -242,13 +242,13 @@ HARMLESS: tuple[Harmless, ...] = (
     ),
     Harmless(MOE_DISPATCHES, "send.cuh:31", "fence.proxy.async", "not of the proxy", "the same"),
     Harmless(
-        ("moe_combine",), "combine.cuh:67", "fence.proxy.async", "removed", "the same",
+        ("moe_combine",), "combine.cuh:71", "fence.proxy.async", "removed", "the same",
     ),
     Harmless(
-        ("moe_combine",), "combine.cuh:67", "fence.proxy.async", "not of the proxy", "the same",
+        ("moe_combine",), "combine.cuh:71", "fence.proxy.async", "not of the proxy", "the same",
     ),
     Harmless(
-        ("moe_combine",), "combine.cuh:66", "bar.warp.sync", "removed",
+        ("moe_combine",), "combine.cuh:70", "bar.warp.sync", "removed",
         "the first stage's warp barrier (staging.cuh:68) is behind it, too",
     ),
 )  # fmt: skip
