@@ -135,6 +135,7 @@ class BufferBase:
             RuntimeError: calls of two ranks do not match; or the buffer refuses work since an
                 earlier error, which is the ``__cause__``.
         """
+        checks.check_flag("wait", wait)
         self._ready(wait=wait)
 
     def reset(self) -> None:
@@ -179,6 +180,7 @@ class BufferBase:
                 transport.close()
 
     def __enter__(self: SomeBuffer) -> SomeBuffer:
+        self._refuse_if_closed()
         return self
 
     def __exit__(

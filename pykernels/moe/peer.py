@@ -295,10 +295,8 @@ class PeerTransport:
         if wished is None:
             return min(DEFAULT_NUM_SMS, most)
         if wished > most:
-            raise ValueError(
-                f"num_sms must be at most {most}, which {together} ranks of this GPU have each, "
-                f"got {wished}"
-            )
+            share = f", the share of each of {together} ranks on this GPU" if together > 1 else ""
+            raise ValueError(f"num_sms must be at most {most}{share}, got {wished}")
         return wished
 
 

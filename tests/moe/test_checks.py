@@ -448,11 +448,17 @@ def test_masks() -> None:
     assert buffer.masked_ranks == []
 
 
+def test_check_takes_a_flag() -> None:
+    with pytest.raises(ValueError, match="wait must be True or False, got 'x'"):
+        buffer_of(ROUTING, HIDDEN).check(wait="x")  # type: ignore[arg-type]
+
+
 def test_closed_buffers() -> None:
     with buffer_of(ROUTING, HIDDEN) as buffer:
         assert buffer.bytes == 0
         *_, hook = buffer.low_latency_dispatch(**sent(), return_recv_hook=True)
-    for call in (lambda: buffer.dispatch(**sent()), buffer.check, buffer.reset, hook):
+    calls = (lambda: buffer.dispatch(**sent()), buffer.check, buffer.reset, buffer.__enter__, hook)
+    for call in calls:
         with pytest.raises(RuntimeError, match="the buffer is closed; make a new one"):
             call()
     buffer.close()

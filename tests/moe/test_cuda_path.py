@@ -217,7 +217,9 @@ def test_ranks_share_the_sms(make_played: Callable[..., Played], num_ranks: int)
     for wished, found in ((None, min(most, 24)), (1, 1), (most, most)):
         transport: Any = make_buffer(routing, num_sms=wished)._transport()
         assert transport._num_sms == found
-    message = f"num_sms must be at most {most}, which {num_ranks} ranks of this GPU have each, got"
+    message = (
+        f"num_sms must be at most {most}, the share of each of {num_ranks} ranks on this GPU, got"
+    )
     with pytest.raises(ValueError, match=message):
         make_buffer(routing, num_sms=most + 1)
 
