@@ -7,6 +7,7 @@ theirs.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ from pykernels.native import native
 
 if TYPE_CHECKING:
     from pykernels.moe.choice import Settings
+
+
+# Of buffers that were dropped without close(): peers may still write there, kernels of this process
+# into the peers' windows.
+_abandoned: list[object] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,15 @@ class Members:
             self.meet([rank for rank in self._links.members if rank in members], "freeing windows")
         self._free()
         self._links.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_window", None) is not None:
+            _abandoned.append((self._window, self._mapped))
+            warnings.warn(
+                "a MoE buffer was dropped without close(); its memory stays until the process ends",
+                ResourceWarning,
+                stacklevel=1,
+            )
 
     def _agree(self, step: Callable[..., bytes], *arguments: Any) -> list[bytes]:
         """What the step returns on all ranks; they do it together, and raise if one cannot."""

@@ -5,6 +5,7 @@ Threads play the processes and a recording driver their GPUs; CPU tensors stand 
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -320,6 +321,25 @@ def test_windows_are_unmapped_before_they_are_freed(
 
 FULL = "the driver is out of memory"
 HINT = "; with ranks_per_node=1 rows move by torch.distributed instead"
+
+
+def test_a_buffer_that_is_dropped_keeps_its_window(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers may be in a call that writes there."""
+    kept: list[object] = []
+    said: list[str] = []
+    monkeypatch.setattr("pykernels.moe.ipc._abandoned", kept)
+    buffers = processes.make_buffers(ROUTING, HIDDEN, **OPTIONS)
+    dropped = buffers.pop()
+    monkeypatch.setattr("warnings.warn", lambda text, *_, **__: said.append(text))
+    del dropped
+    gc.collect()
+    assert len(said) == 1
+    assert said[0].startswith("a MoE buffer was dropped without close()")
+    assert "cuMemFree" not in processes.driver.calls
+    assert "cuIpcCloseMemHandle" not in processes.driver.calls
+    assert len(kept) == 1
 
 
 class Fails:
