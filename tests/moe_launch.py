@@ -68,6 +68,10 @@ class Sent:
             name: torch.empty(shape, dtype=torch.int32) for name, shape in shapes.items()
         }
         self.tensors["row_weights"] = torch.empty(table)
+        blocks = -(-rows // 128)
+        if self.masked:
+            blocks = sizes.num_local_experts * -(-sizes.expert_rows // 128)
+        self.tensors["counters"] = torch.empty(2, blocks, dtype=torch.int32)
         dtype = torch.float8_e4m3fn if self.fp8 else torch.bfloat16
         self.tensors["recv_x"] = torch.empty(rows, hidden, dtype=dtype)
         if self.fp8:
@@ -121,13 +125,24 @@ class World:
         for rank in range(self.sizes.num_ranks):
             self.states[rank].view(torch.int64)[0] = signed
             mail = self.windows[rank].view(torch.int64)
-            pitch = (40 + 4 * self.sizes.num_local_experts + 127) // 128 * 128 // 8
+            pitch = self._flags_at() // self.sizes.num_ranks
             for peer in range(self.sizes.num_ranks):
                 mail[peer * pitch] = signed
                 mail[peer * pitch + 1] = signed
-            flags = self.sizes.num_ranks * pitch
+            flags = self._flags_at()
             count = self.sizes.num_ranks * self.sizes.num_max_tokens_per_rank
             mail[flags : flags + count] = signed
+
+    def take_back(self, rank: int, source: int, index: int) -> None:
+        """As if this token of the source had not come to the rank yet."""
+        sizes = self.sizes
+        flags = self.windows[rank].view(torch.int64)[self._flags_at() :]
+        flags[source * sizes.num_max_tokens_per_rank + index] -= 1
+
+    def _flags_at(self) -> int:
+        """Words ahead of the flags in a window."""
+        pitch = (40 + 4 * self.sizes.num_local_experts + 127) // 128 * 128 // 8
+        return self.sizes.num_ranks * pitch
 
     def errors(self) -> list[dict[str, Any] | None]:
         """What each rank has recorded."""
@@ -139,7 +154,10 @@ class World:
             for buffer, batch in zip(self.buffers, batches, strict=True)
         ]
 
-    def dispatch(self, batches: Sequence[Sent], phases: str = "both") -> list[_C.Launch]:
+    def dispatch(
+        self, batches: Sequence[Sent], phases: str = "both", beside: bool = False
+    ) -> list[_C.Launch]:
+        """``beside``: rows are counted for a kernel that runs beside."""
         names = ("groups", "recv_counts", "number", "rows")
         return [
             native().make_moe_dispatch_launch(
@@ -149,6 +167,7 @@ class World:
                 *_views(batch.tensors["recv_x"], batch.scale_columns()),
                 *_views(*(batch.tensors[name] for name in names)),
                 *_views(batch.tensors["row_weights"], batch.tensors["row_topk"]),
+                *_views(batch.tensors["counters"] if beside else None),
                 masked=batch.masked,
                 ue8m0=False,
                 phases=phases,

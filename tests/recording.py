@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Cuda:
     """The recording driver, and the device and stream that calls are made on."""
 
-    def __init__(self, **options: Any) -> None:
-        self.emulator = native().EmulatedDevice()
+    def __init__(self, emulator: dict[str, Any] | None = None, **options: Any) -> None:
+        self.emulator = native().EmulatedDevice(**(emulator or {}))
         self.driver = native().RecordingDriver(self.emulator, **options)
         self.place = threading.local()
 

@@ -90,6 +90,10 @@ void bind_recording_driver(py::module_& module) {
            "Captures this stream as well, as its wait for the captured one does.")
       .def("end_capture", &RecordingDriver::end_capture)
       .def("replay", &RecordingDriver::replay, ReleaseGil(), "Runs the captured launches.")
+      .def_property_readonly("num_collected", &RecordingDriver::num_collected)
+      .def("wait_stream", &RecordingDriver::wait_stream, py::arg("waiting"), py::arg("awaited"),
+           py::arg("num_collected"),
+           "What the waiting stream gets from now on is behind what the awaited one had then.")
       .def("run_collected", &RecordingDriver::run_collected, ReleaseGil(),
            "With collects=True: runs the launches so far, the i-th of every stream together.")
       .def("set_process", &RecordingDriver::set_process, py::arg("process"),

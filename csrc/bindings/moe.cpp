@@ -18,10 +18,14 @@ namespace pykernels::bindings {
 namespace {
 
 moe::Phases phases_of(const std::string& name) {
-  if (name == "both") return moe::Phases::kBoth;
+  if (name == "both") return moe::Phases::kAll;
   if (name == "send") return moe::Phases::kSend;
-  PK_CHECK(name == "receive", "phases must be 'both', 'send' or 'receive', got '", name, "'");
-  return moe::Phases::kReceive;
+  if (name == "send and counts") return moe::Phases::kSendAndCounts;
+  if (name == "rows") return moe::Phases::kReceive;
+  PK_CHECK(name == "receive",
+           "phases must be 'both', 'send', 'send and counts', 'rows' or 'receive', got '", name,
+           "'");
+  return moe::Phases::kCountsAndReceive;
 }
 
 const char* phase_name(uint32_t phase) {
@@ -37,6 +41,8 @@ const char* phase_name(uint32_t phase) {
       return "combine start";
     case moe::Phase::kCombineReceive:
       return "combine token";
+    case moe::Phase::kCombineInput:
+      return "rows of y";
   }
   return "";
 }
@@ -120,6 +126,8 @@ void bind_buffer(py::module_& module) {
         result["mail_bytes"] = offsetof(moe::Mail, num_tokens) + sizeof(uint32_t);
         result["header_bytes"] = sizeof(moe::SlotHeader);
         result["entry_bytes"] = sizeof(moe::Entry);
+        result["counter_rows"] = moe::kCounterRows;
+        result["counter_columns"] = moe::kCounterColumns;
         return result;
       },
       "Sizes of a rank's state and record, where the state has its mask and what was waited, in "
@@ -157,7 +165,8 @@ void bind_moe(py::module_& module) {
          const TensorView& expert_counts, const TensorView& rank_counts, const TensorView& recv_x,
          const std::optional<TensorView>& recv_scales, const TensorView& groups,
          const TensorView& recv_counts, const TensorView& number, const TensorView& rows,
-         const TensorView& row_weights, const TensorView& row_topk, bool masked, bool ue8m0,
+         const TensorView& row_weights, const TensorView& row_topk,
+         const std::optional<TensorView>& counters, bool masked, bool ue8m0,
          const std::string& phases, int64_t num_sms) {
         moe::DispatchArguments arguments;
         arguments.x = x;
@@ -165,7 +174,7 @@ void bind_moe(py::module_& module) {
         arguments.routing = {topk_idx, topk_weights};
         arguments.placement = {position_in_expert, position_in_rank, expert_counts, rank_counts};
         arguments.receive = {recv_x, recv_scales, groups,   recv_counts, number,
-                             rows,   row_weights, row_topk, masked};
+                             rows,   row_weights, row_topk, counters,    masked};
         arguments.scale_format = ue8m0 ? ScaleFormat::kUe8m0 : ScaleFormat::kFp32;
         arguments.phases = phases_of(phases);
         arguments.num_sms = num_sms;
@@ -175,24 +184,25 @@ void bind_moe(py::module_& module) {
       py::arg("topk_weights"), py::arg("position_in_expert"), py::arg("position_in_rank"),
       py::arg("expert_counts"), py::arg("rank_counts"), py::arg("recv_x"), py::arg("recv_scales"),
       py::arg("groups"), py::arg("recv_counts"), py::arg("number"), py::arg("rows"),
-      py::arg("row_weights"), py::arg("row_topk"), py::kw_only(), py::arg("masked"),
-      py::arg("ue8m0"), py::arg("phases"), py::arg("num_sms"),
+      py::arg("row_weights"), py::arg("row_topk"), py::arg("counters") = py::none(), py::kw_only(),
+      py::arg("masked"), py::arg("ue8m0"), py::arg("phases"), py::arg("num_sms"),
       "Tokens to the ranks of their experts, of one rank.");
   module.def(
       "make_moe_combine_launch",
       [](const moe::Buffer& buffer, const TensorView& y, const TensorView& recv_counts,
          const TensorView& number, const TensorView& rows,
          const std::optional<TensorView>& row_weights, const TensorView& position_in_rank,
-         const TensorView& send_counts, const TensorView& out, const std::string& phases,
-         int64_t num_sms) {
+         const TensorView& send_counts, const TensorView& out,
+         const std::optional<TensorView>& done, const std::optional<TensorView>& groups,
+         const std::string& phases, int64_t num_sms) {
         return moe::make_combine_launch(
-            buffer, {y, recv_counts, number, rows, row_weights, position_in_rank, send_counts, out,
-                     phases_of(phases), num_sms});
+            buffer, {y, recv_counts, number, rows, row_weights, done, groups, position_in_rank,
+                     send_counts, out, phases_of(phases), num_sms});
       },
       py::arg("buffer"), py::arg("y"), py::arg("recv_counts"), py::arg("number"), py::arg("rows"),
       py::arg("row_weights"), py::arg("position_in_rank"), py::arg("send_counts"), py::arg("out"),
-      py::kw_only(), py::arg("phases"), py::arg("num_sms"),
-      "The experts' results to the tokens' ranks, of one.");
+      py::arg("done") = py::none(), py::arg("groups") = py::none(), py::kw_only(),
+      py::arg("phases"), py::arg("num_sms"), "The experts' results to the tokens' ranks, of one.");
 }
 
 }  // namespace pykernels::bindings

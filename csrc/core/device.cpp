@@ -35,6 +35,11 @@ void Device::run_together(const std::vector<Launch>& launches) {
   run(launches.front());
 }
 
+void Device::run_streams(const std::vector<StreamedLaunch>& launches) {
+  PK_CHECK(launches.empty(), "only the emulator runs launches of several streams at once, got ",
+           launches.size());
+}
+
 MemoryRange error_memory(Device& device) {
   return {device.error_record(), sizeof(DeviceError), "errors"};
 }

@@ -21,6 +21,13 @@ struct DeviceProperties {
   uint32_t max_shared_bytes_per_block = 0;  // with opt-in: 232448 on sm_90
 };
 
+/// A launch among those of several streams.
+struct StreamedLaunch {
+  Launch launch;
+  uint32_t stream = 0;        // of the launch's rank
+  std::vector<size_t> after;  // launches before it, of other streams, that end before it starts
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -40,6 +47,9 @@ class Device {
   /// Runs launches that wait for one another, each on a stream of its own; launches of different
   /// ranks on different GPUs. A device that is one stream refuses more than one.
   virtual void run_together(const std::vector<Launch>& launches);
+
+  /// Runs launches of several streams; each follows the one before it in its stream.
+  virtual void run_streams(const std::vector<StreamedLaunch>& launches);
 
   /// The address at which kernels leave a DeviceError. The same for every launch on this device.
   virtual uint64_t error_record() = 0;

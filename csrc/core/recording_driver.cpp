@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <tuple>
+#include <utility>
 
 #include "core/check.h"
 #include "core/cuda_context.h"
@@ -120,24 +121,56 @@ void RecordingDriver::end_capture() {
 }
 
 void RecordingDriver::replay() {
+  std::vector<size_t> places;  // of the captured launches among those collected
   for (const RecordedLaunch& recorded : launches()) {
-    if (recorded.captured) run(recorded);
+    if (!recorded.captured) continue;
+    std::vector<size_t> after;
+    for (const size_t captured : recorded.after) after.push_back(places.at(captured));
+    places.push_back(run(recorded, std::move(after)));
   }
 }
 
 void RecordingDriver::run_collected() {
-  std::vector<std::vector<Launch>> rounds;
+  std::vector<StreamedLaunch> launches;
   {
     const std::lock_guard lock(mutex_);
-    std::map<std::tuple<int, int, uint64_t>, size_t> num_rounds;  // of each stream so far
-    for (RecordedLaunch& recorded : collected_) {
-      const size_t round = num_rounds[{recorded.process, recorded.device_index, recorded.stream}]++;
-      if (round == rounds.size()) rounds.emplace_back();
-      rounds[round].push_back(std::move(recorded.launch));
+    std::map<std::tuple<int, int, uint64_t>, uint32_t> streams;
+    for (size_t i = 0; i < collected_.size(); ++i) {
+      RecordedLaunch& recorded = collected_[i];
+      const auto stream = static_cast<uint32_t>(streams.size());
+      const auto place =
+          streams.try_emplace({recorded.process, recorded.device_index, recorded.stream}, stream);
+      launches.push_back({std::move(recorded.launch), place.first->second, std::move(after_[i])});
     }
+    num_run_ += collected_.size();
     collected_.clear();
+    after_.clear();
+    awaited_.clear();
   }
-  for (const std::vector<Launch>& launches : rounds) run_together(launches);
+  run_streams(launches);
+}
+
+uint64_t RecordingDriver::num_collected() const {
+  const std::lock_guard lock(mutex_);
+  return num_run_ + collected_.size();
+}
+
+void RecordingDriver::wait_stream(uint64_t waiting, uint64_t awaited, uint64_t num_collected) {
+  const std::lock_guard lock(mutex_);
+  // What the awaited stream is behind, without a launch of its own since.
+  const std::vector<size_t> inherited = awaited_[awaited];
+  std::vector<size_t>& after = awaited_[waiting];
+  after.insert(after.end(), inherited.begin(), inherited.end());
+  if (!capturing_.empty()) {
+    const size_t found = last_captured(awaited);
+    if (found != kNone) after.push_back(found);
+    return;
+  }
+  for (size_t i = collected_.size(); i > 0; --i) {
+    if (collected_[i - 1].stream != awaited || num_run_ + i > num_collected) continue;
+    after.push_back(i - 1);
+    return;
+  }
 }
 
 void RecordingDriver::set_process(int process) {
@@ -288,19 +321,43 @@ void RecordingDriver::wait() {
   const std::lock_guard lock(target_mutex_);
 }
 
-void RecordingDriver::run(const RecordedLaunch& recorded) {
-  if (target_ == nullptr) return;
-  if (options_.collects) {
+void RecordingDriver::record(RecordedLaunch recorded) {
+  std::vector<size_t> after;
+  {
     const std::lock_guard lock(mutex_);
-    collected_.push_back(recorded);
-    return;
+    after = std::exchange(awaited_[recorded.stream], {});
+    if (recorded.captured) recorded.after = after;
+    launches_.push_back(recorded);
   }
-  run_together({recorded.launch});
+  if (!recorded.captured) run(recorded, std::move(after));
 }
 
-void RecordingDriver::run_together(const std::vector<Launch>& launches) {
+size_t RecordingDriver::run(const RecordedLaunch& recorded, std::vector<size_t> after) {
+  if (target_ == nullptr) return 0;
+  if (!options_.collects) {
+    run_streams({{recorded.launch, 0, {}}});
+    return 0;
+  }
+  const std::lock_guard lock(mutex_);
+  collected_.push_back(recorded);
+  after_.push_back(std::move(after));
+  return collected_.size() - 1;
+}
+
+size_t RecordingDriver::last_captured(uint64_t stream) const {
+  size_t num_captured = 0;
+  size_t found = kNone;
+  for (const RecordedLaunch& recorded : launches_) {
+    if (!recorded.captured) continue;
+    if (recorded.stream == stream) found = num_captured;
+    ++num_captured;
+  }
+  return found;
+}
+
+void RecordingDriver::run_streams(const std::vector<StreamedLaunch>& launches) {
   const std::lock_guard lock(target_mutex_);
-  target_->run_together(launches);
+  target_->run_streams(launches);
 }
 
 }  // namespace pykernels

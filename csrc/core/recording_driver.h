@@ -34,8 +34,9 @@ struct RecordedLaunch {
   Launch launch;  // memory: what register_memory named, else all addresses
   int device_index = 0;
   uint64_t stream = 0;
-  bool captured = false;  // kept by a capture instead of run
-  int process = 0;        // that launched it; see set_process
+  bool captured = false;      // kept by a capture instead of run
+  int process = 0;            // that launched it; see set_process
+  std::vector<size_t> after;  // captured ones: those of other streams that it is behind
 };
 
 class RecordingDriver {
@@ -67,11 +68,15 @@ class RecordingDriver {
   void end_capture();
   /// Runs the launches that were captured, in order, as the launch of the graph would.
   void replay();
-  /// Runs the launches that were collected: together the first of every stream, then the second of
-  /// every stream, and so on. So launch i of a stream meets launch i of the others. Whatever waits
-  /// for launches does the same: synchronising a stream or a context, and freeing, unmapping or
-  /// filling memory. If one fails, those behind it are dropped.
+  /// Runs the launches that were collected, all together and each behind the one before it in its
+  /// stream. Whatever waits for launches does the same: synchronising a stream or a context, and
+  /// freeing, unmapping or filling memory. If one fails, those behind it are dropped.
   void run_collected();
+  /// How many launches have been collected.
+  uint64_t num_collected() const;
+  /// As cuStreamWaitEvent: what is launched on a stream from now on is behind what another one had
+  /// when so many launches were collected.
+  void wait_stream(uint64_t waiting, uint64_t awaited, uint64_t num_collected);
   /// Calls of this thread come from this process from now on; 0 at first. Processes have memory of
   /// their own and share the devices, their contexts and this driver's streams (but not stream 0).
   void set_process(int process);
@@ -108,9 +113,15 @@ class RecordingDriver {
   cuda::Result device_of_stream(cuda::Stream stream, int* device_index) const;
   cuda::Result read_config(const cuda::LaunchConfig& config, cuda::Function function,
                            Launch* launch) const;
-  /// Runs or collects it.
-  void run(const RecordedLaunch& recorded);
-  void run_together(const std::vector<Launch>& launches);
+  static constexpr size_t kNone = SIZE_MAX;
+
+  /// Keeps it; runs or collects it unless it is captured.
+  void record(RecordedLaunch recorded);
+  /// Runs it, or collects it, behind others that are collected. Returns its place among them.
+  size_t run(const RecordedLaunch& recorded, std::vector<size_t> after);
+  /// The last captured launch of a stream, counted among all captured ones; kNone without one.
+  size_t last_captured(uint64_t stream) const;
+  void run_streams(const std::vector<StreamedLaunch>& launches);
   /// Pinned memory, kept as long as this driver.
   void* allocate(size_t bytes, unsigned flags);
   /// Whether the memory was allocated for devices too.
@@ -135,7 +146,10 @@ class RecordingDriver {
   std::vector<std::unique_ptr<cuda::OpaqueKernel>> kernels_;
   std::map<KernelOnDevice, std::unique_ptr<cuda::OpaqueFunction>> functions_;
   std::vector<RecordedLaunch> launches_;
-  std::vector<RecordedLaunch> collected_;  // that have not run yet
+  std::vector<RecordedLaunch> collected_;            // that have not run yet
+  std::vector<std::vector<size_t>> after_;           // of each of these: others that it is behind
+  std::map<uint64_t, std::vector<size_t>> awaited_;  // by stream: of its next launch
+  uint64_t num_run_ = 0;                             // launches collected before these
   RecordingMemory device_memory_;
   std::vector<MemoryRange> memory_;
   std::deque<std::string> memory_names_;

@@ -269,11 +269,7 @@ struct RecordingFunctions {
     recorded.launch.arguments.assign(argument, argument + info.param_bytes);
     recorded.launch.rank = static_cast<uint32_t>(recorded.device_index);
     recorded.captured = self().is_capturing(config->stream);
-    {
-      const std::lock_guard lock(self().mutex_);
-      self().launches_.push_back(recorded);
-    }
-    if (!recorded.captured) self().run(recorded);
+    self().record(std::move(recorded));
     return kSuccess;
   }
 

@@ -12,12 +12,11 @@ namespace {
 constexpr uint32_t kMaxSharedBytesPerBlock = 232448;  // sm_90, with opt-in
 
 /// Each once, in the order of the launches.
-std::string kernel_names(const std::vector<Launch>& launches) {
+std::string kernel_names(const std::vector<MachineLaunch>& launches) {
   std::vector<std::string> names;
-  for (const Launch& launch : launches) {
-    if (std::find(names.begin(), names.end(), launch.kernel) == names.end()) {
-      names.push_back(launch.kernel);
-    }
+  for (const MachineLaunch& launch : launches) {
+    const std::string& name = launch.program->name;
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   }
   std::string text;
   for (const std::string& name : names) text += concat(text.empty() ? "" : ", ", name);
@@ -63,7 +62,22 @@ void EmulatedDevice::run_together(const std::vector<Launch>& launches) {
     together.push_back(make_machine_launch(launch));
     together.back().follows_list = false;
   }
-  run_launches(kernel_names(launches), together);
+  run_launches(kernel_names(together), together);
+}
+
+void EmulatedDevice::run_streams(const std::vector<StreamedLaunch>& launches) {
+  std::vector<MachineLaunch> streams;
+  std::map<std::pair<uint32_t, uint32_t>, size_t> last;  // of a rank's stream
+  for (const StreamedLaunch& streamed : launches) {
+    MachineLaunch launch = make_machine_launch(streamed.launch);
+    launch.stream = streamed.stream;
+    launch.after = streamed.after;
+    const auto [before, is_first] = last.try_emplace({launch.rank, launch.stream}, streams.size());
+    if (!is_first && !launch.programmatic_dependent) launch.after.push_back(before->second);
+    before->second = streams.size();
+    streams.push_back(std::move(launch));
+  }
+  if (!streams.empty()) run_launches(kernel_names(streams), streams);
 }
 
 void EmulatedDevice::run_launches(const std::string& name,

@@ -29,6 +29,9 @@ class EmulatedDevice : public Device {
   /// The same of launches that are resident together: each rank has all the device's SMs to itself,
   /// and they add one report, under the names of their kernels. None is the dependent of another.
   void run_together(const std::vector<Launch>& launches) override;
+  /// All in one run, which adds one report: whatever order the streams leave open is drawn from the
+  /// seed. Programmatic dependents overlap with the launch before them in their stream.
+  void run_streams(const std::vector<StreamedLaunch>& launches) override;
   uint64_t error_record() override { return reinterpret_cast<uint64_t>(&error_); }
   std::optional<DeviceError> take_error() override;
   /// The runs from now on replay these, one each; later ones an empty trace.

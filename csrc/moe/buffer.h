@@ -162,6 +162,7 @@ enum class Phase : uint32_t {
   kCombineSend = 4,
   kCombineCounts = 5,
   kCombineReceive = 6,
+  kCombineInput = 7,  // for this rank's own rows of y
 };
 
 /// The first error of a rank since the reset. In memory that the host reads at any time; `kind` is
@@ -174,6 +175,23 @@ struct ErrorRecord {
   uint64_t expected;
   uint64_t seen;
   uint64_t index;  // of the slot, or as the kind says
+};
+
+/// Rows of recv_x or y that share a counter, and columns of a stored row that it counts as one: as
+/// the grouped GEMM has them.
+inline constexpr uint32_t kCounterRows = 128;
+inline constexpr uint32_t kCounterColumns = 8;
+
+/// Counters of rows, through which a call overlaps with a grouped GEMM beside it. In the masked
+/// layout each expert has its own.
+struct RowCounters {
+  uint32_t* counters = nullptr;  // nullptr: there is no kernel beside
+  uint32_t num_counters = 0;
+  uint32_t per_expert = 0;  // of the masked layout
+
+  PK_HOST_DEVICE uint32_t index(uint32_t expert, uint32_t row) const {
+    return expert * per_expert + row / kCounterRows;
+  }
 };
 
 /// Of every kernel: the buffers of all ranks, from this rank's point of view.

@@ -76,7 +76,7 @@ class CombineSender {
       const uint32_t index = params_.rank_divisor.divide(i);
       uint32_t home = i - index * buffer.num_ranks + buffer.rank;
       if (home >= buffer.num_ranks) home -= buffer.num_ranks;
-      if (index < __shfl_sync(kAllLanes, count, home)) send(home, index);
+      if (index < __shfl_sync(kAllLanes, count, home) && !send(home, index)) return;
     }
     if (lane_ != 0) return;
     staging_.wait_written();
@@ -91,15 +91,21 @@ class CombineSender {
     signals_.release_mail(lane_);
   }
 
-  __device__ __forceinline__ void send(uint32_t home, uint32_t index) {
+  /// One token. False if its rows do not come.
+  __device__ __forceinline__ bool send(uint32_t home, uint32_t index) {
     const BufferParams& buffer = params_.buffer;
     int32_t row = -1;
     float weight = 1.0f;
     if (lane_ < buffer.num_topk) {
-      const uint64_t place =
+      const uint64_t at =
           (uint64_t{home} * buffer.layout.max_tokens + index) * buffer.num_topk + lane_;
-      row = params_.rows[place];
-      if (params_.row_weights != nullptr) weight = params_.row_weights[place];
+      row = params_.rows[at];
+      if (params_.row_weights != nullptr) weight = params_.row_weights[at];
+    }
+    const Place place = place_of(row);
+    if (params_.done.counters != nullptr) {
+      if (!__all_sync(kAllLanes, row < 0 || wait_done(place))) return false;
+      ptx::bar_warp_sync();  // what one lane has acquired, all know
     }
     // Rows that recv_x had no room for are -1 wherever they stand.
     const uint32_t lanes = __ballot_sync(kAllLanes, row >= 0);
@@ -108,7 +114,7 @@ class CombineSender {
     for (uint32_t first = 0; first < params_.payload_bytes; first += kChunkBytes) {
       const uint32_t bytes = min(kChunkBytes, params_.payload_bytes - first);
       staging_.wait_free();
-      add_rows(lanes, row, weight, first, bytes);
+      add_rows(lanes, place, weight, first, bytes);
       staging_.publish();
       if (lane_ == 0) ptx::cp_async_bulk_store(payload + first, staging_.values(), bytes);
       staging_.advance(false);
@@ -119,6 +125,30 @@ class CombineSender {
     }
     pending_home_ = home;
     pending_index_ = index;
+    return true;
+  }
+
+  /// Where a row of y stands.
+  struct Place {
+    uint32_t expert;  // 0 but in the masked layout
+    uint32_t row;     // of the expert's
+  };
+
+  __device__ __forceinline__ Place place_of(int32_t row) const {
+    const uint32_t row_idx = row < 0 ? 0 : static_cast<uint32_t>(row);
+    const uint32_t expert = params_.y_expert_rows.divide(row_idx);
+    return {expert, row_idx - expert * params_.y_expert_rows.divisor};
+  }
+
+  /// Waits until all rows that share the row's counter are stored.
+  __device__ __forceinline__ bool wait_done(const Place& place) const {
+    const uint32_t begin = place.row / kCounterRows * kCounterRows;
+    const uint32_t end = static_cast<uint32_t>(params_.group_rows[place.expert]);
+    const uint32_t parts = params_.payload_bytes / (2 * kCounterColumns);
+    const uint32_t counter = params_.done.index(place.expert, place.row);
+    return signals_.wait_counter(params_.done.counters + counter,
+                                 min(end - begin, kCounterRows) * parts, Phase::kCombineInput,
+                                 counter);
   }
 
   /// Lane 0: the token before is at its home; tells it. Comes when the next one is under way, as in
@@ -129,14 +159,11 @@ class CombineSender {
   }
 
   /// The weighted sum of the rows of all `lanes`, `bytes` of it from `first` on, into the stage.
-  __device__ __forceinline__ void add_rows(uint32_t lanes, int32_t row, float weight,
+  __device__ __forceinline__ void add_rows(uint32_t lanes, const Place& place, float weight,
                                            uint32_t first, uint32_t bytes) {
     // Lane j knows where row j begins.
-    const uint32_t row_idx = row < 0 ? 0 : static_cast<uint32_t>(row);
-    const uint32_t expert = params_.y_expert_rows.divide(row_idx);
-    const uint32_t expert_row = row_idx - expert * params_.y_expert_rows.divisor;
     const uint64_t begin =
-        expert * params_.y_expert_bytes + expert_row * params_.y_row_bytes + first;
+        place.expert * params_.y_expert_bytes + place.row * params_.y_row_bytes + first;
 #pragma unroll 1
     for (uint32_t base = 0; base < bytes; base += kVectors * 32 * kVectorBytes) {
       Sums sums[kVectors];
@@ -150,7 +177,7 @@ class CombineSender {
         for (uint32_t v = 0; v < kVectors; ++v) {
           const uint32_t at = base + (v * 32 + lane_) * kVectorBytes;
           if (at < bytes) {
-            ptx::ld_global_nc_v4_s32(y + at, words[v]);
+            ptx::ld_global_v4_b32(y + at, words[v]);  // the kernel that stores y may still run
           }
         }
 #pragma unroll

@@ -35,6 +35,9 @@ struct CombineParams {
   const int32_t* number = nullptr;       // [1]: of the dispatch
   const int32_t* rows = nullptr;         // [num_ranks, max_tokens, num_topk]
   const float* row_weights = nullptr;    // nullptr: all 1
+  // Of a kernel that stores y beside this one: groups of kCounterColumns columns stored.
+  RowCounters done;
+  const int32_t* group_rows = nullptr;  // rows of y in all, or of each expert where masked
   // The tokens at home.
   uint8_t* out = nullptr;  // [num_tokens], rows of `hidden` BF16 values
   uint64_t out_row_bytes = 0;
@@ -43,7 +46,7 @@ struct CombineParams {
   uint32_t num_tokens = 0;
   uint32_t payload_bytes = 0;  // 2 * hidden
   uint64_t signature = 0;      // without that
-  Phases phases = Phases::kBoth;
+  Phases phases = Phases::kAll;
   FastDivisor rank_divisor;  // num_ranks
 };
 

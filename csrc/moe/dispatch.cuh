@@ -22,6 +22,16 @@ constexpr uint32_t dispatch_body_shared_bytes() {
   return sizeof(DispatchStorage<kConfig>);
 }
 
+/// All threads of a CTA, where rows will not come any more: who waits for them goes on, over
+/// whatever is there.
+__device__ __forceinline__ void give_up_rows(const RowCounters& ready) {
+  constexpr uint32_t kMoreThanAll = 1u << 20;
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x; i < ready.num_counters; i += blockDim.x) {
+    ptx::red_release_gpu_add_u32(ready.counters + i, kMoreThanAll);
+  }
+}
+
 /// All threads of a CTA, in a call that is not made: what follows it finds no rows.
 __device__ __forceinline__ void receive_nothing(const DispatchParams& params) {
   const ReceiveParams& receive = params.receive;
@@ -45,11 +55,14 @@ __device__ __forceinline__ void dispatch_body(const DispatchParams& params) {
   const Signals signals(params.buffer);
   const Staging staging(smem.stages[warp], smem.full[warp]);
   const bool sends = includes(params.phases, Phases::kSend);
+  const bool counts = includes(params.phases, Phases::kCounts);
   const bool receives = includes(params.phases, Phases::kReceive);
   // A launch that does one half does it with all warps.
-  const uint32_t num_senders = !sends ? 0 : receives ? kConfig.senders : kConfig.num_warps();
+  const uint32_t num_senders = !sends               ? 0
+                               : receives || counts ? kConfig.senders
+                                                    : kConfig.num_warps();
   if (!signals.may_run(smem.forbidden, kAll)) {  // behind its barrier all see the full barriers
-    if (receives && blockIdx.x == 0) receive_nothing(params);
+    if (counts && blockIdx.x == 0) receive_nothing(params);
   } else if (warp < num_senders) {
     Sender<kConfig>(params, signals, staging)
         .run(warp * gridDim.x + blockIdx.x, num_senders * gridDim.x);
@@ -59,6 +72,9 @@ __device__ __forceinline__ void dispatch_body(const DispatchParams& params) {
         .run();
   }
   if (receives) signals.finish(kAll);
+  if (receives && params.receive.ready.counters != nullptr && signals.is_forbidden()) {
+    give_up_rows(params.receive.ready);
+  }
 }
 
 }  // namespace pykernels::moe

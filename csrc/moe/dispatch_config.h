@@ -26,11 +26,18 @@ inline constexpr uint32_t kChunkBytes = 7168;
 inline constexpr uint32_t kChunkScales = kChunkBytes / kBlockK;
 inline constexpr uint32_t kNumStages = 2;  // of a warp
 
-/// Which halves of a call a launch does.
-enum class Phases : uint32_t { kSend = 1, kReceive = 2, kBoth = 3 };
+/// Which parts of a call a launch does.
+enum class Phases : uint32_t {
+  kSend = 1,
+  kCounts = 2,  // of dispatch: where rows will stand, once all peers have told their counts
+  kReceive = 4,
+  kSendAndCounts = kSend | kCounts,
+  kCountsAndReceive = kCounts | kReceive,
+  kAll = kSend | kCounts | kReceive,
+};
 
-PK_HOST_DEVICE constexpr bool includes(Phases phases, Phases half) {
-  return (static_cast<uint32_t>(phases) & static_cast<uint32_t>(half)) != 0;
+PK_HOST_DEVICE constexpr bool includes(Phases phases, Phases part) {
+  return (static_cast<uint32_t>(phases) & static_cast<uint32_t>(part)) != 0;
 }
 
 /// A batch that this rank sends.
@@ -59,6 +66,7 @@ struct ReceiveParams {
   int32_t* row_topk = nullptr;
   uint32_t capacity = 0;         // rows of x
   uint32_t rows_per_expert = 0;  // where every expert has room of its own (masked); else 0
+  RowCounters ready;             // rows that are there, for a kernel beside; see RowCounters
 };
 
 struct DispatchParams {
@@ -68,7 +76,7 @@ struct DispatchParams {
   uint32_t payload_bytes = 0;  // values of a token as they travel
   uint32_t num_scales = 0;     // factors of a token; 0 of BF16
   uint64_t signature = 0;
-  Phases phases = Phases::kBoth;
+  Phases phases = Phases::kAll;
   FastDivisor rank_divisor;    // num_ranks
   FastDivisor expert_divisor;  // num_local_experts
 };

@@ -72,6 +72,20 @@ Placement placement_of(const PlacementArguments& arguments) {
           pointer<int32_t>(arguments.rank_counts)};
 }
 
+/// `per_expert`: whether each expert has counters of its own.
+RowCounters counters_of(const Buffer& buffer, const std::optional<TensorView>& counters,
+                        bool per_expert) {
+  RowCounters result;
+  if (!counters) return result;
+  result.counters = pointer<uint32_t>(counters);
+  result.num_counters = static_cast<uint32_t>(counters->num_elements());
+  if (per_expert) {
+    result.per_expert =
+        result.num_counters / static_cast<uint32_t>(buffer.sizes.num_local_experts());
+  }
+  return result;
+}
+
 ReceiveParams receive_of(const Buffer& buffer, const ReceiveArguments& arguments) {
   ReceiveParams params;
   params.x = pointer<uint8_t>(arguments.x);
@@ -85,6 +99,11 @@ ReceiveParams receive_of(const Buffer& buffer, const ReceiveArguments& arguments
   params.row_weights = pointer<float>(arguments.row_weights);
   params.row_topk = pointer<int32_t>(arguments.row_topk);
   params.capacity = static_cast<uint32_t>(arguments.x.sizes[0]);
+  if (arguments.counters) {
+    params.ready = counters_of(buffer, arguments.counters, arguments.masked);
+    params.ready.num_counters /= 2;
+    params.ready.per_expert /= 2;
+  }
   if (arguments.masked) {
     params.rows_per_expert =
         static_cast<uint32_t>(arguments.x.sizes[0] / buffer.sizes.num_local_experts());
@@ -248,6 +267,7 @@ Launch make_dispatch_launch(const Buffer& buffer, const DispatchArguments& argum
   add_memory(launch, arguments.receive.rows, "rows");
   add_memory(launch, arguments.receive.row_weights, "row_weights");
   add_memory(launch, arguments.receive.row_topk, "row_topk");
+  add_memory(launch, arguments.receive.counters, "counters");
   return launch;
 }
 
@@ -260,6 +280,11 @@ Launch make_combine_launch(const Buffer& buffer, const CombineArguments& argumen
   params.number = pointer<const int32_t>(arguments.number);
   params.rows = pointer<const int32_t>(arguments.rows);
   params.row_weights = pointer<const float>(arguments.row_weights);
+  params.done = counters_of(buffer, arguments.done, arguments.y.rank == 3);
+  params.group_rows = pointer<const int32_t>(arguments.groups);
+  if (arguments.groups && arguments.y.rank == 2) {
+    params.group_rows += buffer.sizes.num_local_experts();  // the last offset
+  }
   params.out = pointer<uint8_t>(arguments.out);
   params.out_row_bytes = row_bytes(arguments.out);
   params.position_in_rank = pointer<const int32_t>(arguments.position_in_rank);
@@ -277,6 +302,8 @@ Launch make_combine_launch(const Buffer& buffer, const CombineArguments& argumen
   add_memory(launch, arguments.number, "number");
   add_memory(launch, arguments.rows, "rows");
   add_memory(launch, arguments.row_weights, "row_weights");
+  add_memory(launch, arguments.done, "done");
+  add_memory(launch, arguments.groups, arguments.y.rank == 3 ? "masked_m" : "group_offsets");
   add_memory(launch, arguments.position_in_rank, "position_in_rank");
   add_memory(launch, arguments.send_counts, "send_counts");
   add_memory(launch, arguments.out, "out");

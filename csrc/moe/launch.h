@@ -53,6 +53,7 @@ struct ReceiveArguments {
   TensorView rows;
   TensorView row_weights;
   TensorView row_topk;
+  std::optional<TensorView> counters;  // [2, ...], contiguous: ready, and zeros for done
   bool masked = false;
 };
 
@@ -63,7 +64,7 @@ struct DispatchArguments {
   PlacementArguments placement;
   ReceiveArguments receive;
   ScaleFormat scale_format = ScaleFormat::kFp32;  // where BF16 becomes FP8
-  Phases phases = Phases::kBoth;
+  Phases phases = Phases::kAll;
   int64_t num_sms = 1;
 };
 
@@ -73,10 +74,12 @@ struct CombineArguments {
   TensorView number;
   TensorView rows;
   std::optional<TensorView> row_weights;  // none: all 1
+  std::optional<TensorView> done;         // int32, contiguous; see RowCounters
+  std::optional<TensorView> groups;       // with it: group_offsets or masked_m
   TensorView position_in_rank;
   TensorView send_counts;
   TensorView out;  // [num_tokens, hidden], BF16
-  Phases phases = Phases::kBoth;
+  Phases phases = Phases::kAll;
   int64_t num_sms = 1;
 };
 

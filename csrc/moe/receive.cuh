@@ -41,7 +41,13 @@ class Receiver {
         lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void run() {
+    const bool receives = includes(params_.phases, Phases::kReceive);
+    if (!receives && blockIdx.x != 0) return;  // one CTA tells the counts
     make_plan();
+    if (!receives) {
+      clear_counters();
+      return;
+    }
     uint32_t most = 0;  // tokens from one source
     if (lane_ < params_.buffer.num_ranks) most = plan_.num_tokens[lane_];
     most = max_over_lanes<32>(most);
@@ -57,9 +63,27 @@ class Receiver {
       if (index < plan_.num_tokens[source] && !receive(source, index)) break;
     }
     staging_.wait_written();
+    release_row();
   }
 
  private:
+  static constexpr uint32_t kNone = 0xffffffff;
+
+  /// Those of rows, and as many behind them for the caller. Nobody looks at them before this launch
+  /// has ended.
+  __device__ __forceinline__ void clear_counters() const {
+    const RowCounters& ready = params_.receive.ready;
+#pragma unroll 1
+    for (uint32_t i = warp_ * 32 + lane_; i < 2 * ready.num_counters; i += num_warps_ * 32) {
+      ready.counters[i] = 0;
+    }
+  }
+
+  /// Whether this CTA tells the caller of the counts.
+  __device__ __forceinline__ bool tells() const {
+    return blockIdx.x == 0 && includes(params_.phases, Phases::kCounts);
+  }
+
   __device__ __forceinline__ void sync() const {
     ptx::bar_sync(static_cast<uint32_t>(DispatchBarrier::kReceivers), num_warps_ * 32);
   }
@@ -108,7 +132,7 @@ class Receiver {
     if (lane_ != 0) return;
     if (there == 0) num_tokens = 0;
     plan_.num_tokens[source] = num_tokens;
-    if (blockIdx.x == 0) params_.receive.recv_counts[source] = static_cast<int32_t>(num_tokens);
+    if (tells()) params_.receive.recv_counts[source] = static_cast<int32_t>(num_tokens);
   }
 
   /// The experts' first rows, and what the caller learns of them. One warp.
@@ -116,7 +140,7 @@ class Receiver {
     const ReceiveParams& receive = params_.receive;
     const uint32_t num_experts = params_.buffer.num_local_experts;
     const bool masked = receive.rows_per_expert > 0;
-    const bool writes = blockIdx.x == 0;
+    const bool writes = tells();
     if (writes && lane_ == 0) receive.number[0] = static_cast<int32_t>(signals_.epoch());
     uint32_t before = 0;
 #pragma unroll 1
@@ -164,17 +188,32 @@ class Receiver {
       staging_.wait_full();
       if (row >= 0) store(static_cast<uint32_t>(row), chunk);
       staging_.advance(true);
+      if (chunk.first == 0 && params_.receive.ready.counters != nullptr) {
+        staging_.wait_written_before();
+        release_row();
+      }
       const uint32_t next = chunk.first + kChunkBytes;
-      if (next >= params_.payload_bytes) return true;
+      if (next >= params_.payload_bytes) break;
       chunk = ChunkRange(next, params_.payload_bytes, params_.num_scales);
       staging_.wait_free();
       if (lane_ == 0) load(payload, chunk);
     }
+    if (row >= 0) pending_ = counter_;
+    return true;
+  }
+
+  /// The lane's row of the token before is written: counts it for who waits for rows. Comes when
+  /// the next token is under way.
+  __device__ __forceinline__ void release_row() {
+    if (params_.receive.ready.counters != nullptr && pending_ != kNone) {
+      ptx::red_release_gpu_add_u32(params_.receive.ready.counters + pending_, 1);
+    }
+    pending_ = kNone;
   }
 
   /// This lane's entry into the handle. Returns its row of recv_x; -1 if it has none.
   __device__ __forceinline__ int32_t take_entry(const uint8_t* slot, uint32_t source,
-                                                uint32_t index) const {
+                                                uint32_t index) {
     const ReceiveParams& receive = params_.receive;
     const uint32_t num_topk = params_.buffer.num_topk;
     if (lane_ >= num_topk) return -1;
@@ -190,6 +229,7 @@ class Receiver {
     const bool masked = receive.rows_per_expert > 0;
     const bool fits = masked ? in_expert < receive.rows_per_expert : place < receive.capacity;
     const int32_t row = exists && fits ? static_cast<int32_t>(place) : -1;
+    counter_ = masked ? receive.ready.index(expert, in_expert) : receive.ready.index(0, place);
     const uint64_t at =
         (uint64_t{source} * params_.buffer.layout.max_tokens + index) * num_topk + lane_;
     receive.rows[at] = row;
@@ -223,6 +263,8 @@ class Receiver {
   uint32_t warp_;
   uint32_t num_warps_;
   uint32_t lane_;
+  uint32_t counter_ = 0;      // of the lane's row of this token
+  uint32_t pending_ = kNone;  // of a row that is still to be counted
 };
 
 }  // namespace pykernels::moe

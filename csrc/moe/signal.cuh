@@ -99,9 +99,33 @@ class Signals {
 
   /// Whether the call may run, the same for all threads of the CTA. `forbidden`: in shared memory.
   __device__ __forceinline__ bool may_run(uint32_t& forbidden, uint32_t barrier) const {
-    if (threadIdx.x == 0) forbidden = is_forbidden(buffer_.state, epoch_);
+    if (threadIdx.x == 0) forbidden = is_forbidden();
     ptx::bar_sync(barrier, blockDim.x);  // written
     return forbidden == 0;
+  }
+
+  /// Whether the call is not made, or no more. Any thread.
+  __device__ __forceinline__ bool is_forbidden() const {
+    return moe::is_forbidden(buffer_.state, epoch_);
+  }
+
+  /// Waits until another kernel of this GPU has counted so far; what it has released is acquired.
+  /// False after the time is up, or once the call is broken.
+  __device__ __forceinline__ bool wait_counter(const uint32_t* counter, uint32_t expected,
+                                               Phase phase, uint64_t index) const {
+    const uint64_t start = ptx::globaltimer();
+    uint32_t seen = ptx::ld_relaxed_gpu_u32(counter);
+#pragma unroll 1
+    while (seen < expected) {
+      if (is_forbidden()) return false;
+      if (ptx::globaltimer() - start > buffer_.timeout_ns) {
+        fail(ErrorKind::kTimeout, phase, buffer_.rank, expected, seen, index);
+        return false;
+      }
+      seen = ptx::ld_relaxed_gpu_u32(counter);
+    }
+    ptx::ld_acquire_gpu_u32(counter);
+    return true;
   }
 
   /// All threads of the CTA, when its warps have done with the call: the last CTA tells the peers
@@ -119,7 +143,7 @@ class Signals {
     ptx::bar_warp_sync();  // what lane 0 has acquired, all lanes know
     if (is_last == 0) return;
     if (threadIdx.x == 0) buffer_.state->ctas_done = 0;
-    if (is_forbidden(buffer_.state, epoch_)) return;
+    if (is_forbidden()) return;
     if (threadIdx.x == 0) buffer_.state->epoch = epoch_;
     if (threadIdx.x < buffer_.num_ranks && !is_masked(threadIdx.x)) {
       ptx::st_release_sys_u64(&mail(threadIdx.x, buffer_.rank)->consumed, epoch_);
@@ -149,8 +173,7 @@ class Signals {
       waited = ptx::globaltimer() - start;
       if (reached(seen, expected)) break;
       told = Trouble::from_bits(ptx::ld_relaxed_sys_u64(&mail(buffer_.rank, peer)->trouble));
-      goes_on = waited <= buffer_.timeout_ns && !is_forbidden(buffer_.state, epoch_) &&
-                !told.concerns(epoch_);
+      goes_on = waited <= buffer_.timeout_ns && !is_forbidden() && !told.concerns(epoch_);
     }
     ptx::red_relaxed_gpu_add_u64(&buffer_.state->wait_ns[peer], waited);
     ptx::red_relaxed_gpu_add_u64(&buffer_.state->num_waits[peer], 1);

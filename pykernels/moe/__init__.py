@@ -3,6 +3,7 @@
 from pykernels.moe.buffer import Buffer
 from pykernels.moe.choice import buffer_bytes
 from pykernels.moe.errors import MoeTimeoutError
+from pykernels.moe.event import CommEvent
 from pykernels.moe.group import BufferSizes, LocalGroup
 from pykernels.moe.handle import DispatchHandle
 from pykernels.moe.stats import PeerWait
@@ -12,6 +13,7 @@ from pykernels.moe.stats import save as save_wait_stats
 __all__ = [
     "Buffer",
     "BufferSizes",
+    "CommEvent",
     "DispatchHandle",
     "LocalGroup",
     "MoeTimeoutError",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pykernels import checks
+from pykernels.group_checks import COUNTER_ROWS
 from pykernels.moe import checks as moe_checks
 from pykernels.moe import choice, ops
 from pykernels.moe.errors import HookPendingError
@@ -210,7 +211,8 @@ class BufferBase:
     ) -> tuple[list[Tensor], Finish]:
         """As :meth:`start_dispatch`; ``y`` may have fewer columns than the buffer."""
         self._refuse_after_error()
-        results = self._empty_results(y, handles, outs or [None] * len(y))
+        with self._transport().allocating(call):
+            results = self._empty_results(y, handles, outs or [None] * len(y))
         with self._breaking():
             finish = self._transport().combine(call, y, handles, results)
         return results, self._breaking_finish(finish)
@@ -330,6 +332,8 @@ class BufferBase:
             return torch.empty(shape, dtype=dtype, device=batch.x.device)
 
         table = (sizes.num_ranks, sizes.num_max_tokens_per_rank, sizes.num_topk)
+        counts = empty(experts if call.masked else experts + 1)
+        blocks = (*rows[:-1], checks.ceil_div(call.capacity, COUNTER_ROWS))
         handle = DispatchHandle(
             topk_idx=batch.topk_idx,
             topk_weights=batch.topk_weights,
@@ -339,6 +343,7 @@ class BufferBase:
             position_in_rank=empty(num_tokens, sizes.num_ranks),
             send_counts=empty(sizes.num_ranks),
             number=empty(1),
+            groups=counts,
             recv_counts=empty(sizes.num_ranks),
             rows=empty(*table),
             row_weights=empty(*table, dtype=torch.float32),
@@ -347,8 +352,9 @@ class BufferBase:
         return Received(
             x=empty(*rows, hidden, dtype=dtype),
             scales=_empty_scales(rows, hidden, batch.x.device) if is_fp8 else None,
-            counts=empty(experts if call.masked else experts + 1),
+            counts=counts,
             handle=handle,
+            counters=empty(2, *blocks) if call.beside else None,
         )
 
 

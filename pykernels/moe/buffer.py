@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pykernels import checks
 from pykernels.moe import ops
 from pykernels.moe.base import Hook, Wishes
 from pykernels.moe.calls import BufferCalls
+from pykernels.moe.event import CommEvent
 from pykernels.moe.group import LocalGroup
+from pykernels.moe.transport import Received
 
 
 class Buffer(BufferCalls):
@@ -87,7 +91,8 @@ class Buffer(BufferCalls):
         topk_weights: Any,
         *,
         capacity: int | None = None,
-    ) -> tuple[Any, Any, Any]:
+        async_finish: bool = False,
+    ) -> Any:
         """Send each token to the ranks of its experts, and group what arrives by expert.
 
         A token travels once to each rank, whatever number of its experts lives there.
@@ -104,13 +109,16 @@ class Buffer(BufferCalls):
             capacity: rows of ``recv_x``; None for the most that distinct experts can need,
                 ``num_ranks * num_max_tokens_per_rank * min(num_topk, num_local_experts)``. That
                 is 3.8 GB with 8 ranks, 4096 tokens, 8 of 32 local experts and 7168 BF16 columns.
+            async_finish: return when the counts are there, in the order of the current stream; rows
+                arrive on the buffer's communication stream. Not differentiable.
 
         Returns:
             recv_x ``[capacity, hidden]``, of x's type (a pair with ``[capacity, ceil(hidden /
             128)]`` scales); group_offsets ``[num_local_experts + 1]``, ``int32``: rows
             ``group_offsets[e] : group_offsets[e + 1]`` belong to local expert e, ordered by source
             rank, then token, then k; and the handle for :meth:`combine`. Rows behind the last are
-            unspecified.
+            unspecified. With ``async_finish`` also a :class:`CommEvent`: nothing of recv_x may be
+            read before its ``wait()``, but by a grouped GEMM that takes its ``ready``.
 
         Raises:
             ValueError: an argument is not as above, ``topk_idx`` names no expert of the buffer, or
@@ -121,15 +129,31 @@ class Buffer(BufferCalls):
 
         Reference: :func:`pykernels.reference.moe_dispatch`.
         """
+        checks.check_flag("async_finish", async_finish)
         if torch.compiler.is_compiling():
-            if self._rank is not None and not ops.needs_gradient(x, topk_weights):
+            if self._rank is not None and not (async_finish or ops.needs_gradient(x, topk_weights)):
                 rows = self._sizes.max_rows if capacity is None else capacity
                 return ops.dispatch(self, x, topk_idx, topk_weights, rows)
             call = self.dispatch
-            return ops.outside_of_graphs(call, x, topk_idx, topk_weights, capacity=capacity)
-        return self._result(self.dispatch_ranks(x, topk_idx, topk_weights, capacity))
+            options: dict[str, Any] = {"capacity": capacity, "async_finish": async_finish}
+            return ops.outside_of_graphs(call, x, topk_idx, topk_weights, **options)
+        if not async_finish:
+            return self._result(self.dispatch_ranks(x, topk_idx, topk_weights, capacity))
+        received, finish = self.dispatch_beside(x, topk_idx, topk_weights, capacity)
+        ready, done = (
+            self._public([_counters(each)[place] for each in received]) for place in (0, 1)
+        )
+        return *self._result(received), CommEvent(finish, ready, done)
 
-    def combine(self, y: Any, handle: Any, *, out: Any = None) -> Any:
+    def combine(
+        self,
+        y: Any,
+        handle: Any,
+        *,
+        out: Any = None,
+        done: Any = None,
+        async_finish: bool = False,
+    ) -> Any:
         """Send the experts' results home, weighted and summed.
 
         On the experts' rank ``acc = fmaf(weight, y[row], acc)`` in FP32 from +0, over a token's
@@ -141,9 +165,16 @@ class Buffer(BufferCalls):
             y: ``[capacity, hidden]``, ``bfloat16``, row-major: a result for each row of recv_x.
             handle: of the :meth:`dispatch`; it may be used several times.
             out: ``[num_tokens, hidden]``, ``bfloat16``, row-major, to write into; or None.
+            done: with ``async_finish``, the ``done`` of the dispatch's :class:`CommEvent`, which a
+                grouped GEMM that stores y fills, launched before this call: tokens are sent as
+                their rows are stored, not behind the GEMM.
+            async_finish: return at once; the call goes on on the buffer's communication stream. Not
+                differentiable.
 
         Returns:
-            ``[num_tokens, hidden]``, ``bfloat16``; zeros for a token that went nowhere.
+            ``[num_tokens, hidden]``, ``bfloat16``; zeros for a token that went nowhere. With
+            ``async_finish`` also a :class:`CommEvent`: the result may be read, and y changed,
+            behind its ``wait()``.
 
         Raises:
             ValueError: an argument is not as above; nothing has been written.
@@ -152,11 +183,20 @@ class Buffer(BufferCalls):
 
         Reference: :func:`pykernels.reference.moe_combine`.
         """
+        checks.check_flag("async_finish", async_finish)
+        if done is not None and not async_finish:
+            raise ValueError("done must be None without async_finish, got counters")
         if torch.compiler.is_compiling():
-            if self._rank is not None and not ops.needs_gradient(y, handle.topk_weights):
+            if self._rank is not None and not (
+                async_finish or ops.needs_gradient(y, handle.topk_weights)
+            ):
                 return ops.combine(self, y, handle, out)
-            return ops.outside_of_graphs(self.combine, y, handle, out=out)
-        return self._public(self.combine_ranks(y, handle, out))
+            options = {"out": out, "done": done, "async_finish": async_finish}
+            return ops.outside_of_graphs(self.combine, y, handle, **options)
+        if not async_finish:
+            return self._public(self.combine_ranks(y, handle, out))
+        results, finish = self.combine_beside(y, handle, out, done)
+        return self._public(results), CommEvent(finish)
 
     def low_latency_dispatch(
         self,
@@ -244,3 +284,8 @@ class Buffer(BufferCalls):
 
 def _nothing_to_do() -> None:
     """The hook of a call that has received."""
+
+
+def _counters(received: Received) -> Tensor:
+    assert received.counters is not None
+    return received.counters

@@ -18,7 +18,7 @@ from pykernels.moe import checks as moe_checks
 from pykernels.moe.base import BufferBase, Hook
 from pykernels.moe.errors import HookPendingError
 from pykernels.moe.handle import DispatchHandle
-from pykernels.moe.transport import Batch, CombineCall, DispatchCall, Received
+from pykernels.moe.transport import Batch, CombineCall, DispatchCall, Finish, Received
 
 
 class BufferCalls(BufferBase):
@@ -41,6 +41,51 @@ class BufferCalls(BufferBase):
         received, finish = self.start_dispatch(call, batches)
         finish()
         return received
+
+    def dispatch_beside(
+        self, x: Any, topk_idx: Any, topk_weights: Any, capacity: int | None
+    ) -> tuple[list[Received], Finish]:
+        """A dispatch whose rows arrive beside the caller's work."""
+        transport = self._ready()
+        with self._checking(transport, "dispatch"):
+            sent = (x, topk_idx, topk_weights)
+            call, batches = self._dispatch_call(*sent, capacity, transport.reads_values)
+            for each in batches:
+                checks.check_no_gradient(
+                    "dispatch with async_finish", {"x": each.x, "topk_weights": each.topk_weights}
+                )
+        call = dataclasses.replace(call, beside=True)
+        received, finish = self.start_dispatch(call, batches)
+        return received, self._waiting(finish)
+
+    def combine_beside(
+        self, y: Any, handle: Any, out: Any, done: Any
+    ) -> tuple[list[Tensor], Finish]:
+        """A combine that goes on beside the caller's work."""
+        transport = self._ready()
+        op = "combine with async_finish"
+        with self._checking(transport, "combine"):
+            rows, handles, outs = self._combined(y, handle, out, masked=False)
+            for each, made in zip(rows, handles, strict=True):
+                checks.check_no_gradient(op, {"y": each, "topk_weights": made.topk_weights})
+            counters = None
+            if done is not None:
+                columns = zip(self._rank_checks(), self._per_rank("done", done), rows, strict=True)
+                counters = tuple(check.done(*each) for check, *each in columns)
+        call = CombineCall("combine", beside=True, done=counters)
+        results, finish = self.start_combine(call, rows, handles, outs)
+        return results, self._waiting(finish)
+
+    def _waiting(self, finish: Finish) -> Finish:
+        begun = self._num_resets
+
+        def wait() -> None:
+            self._refuse_if_closed()
+            if begun != self._num_resets:
+                raise RuntimeError("reset() has been called since; what was sent is forgotten")
+            finish()
+
+        return wait
 
     def dispatched(
         self, x: Any, topk_idx: Any, topk_weights: Any, capacity: int | None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pykernels import checks
+from pykernels.group_checks import COUNTER_ROWS
 from pykernels.moe.group import BufferSizes, num_scales
 from pykernels.moe.handle import DispatchHandle
 from pykernels.moe.transport import Batch
@@ -155,6 +156,22 @@ class RankChecks:
                 f"{name} must be from 0 to {last}, or -1 for a dropped entry, got "
                 f"{int(topk_idx[token, k])} for token {token}, k {k}"
             )
+
+    def done(self, counters: object, y: Tensor) -> Tensor:
+        """All requirements of the counters of y's rows."""
+        name = self._name("done")
+        found = checks.check_tensor(name, counters)
+        self._on_device({name: found})
+        checks.check_dtype(name, found, torch.int32)
+        blocks = checks.ceil_div(y.size(0), COUNTER_ROWS)
+        if tuple(found.shape) != (blocks,):
+            raise ValueError(
+                f"{name} must be [ceil(capacity / {COUNTER_ROWS})] = {[blocks]}, got shape "
+                f"{list(found.shape)}"
+            )
+        if not found.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {found.stride()}")
+        return found
 
     def combined(
         self, y: object, handle: object, out: object, *, masked: bool

@@ -9,7 +9,7 @@ ascending order, so nothing can be added on the way.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -134,6 +134,9 @@ class CollectiveTransport:
             exchange.sum_at_home(arrived, handle.position_in_rank, out)
 
         return finish
+
+    def allocating(self, call: CombineCall) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def reject(self, op: str, error: ValueError) -> bool:
         """The peers learn of it in this call's headers; those that do not come, do not."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pykernels.group_checks import COUNTER_ROWS
 from pykernels.moe.group import BufferSizes, num_scales
 from pykernels.moe.handle import DispatchHandle
 from pykernels.moe.routing import Arrangement, arrange
@@ -170,6 +171,9 @@ def fill_received(
 
 
 def _fill_counts(received: Received, arrangement: Arrangement) -> None:
+    if received.counters is not None:  # all rows are there
+        received.counters[0] = COUNTER_ROWS
+        received.counters[1] = 0
     if received.handle.masked:
         received.counts.copy_(arrangement.counts)
     else:

@@ -101,6 +101,12 @@ class Gpu:
         return [torch.cuda.Stream(self._device) for _ in range(count)]
 
     @contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        """The stream is the current one in the block."""
+        with torch.cuda.stream(stream):
+            yield
+
+    @contextmanager
     def forked(self, streams: Sequence[Any]) -> Iterator[list[int]]:
         """Handles of the streams, which follow and precede all other work of the current stream."""
         current = torch.cuda.current_stream(self._device)

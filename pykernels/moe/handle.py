@@ -28,6 +28,7 @@ class DispatchHandle:
             what the rank returns.
         number: ``[1]``, ``int32``: of the dispatch among the buffer's calls since its reset, the
             same on all ranks; combine compares it, too.
+        groups: ``group_offsets`` or ``masked_m``, as returned beside the handle.
         recv_counts: ``[R]``, ``int32``: tokens that came from each rank.
         rows: ``[R, Tmax, num_topk]``, ``int32``: the rows of ``recv_x`` that hold the i-th token
             from rank s, ascending by expert, then k; -1 behind the last. In the masked layout
@@ -44,6 +45,7 @@ class DispatchHandle:
     position_in_rank: Tensor
     send_counts: Tensor
     number: Tensor
+    groups: Tensor
     recv_counts: Tensor
     rows: Tensor
     row_weights: Tensor

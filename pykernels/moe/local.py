@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -94,6 +95,9 @@ class LocalTransport:
         if rank in self._masked_ranks:
             idx = torch.full_like(idx, -1)
         return route(idx, self._sizes, self._masked_ranks)
+
+    def allocating(self, call: CombineCall) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def reject(self, op: str, error: ValueError) -> bool:
         """There are no peers to tell."""

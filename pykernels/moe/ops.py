@@ -90,12 +90,17 @@ def _public(
     found: tuple[Tensor, ...], topk_idx: Tensor, topk_weights: Tensor, capacity: int, masked: bool
 ) -> tuple[Any, Tensor, DispatchHandle]:
     recv_x, scales, counts, *tables = found
-    handle = _handle_of(topk_idx, topk_weights, *tables, capacity=capacity, masked=masked)
+    handle = _handle_of(topk_idx, topk_weights, counts, *tables, capacity=capacity, masked=masked)
     return (recv_x if scales.dim() == 1 else (recv_x, scales)), counts, handle
 
 
 def _handle_of(
-    topk_idx: Tensor, topk_weights: Tensor, *tables: Tensor, capacity: int, masked: bool
+    topk_idx: Tensor,
+    topk_weights: Tensor,
+    groups: Tensor,
+    *tables: Tensor,
+    capacity: int,
+    masked: bool,
 ) -> DispatchHandle:
     position_in_rank, send_counts, number, recv_counts, rows, row_weights, row_topk = tables
     return DispatchHandle(
@@ -107,6 +112,7 @@ def _handle_of(
         position_in_rank=position_in_rank,
         send_counts=send_counts,
         number=number,
+        groups=groups,
         recv_counts=recv_counts,
         rows=rows,
         row_weights=row_weights,
@@ -191,7 +197,9 @@ def _define_combine(real: bool, masked: bool) -> tuple[Any, Any]:
 
     def call(number: int, y: Tensor, tensors: tuple[Tensor, ...], out: Tensor | None) -> Tensor:
         capacity = y.size(1) if masked and y.dim() == 3 else y.size(0)
-        handle = _handle_of(*tensors, capacity=capacity, masked=masked)
+        routing, tables = tensors[:2], tensors[2:]
+        no_groups = tables[0].new_empty(0)  # which only a combine beside a GEMM needs
+        handle = _handle_of(*routing, no_groups, *tables, capacity=capacity, masked=masked)
         buffer = _find(number)
         with torch.no_grad():
             if not real:

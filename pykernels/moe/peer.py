@@ -8,8 +8,8 @@ memory tell one call from the next. See csrc/moe/README.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pykernels import _C
     from pykernels.moe.choice import Settings
 
+_Maker: TypeAlias = Callable[["Rank", int], "_C.Launch"]
 DEFAULT_NUM_SMS = 24  # of a rank: as many as bring an NVLink to its limit; see csrc/moe/README.md
 
 
@@ -48,6 +49,7 @@ class PeerTransport:
         self._masked_ranks: frozenset[int] = frozenset()
         self._pending = ""  # a call whose hook has not been called
         self._last: gpu.Point | None = None  # behind the last call
+        self._comm: Any = None  # the communication stream, once there is a call beside others
         self.bytes = device_bytes(settings.sizes)
         if isinstance(settings.group, LocalGroup):
             self._make_local(settings)
@@ -90,7 +92,7 @@ class PeerTransport:
             )
             return launch
 
-        def launch(phases: str) -> Callable[[Rank, int], _C.Launch]:
+        def launch(phases: str) -> _Maker:
             def make(rank: Rank, place: int) -> _C.Launch:
                 made: _C.Launch = native().make_moe_dispatch_launch(
                     rank.native,
@@ -107,11 +109,15 @@ class PeerTransport:
         for rank, result in zip(self._locals, received, strict=True):
             if rank.index in self._masked_ranks:
                 _nothing_received(result)
+        tensors = [tensor for result in received for tensor in _tensors(result)]
+        if call.beside:
+            return self._dispatch_beside(
+                [layout, launch("send and counts")], launch("rows"), tensors
+            )
         if not call.split:
             self._launch([layout, launch("both")])
             return self._finish_now
         self._launch([layout, launch("send")])
-        tensors = [tensor for result in received for tensor in _tensors(result)]
         return self._finish_later(call.op, launch("receive"), tensors)
 
     def combine(
@@ -122,9 +128,10 @@ class PeerTransport:
         outs: Sequence[Tensor],
     ) -> Finish:
         self._begin(call.op)
-        arguments = [_combine_arguments(*each) for each in zip(y, handles, outs, strict=True)]
+        done = call.done or [None] * len(y)
+        arguments = [_combine_arguments(*each) for each in zip(y, handles, outs, done, strict=True)]
 
-        def launch(phases: str) -> Callable[[Rank, int], _C.Launch]:
+        def launch(phases: str) -> _Maker:
             def make(rank: Rank, place: int) -> _C.Launch:
                 made: _C.Launch = native().make_moe_combine_launch(
                     rank.native, *arguments[place], phases=phases, num_sms=self._num_sms
@@ -136,12 +143,69 @@ class PeerTransport:
         for rank, out in zip(self._locals, outs, strict=True):
             if rank.index in self._masked_ranks:
                 out.zero_()
+        if call.beside:
+            return self._combine_beside(call, launch("both"), [*y, *outs])
         if not call.split:
             self._launch([launch("both")])
             return self._finish_now
         self._launch([launch("send")])
         tensors = [tensor for handle in handles for tensor in _tensors(handle)]
         return self._finish_later(call.op, launch("receive"), [*tensors, *outs])
+
+    def allocating(self, call: CombineCall) -> AbstractContextManager[None]:
+        if self._gpu is None or not call.beside:
+            return nullcontext()
+        return self._gpu.on(self._communication())
+
+    def _communication(self) -> Any:
+        assert self._gpu is not None
+        if self._comm is None:
+            (self._comm,) = self._gpu.new_streams(1)
+        return self._comm
+
+    def _dispatch_beside(
+        self, first: Sequence[_Maker], rows: _Maker, tensors: Sequence[Tensor]
+    ) -> Finish:
+        """Counts ahead of what the current stream gets next, rows beside it."""
+        if self._gpu is None:
+            self._launch([*first, rows])
+            return self._finish_now
+        here = self._gpu.point()
+        with self._gpu.on(self._communication()):
+            self._gpu.follow(here)
+            self._launch(first)
+            counted = self._gpu.point()
+        self._gpu.follow(counted)
+        return self._beside(rows, tensors)
+
+    def _combine_beside(
+        self, call: CombineCall, whole: _Maker, tensors: Sequence[Tensor]
+    ) -> Finish:
+        """Behind what the current stream has, or beside it where counters tell of y."""
+        if self._gpu is None:
+            self._launch([whole])
+            return self._finish_now
+        if call.done is None:
+            here = self._gpu.point()
+            with self._gpu.on(self._communication()):
+                self._gpu.follow(here)
+        return self._beside(whole, [*tensors, *(call.done or ())])
+
+    def _beside(self, make: _Maker, tensors: Sequence[Tensor]) -> Finish:
+        """Launches on the communication stream; what is returned makes the current one wait."""
+        device = self._gpu
+        assert device is not None
+        with device.on(self._communication()):
+            self._launch([make])
+            device.keep(tensors)
+            end = device.point()
+
+        def finish() -> None:
+            if device.follow(end):
+                device.keep(tensors)
+            self.check()
+
+        return finish
 
     def reject(self, op: str, error: ValueError) -> bool:
         """A kernel tells the peers, who find it in this call; in one process there are none."""
@@ -211,9 +275,7 @@ class PeerTransport:
         if self._gpu is None:  # the emulator has run the kernels
             self.check()
 
-    def _finish_later(
-        self, op: str, make: Callable[[Rank, int], _C.Launch], used: list[Tensor]
-    ) -> Finish:
+    def _finish_later(self, op: str, make: _Maker, used: list[Tensor]) -> Finish:
         """``used``: the tensors that receiving kernels use, dropped by the caller or not."""
         self._pending = op
 
@@ -226,7 +288,7 @@ class PeerTransport:
 
         return finish
 
-    def _launch(self, makers: Sequence[Callable[[Rank, int], _C.Launch]]) -> bool:
+    def _launch(self, makers: Sequence[_Maker]) -> bool:
         """Of every rank that is not masked, these kernels one after the other.
 
         They follow the last call. Returns whether that was on another stream.
@@ -261,7 +323,7 @@ class PeerTransport:
     def _launch_on(
         self,
         device: gpu.Gpu,
-        makers: Sequence[Callable[[Rank, int], _C.Launch]],
+        makers: Sequence[_Maker],
         active: Sequence[tuple[int, Rank]],
     ) -> None:
         if not self._streams:
@@ -319,14 +381,17 @@ class _DispatchArguments:
             *self.layout,
             *_views(_flat(result.x), None if result.scales is None else _flat(result.scales)),
             *_views(result.counts, handle.recv_counts, handle.number),
-            *_views(handle.rows, handle.row_weights, handle.row_topk),
+            *_views(handle.rows, handle.row_weights, handle.row_topk, result.counters),
         )
 
 
-def _combine_arguments(y: Tensor, handle: DispatchHandle, out: Tensor) -> tuple[Any, ...]:
+def _combine_arguments(
+    y: Tensor, handle: DispatchHandle, out: Tensor, done: Tensor | None
+) -> tuple[Any, ...]:
     return (
         *_views(y.detach(), handle.recv_counts, handle.number, handle.rows, handle.row_weights),
         *_views(handle.position_in_rank, handle.send_counts, out),
+        *_views(done, None if done is None else handle.groups),
     )
 
 

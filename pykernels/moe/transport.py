@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
@@ -45,12 +46,15 @@ class Received(NamedTuple):
             counts; ``int32``.
         handle: its tensors ``position_in_rank``, ``send_counts``, ``number``, ``recv_counts``,
             ``rows``, ``row_weights`` and ``row_topk`` are to be filled.
+        counters: ``[2, ...]``, ``int32``, of a call beside the caller's work: how many of each 128
+            rows are there, and zeros. Else None.
     """
 
     x: Tensor
     scales: Tensor | None
     counts: Tensor
     handle: DispatchHandle
+    counters: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,8 @@ class DispatchCall:
         capacity: rows of ``recv_x``, of each expert where masked.
         scale_fmt: in which format the send casts BF16 rows to FP8; None: rows travel as they are.
         split: the caller completes the receive later.
+        beside: rows are received on the communication stream, beside the caller's work; counts are
+            there when the call returns, in the order of its stream.
     """
 
     op: str
@@ -70,14 +76,21 @@ class DispatchCall:
     capacity: int
     scale_fmt: str | None = None
     split: bool = False
+    beside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class CombineCall:
-    """How a combine is done; see :class:`DispatchCall`."""
+    """How a combine is done; see :class:`DispatchCall`.
+
+    Attributes:
+        done: counters of each rank's rows of y, which may still be on their way; with ``beside``.
+    """
 
     op: str
     split: bool = False
+    beside: bool = False
+    done: tuple[Tensor, ...] | None = None
 
 
 class Transport(Protocol):
@@ -120,6 +133,9 @@ class Transport(Protocol):
             handles: of that dispatch.
             outs: ``[T, hidden]``, BF16, rows a multiple of 16 bytes apart.
         """
+
+    def allocating(self, call: CombineCall) -> AbstractContextManager[None]:
+        """Where results of this call are allocated: on the stream that writes them."""
 
     def reject(self, op: str, error: ValueError) -> bool:
         """Takes the place of a call with wrong arguments; True if the peers now know of it.

@@ -57,7 +57,7 @@ class PlayedGpu(Gpu):
 
     def point(self) -> Point:
         stream = self.current_stream()
-        return Point(stream, stream in self.captured, len(self._cuda.driver.launches))
+        return Point(stream, stream in self.captured, self._cuda.driver.num_collected)
 
     def follow(self, point: Point) -> bool:
         stream = self.current_stream()
@@ -65,6 +65,7 @@ class PlayedGpu(Gpu):
             return False
         if (stream in self.captured) == point.is_captured:
             self.waits.append((stream, point.stream, point.event))
+            self._cuda.driver.wait_stream(stream, point.stream, point.event)
         return True
 
     def keep(self, tensors: Sequence[Tensor]) -> None:
@@ -77,6 +78,13 @@ class PlayedGpu(Gpu):
         return [self._cuda.driver.create_stream(self.index) for _ in range(count)]
 
     @contextmanager
+    def on(self, stream: int) -> Iterator[None]:
+        before = self._place
+        with self._cuda.on(self.index, stream):
+            yield
+        self._cuda.place.current = before
+
+    @contextmanager
     def forked(self, streams: Sequence[int]) -> Iterator[list[int]]:
         for stream in streams:
             self._wait(stream, self.current_stream())
@@ -87,7 +95,9 @@ class PlayedGpu(Gpu):
             self._cuda.driver.run_collected()
 
     def _wait(self, waiting: int, awaited: int) -> None:
-        self.waits.append((waiting, awaited, len(self._cuda.driver.launches)))
+        driver = self._cuda.driver
+        self.waits.append((waiting, awaited, len(driver.launches)))
+        driver.wait_stream(waiting, awaited, driver.num_collected)
         if awaited in self.captured and waiting not in self.captured:
             self._cuda.driver.join_capture(waiting)
             self.captured.add(waiting)
