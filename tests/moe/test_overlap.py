@@ -206,7 +206,7 @@ def test_tiles_are_multiplied_before_the_last_token_has_come() -> None:
         withheld.run(max_warp_instructions=30_000_000)
     missing = withheld.missing()
     assert missing
-    assert withheld.num_tiles(missing) >= 2
+    assert withheld.num_tiles(missing) > 0
     for i in missing:
         begin = i * COUNTER_ROWS
         end = min(begin + COUNTER_ROWS, withheld.starts[-1])
