@@ -83,7 +83,7 @@ class MeasuredLinear(nn.Module):
         return self.linear.finish(product, x)
 
     def _error(self, activations: tuple[Tensor, Tensor], product: Tensor) -> float:
-        weight = (self.linear.weight.cpu(), self.linear.weight_scales.cpu())
+        weight = (self.linear.weight.cpu(), self.linear.weight_scale_inv.cpu())
         exact = reference.fp8_gemm_nt((activations[0].cpu(), activations[1].cpu()), weight)
         return float((product.cpu().double() - exact).norm() / exact.norm())
 
@@ -132,7 +132,7 @@ def replace_linears(model: Bert, options: dict[str, Any]) -> list[Measurement]:
             if isinstance(child, nn.Linear):
                 row = Measurement(f"{index} {name}")
                 with measured(row, child.weight.device, options):
-                    linear = Fp8Linear.from_linear(child)
+                    linear = Fp8Linear.from_float(child)
                 setattr(layer, name, MeasuredLinear(linear, row, options))
                 rows.append(row)
     return rows

@@ -22,14 +22,14 @@ def linear(bias: bool = True) -> nn.Linear:
 @pytest.mark.parametrize("bias", [True, False])
 def test_forward(dtype: torch.dtype, bias: bool) -> None:
     plain = linear(bias)
-    module = Fp8Linear.from_linear(plain)
+    module = Fp8Linear.from_float(plain)
     x = torch.randn(3, 5, 272).to(dtype)
     with torch.no_grad():
         result = module(x)
     assert result.shape == (3, 5, 136)
     assert result.dtype == dtype
     activations = reference.quantize_1x128(x.view(15, 272))
-    exact = reference.fp8_gemm_nt(activations, (module.weight, module.weight_scales))
+    exact = reference.fp8_gemm_nt(activations, (module.weight, module.weight_scale_inv))
     if bias:
         exact += plain.bias.detach().double()
     floor = FP32_FLOOR if dtype == torch.float32 else 4e-3  # product and sum are rounded each
@@ -40,12 +40,12 @@ def test_close_to_the_linear_that_it_replaces() -> None:
     plain = linear()
     x = torch.randn(64, 272)
     with torch.no_grad():
-        difference = Fp8Linear.from_linear(plain)(x) - plain(x)
+        difference = Fp8Linear.from_float(plain)(x) - plain(x)
         assert float(difference.norm() / plain(x).norm()) < 0.05
 
 
 def test_state_and_compile() -> None:
-    module = Fp8Linear.from_linear(linear())
+    module = Fp8Linear.from_float(linear())
     assert not list(module.parameters())
     copy = Fp8Linear(
         torch.zeros(136, 272).to(torch.float8_e4m3fn), torch.ones(2, 3), torch.ones(136)
@@ -61,11 +61,11 @@ def test_state_and_compile() -> None:
 
 def test_no_rows() -> None:
     with torch.no_grad():
-        assert Fp8Linear.from_linear(linear())(torch.empty(0, 4, 272)).shape == (0, 4, 136)
+        assert Fp8Linear.from_float(linear())(torch.empty(0, 4, 272)).shape == (0, 4, 136)
 
 
 def test_on_the_emulator() -> None:
-    module = Fp8Linear.from_linear(linear())
+    module = Fp8Linear.from_float(linear())
     x = torch.randn(2, 3, 272)
     with torch.no_grad(), pykernels.emulate() as report:
         result = module(x)
