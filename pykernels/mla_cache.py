@@ -254,7 +254,7 @@ def write_in_torch(new: NewTokens, kv_cache: Tensor, slot_mapping: Tensor) -> No
         latent = _normalised(latent.float(), new.norm_weight.float(), new.norm_eps)
     if new.angles is not None:
         cos, sin, interleaved = new.angles
-        rope = _rotated(rope.float(), Angles(cos[kept].float(), sin[kept].float(), interleaved))
+        rope = rotated(rope.float(), Angles(cos[kept].float(), sin[kept].float(), interleaved))
     rope = rope.bfloat16()
     if kv_cache.dtype == torch.bfloat16:
         kv_cache[page, place, 0] = torch.cat([latent.bfloat16(), rope], dim=1)
@@ -314,12 +314,12 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * factor * weight
 
 
-def _rotated(x: Tensor, angles: Angles) -> Tensor:
-    """Pairs of columns turned by their angles, in FP32."""
-    pairs = x.unflatten(1, (-1, 2)) if angles.interleaved else x.unflatten(1, (2, -1)).mT
-    a, b = pairs.unbind(dim=2)
-    turned = torch.stack([a * angles.cos - b * angles.sin, b * angles.cos + a * angles.sin], dim=2)
-    return (turned if angles.interleaved else turned.mT).flatten(1)
+def rotated(x: Tensor, angles: Angles) -> Tensor:
+    """``[..., 64]``: pairs of columns turned by their angles ``[..., 32]``, in FP32."""
+    pairs = x.unflatten(-1, (-1, 2)) if angles.interleaved else x.unflatten(-1, (2, -1)).mT
+    a, b = pairs.unbind(dim=-1)
+    turned = torch.stack([a * angles.cos - b * angles.sin, b * angles.cos + a * angles.sin], dim=-1)
+    return (turned if angles.interleaved else turned.mT).flatten(-2)
 
 
 def _empty_tokens(slot_mapping: Tensor) -> tuple[Tensor, Tensor]:
