@@ -193,7 +193,7 @@ class MlaAttention(nn.Module):
             heads = self._decode(q_nope, q_rope, step)
         else:
             heads = self._prefill(q_nope, q_rope, step)
-        result: Tensor = self.o_proj(heads.reshape(x.size(0), -1))
+        result: Tensor = self.o_proj(heads.flatten(1))
         return result.view(hidden_states.shape)
 
     def _project(

@@ -43,7 +43,7 @@ class Layer:
     what: str
     q_lora_rank: int | None = 128
     bias: bool = False
-    rope: Any = dataclasses.field(default_factory=lambda: PLAIN)
+    rope: Any = dataclasses.field(default_factory=lambda: PLAIN, hash=False)
     interleave: bool = True
     fp8: bool = False
     page_size: int = 16
@@ -78,12 +78,13 @@ class Layer:
             if "layernorm" in name:  # values of BF16, so that they alone cost nothing
                 parameter.copy_((torch.rand_like(parameter) + 0.5).bfloat16())
             elif name.endswith("bias"):
-                parameter.copy_(torch.randn_like(parameter).bfloat16())
+                parameter.copy_((torch.randn_like(parameter) / 8).bfloat16())
         return layer
 
     def cache(self, num_layers: int = 1, **options: Any) -> PagedLatentCache:
         """Poisoned: what nobody has written is NaN."""
-        sizes = {"num_pages": 16, "max_batch": 2, "max_seqlen": 64, "page_size": self.page_size}
+        sizes = {"max_batch": 2, "max_seqlen": 64, "page_size": self.page_size}
+        sizes["num_pages"] = 192 // self.page_size
         dtype = torch.float8_e4m3fn if self.fp8 else torch.bfloat16
         cache = PagedLatentCache(num_layers, **(sizes | options), dtype=dtype)
         for layer in cache.layers:
@@ -181,21 +182,28 @@ class Expected:
 
     exact: Tensor  # by transformers in FP32
     reference: Tensor  # in FP8
-    rounding: float  # the greatest error of a row that roundings to BF16 make in FP8
+    unrounded: Tensor  # in FP8, without roundings to BF16
 
     def check(self, actual: Tensor, rows: slice = slice(None)) -> None:
-        """Each row as near to the reference as roundings bring it, all as near to FP32 as FP8."""
+        """As near to the reference as roundings bring it, and as near to FP32 as FP8 is."""
         assert actual.dtype == torch.bfloat16
-        errors = row_errors(actual, self.reference[rows])
-        assert float(errors.max()) <= 1.5 * self.rounding, f"{errors} of {self.rounding}"
-        by_fp8, by_us = (
-            float((each.double() - self.exact[rows]).norm() / self.exact[rows].norm())
-            for each in (self.reference[rows], actual)
+        in_fp8 = self.reference[rows]
+        worst, allowed = (
+            float(row_errors(*pair).max())
+            for pair in ((actual, in_fp8), (self.unrounded, self.reference))
         )
-        assert by_us <= 1.1 * by_fp8, f"{by_us} from FP32, FP8 alone {by_fp8}"
+        assert worst <= 1.25 * allowed, f"a row is off by {worst}, roundings cost {allowed}"
+        apart, rounding = error(actual, in_fp8), error(self.unrounded, self.reference)
+        assert apart <= 1.25 * rounding, f"{apart} from the FP8 model, roundings cost {rounding}"
+        by_us, by_fp8 = (error(each, self.exact[rows]) for each in (actual, in_fp8))
+        assert by_us <= 1.1 * by_fp8, f"{by_us} from FP32, FP8 alone is {by_fp8}"
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    """Relative L2."""
+    return float((actual.double() - exact.double()).norm() / exact.double().norm())
 
 
 def expected(layer: Any, x: Tensor, fp8_cache: bool) -> Expected:
     rounded, unrounded = (Fp8Reference(layer, fp8_cache, rounds)(x) for rounds in (True, False))
-    rounding = float(row_errors(rounded, unrounded).max())
-    return Expected(exact_attention(layer, x).double(), rounded, rounding)
+    return Expected(exact_attention(layer, x).double(), rounded, unrounded)
