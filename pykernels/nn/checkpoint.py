@@ -30,15 +30,20 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         RuntimeError: weights or scales are wrong; the message names all of them, with the
             requirement of each.
     """
-    problems = [
-        problem
-        for name, module in model.named_modules()
-        if hasattr(module, "checkpoint_problems")
-        for problem in module.checkpoint_problems(state_dict, f"{name}." if name else "")
-    ]
+    problems = module_problems(model, state_dict)
     if problems:
         lines = "".join(f"\n\t{problem}" for problem in problems)
         raise RuntimeError(f"the state dict does not fit {type(model).__name__}:{lines}")
+
+
+def module_problems(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What is wrong of all parts of a model, each of which says what it would refuse."""
+    return [
+        problem
+        for name, module in model.named_modules(prefix=prefix.removesuffix("."))
+        if hasattr(module, "checkpoint_problems")
+        for problem in module.checkpoint_problems(state_dict, f"{name}." if name else "")
+    ]
 
 
 def scales_shape(out_features: int, in_features: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from pykernels.nn.checkpoint import (
     SCALES,
     dequantized,
     keeping_dtype,
+    module_problems,
     weight_problems,
 )
 from pykernels.nn.linear import Fp8Linear
@@ -27,7 +28,7 @@ from pykernels.quantize import quantize_1x128
 
 BF16 = torch.bfloat16
 FP8_PROJECTIONS = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")
-OTHER_PARTS = ("q_a_layernorm", "kv_a_layernorm", "kv_b_proj")
+NORMS = ("q_a_layernorm", "kv_a_layernorm")
 
 
 class LatentProjection(nn.Module):
@@ -92,7 +93,8 @@ class MlaAttention(nn.Module):
     """The attention of DeepSeek-V2, V3 and R1, over a :class:`PagedLatentCache`.
 
     Projections are :class:`Fp8Linear`, but for ``kv_b_proj``; all else is BF16 with FP32 sums.
-    Names are those of the public checkpoints, which ``load_state_dict`` takes in FP8 and BF16.
+    Names are those of the public checkpoints, which ``load_state_dict`` takes in FP8 and BF16; of a
+    layer of which a part is refused, nothing is loaded.
 
     *Prefill* writes the new tokens' latents into the cache, reads those of their whole sequences
     back, projects them to keys and values of each head, and attends by torch's
@@ -160,7 +162,7 @@ class MlaAttention(nn.Module):
                 setattr(
                     made, name, Fp8Linear.from_float(getattr(source, name), scale_fmt=scale_fmt)
                 )
-        for name in OTHER_PARTS:
+        for name in (*NORMS, "kv_b_proj"):
             if hasattr(made, name):
                 state = getattr(source, name).state_dict()
                 state = {key: tensor.to(BF16, copy=True) for key, tensor in state.items()}
@@ -295,6 +297,21 @@ class MlaAttention(nn.Module):
 
     def _refuse(self, problem: str) -> NoReturn:
         raise ValueError(f"MlaAttention (layer {self.layer_idx}): {problem}")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Comes before those of the parts, which load from this dict; it is torch's own copy."""
+        *_, error_msgs = arguments
+        if problems := module_problems(self, state_dict, prefix):
+            error_msgs += problems
+            for name in [name for name in state_dict if name.startswith(prefix)]:
+                del state_dict[name]
+            state_dict |= self.state_dict(prefix=prefix)  # so all parts stay as they are
+        for name in NORMS:  # of which assignment would take any dtype
+            if (weight := state_dict.get(f"{prefix}{name}.weight")) is not None:
+                state_dict[f"{prefix}{name}.weight"] = weight.to(BF16)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MlaAttention:
         """Conversions move all to the device, and leave the dtypes."""

@@ -93,6 +93,15 @@ def test_the_public_format(layer: Layer, device: str) -> None:
     assert not any(tensor.requires_grad for tensor in model.parameters())
 
 
+def test_a_layer_without_memory_takes_fp32_by_assignment() -> None:
+    source = IN_V3.transformers()
+    model = Model(IN_V3, device="meta")
+    model.self_attn.load_state_dict(source.state_dict(), assign=True)
+    assert model.self_attn.q_a_layernorm.weight.dtype == torch.bfloat16
+    out, exact = run(model.self_attn).float(), run(MlaAttention.from_float(source)).float()
+    assert float((out - exact).norm() / exact.norm()) < 0.05
+
+
 def test_conversions_leave_the_dtypes() -> None:
     attention = MlaAttention.from_float(IN_V3.transformers())
     expected = run(attention)
@@ -112,21 +121,26 @@ def test_nothing_is_shared_with_the_source_and_it_stays() -> None:
 
 @pytest.mark.parametrize("name", ["q_b_proj", "kv_b_proj"])
 def test_missing_scales(name: str) -> None:
-    """An error that says whose; this part of the model stays as it was."""
-    model, state = Model(IN_V3), public_state(IN_V3)
-    model.load_state_dict(state)
-    wanted = Model(IN_V3)
-    wanted.load_state_dict(state)
-    state[f"self_attn.{name}.weight"] = state[f"self_attn.{name}.weight"].clone().fill_(1)
-    del state[f"self_attn.{name}.weight_scale_inv"]
-    message = (
-        f"self_attn.{name}.weight is float8_e4m3fn and needs self_attn.{name}.weight_scale_inv"
-    )
+    """An error that says whose; the layer stays as it was, the parts before and behind too."""
+    model, wanted = Model(IN_V3), Model(IN_V3)
+    for each in model, wanted:
+        each.load_state_dict(public_state(IN_V3))
+    state = {
+        key: torch.ones(each.shape).to(each.dtype) for key, each in wanted.state_dict().items()
+    }
+    weight = f"self_attn.{name}.weight"
+    state[weight] = state[weight].to(torch.float8_e4m3fn)
+    state.pop(f"{weight}_scale_inv", None)
+    message = f"\n\t{weight} is float8_e4m3fn and needs {weight}_scale_inv"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         check_state_dict(model, state)
-    with pytest.raises(RuntimeError, match=re.escape(message)):
+    with pytest.raises(RuntimeError, match=re.escape(message)) as error:
         model.load_state_dict(state)
+    assert str(error.value).count("\n") == 1
     assert_same_state(model, wanted)
+    state[f"{weight}_scale_inv"] = public_state(IN_V3)[f"{weight}_scale_inv"]
+    model.load_state_dict(state)
+    assert bool((model.self_attn.o_proj.weight.float() == 1).all())
 
 
 def test_an_unloaded_layer_is_nan() -> None:
