@@ -183,10 +183,11 @@ class MlaAttention(nn.Module):
                 reserved and advanced.
 
         Returns:
-            As ``hidden_states``, which see for the order.
+            ``[..., hidden_size]``, ``bfloat16``: of the same tokens in the same order.
 
         Raises:
-            ValueError: a tensor is not as above, or the step is one for other sizes.
+            ValueError: a tensor is not as above, or the step is one for other sizes; nothing has
+                been cached. On the CPU also for a decode step that was not advanced.
         """
         self._check(hidden_states, step)
         x = hidden_states.flatten(0, -2)

@@ -31,9 +31,18 @@ class YarnScaling(NamedTuple):
 
     @classmethod
     def from_rope_parameters(cls, parameters: Mapping[str, Any]) -> YarnScaling:
-        """From a Hugging Face config's; what is None there, or not there, has its default."""
-        given = {name: parameters.get(name) for name in cls._fields}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        """From a Hugging Face config's; what is None there, or not there, has its default.
+
+        Raises:
+            ValueError: there is no factor, or no original length.
+        """
+        given = {name: parameters[name] for name in cls._fields if parameters.get(name) is not None}
+        for name in ("factor", "original_max_position_embeddings"):
+            if name not in given:
+                raise ValueError(
+                    f"rope_parameters of YaRN must have {name}, got {dict(parameters)}"
+                )
+        return cls(**given)
 
     @property
     def embedding_factor(self) -> float:

@@ -164,10 +164,8 @@ class Fp8Reference:
 
     def _linear(self, linear: nn.Linear, x: Tensor) -> Tensor:
         weight = reference.quantize_128x128(linear.weight)
-        y = reference.fp8_gemm_nt(reference.quantize_1x128(x.float()), weight)
-        if linear.bias is not None:
-            y = y + linear.bias.double()
-        return self._rounded(y)
+        y = self._rounded(reference.fp8_gemm_nt(reference.quantize_1x128(x.float()), weight))
+        return y if linear.bias is None else self._rounded(y + linear.bias.double())
 
     def _norm(self, norm: Any, x: Tensor, fp8: bool = False) -> Tensor:
         y = reference.rms_norm(x, norm.weight, norm.variance_epsilon)

@@ -50,3 +50,9 @@ def test_against_transformers(name: str) -> None:
 def test_null_fields_have_defaults() -> None:
     parameters = {"factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": None}
     assert YarnScaling.from_rope_parameters(parameters) == YarnScaling(40.0, 4096)
+
+
+@pytest.mark.parametrize("name", ["factor", "original_max_position_embeddings"])
+def test_fields_that_have_no_default(name: str) -> None:
+    with pytest.raises(ValueError, match=f"rope_parameters of YaRN must have {name}, got"):
+        YarnScaling.from_rope_parameters(YARN | {name: None})
