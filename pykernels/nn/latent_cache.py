@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pykernels import checks
 from pykernels.mla_cache_checks import BF16_TOKEN_COLUMNS, FP8_TOKEN_BYTES, PAGE_SIZES
-from pykernels.nn.mla_steps import DecodeStep, PrefillStep, sent
+from pykernels.nn.mla_steps import NO_PAGE, DecodeStep, PrefillStep, sent
 
 _DTYPES = {
     torch.bfloat16: (torch.bfloat16, BF16_TOKEN_COLUMNS),
@@ -39,7 +39,7 @@ class PagedLatentCache:
     Attributes:
         layers: of each layer ``[num_pages, page_size, 1, 576]``, ``bfloat16``, or ``[..., 656]``,
             ``uint8``: what :func:`pykernels.mla_decode` takes.
-        block_table: ``[max_batch, max_pages]``, ``int32``: the pages of each row.
+        block_table: ``[max_batch, max_pages]``, ``int32``: the pages of each row, then -1.
         cache_seqlens: ``[max_batch]``, ``int32``: the tokens of each row.
         page_size: tokens in a page.
     """
@@ -81,8 +81,9 @@ class PagedLatentCache:
         self.layers = [torch.empty(shape, dtype=stored, device=device) for _ in range(num_layers)]
         self.page_size = page_size
         max_pages = checks.ceil_div(max_seqlen, page_size)
-        self.block_table = torch.zeros(max_batch, max_pages, dtype=torch.int32, device=device)
         self.cache_seqlens = torch.zeros(max_batch, dtype=torch.int32, device=device)
+        table = max_batch, max_pages
+        self.block_table = torch.full(table, NO_PAGE, dtype=torch.int32, device=device)
         self._max_seqlen = max_seqlen
         self._lengths = [0] * max_batch
         self._pages: list[list[int]] = [[] for _ in range(max_batch)]
@@ -201,6 +202,7 @@ class PagedLatentCache:
         if ended:
             (index,) = sent((ended,), self.device)
             self.cache_seqlens.index_fill_(0, index, 0)
+            self.block_table.index_fill_(0, index, NO_PAGE)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Row i becomes what ``rows[i]`` was; sequences that are not named end.
@@ -219,6 +221,7 @@ class PagedLatentCache:
         self._lengths = [self._lengths[row] for row in order]
         index, lengths = sent((order, self._lengths), self.device)
         self.block_table.copy_(self.block_table.index_select(0, index))
+        self.block_table[len(rows) :].fill_(NO_PAGE)
         self.cache_seqlens.copy_(lengths)
 
     def _num_missing_pages(self, row: int, count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -148,20 +149,21 @@ class MlaAttention(nn.Module):
         """Casts a ``DeepseekV3Attention`` of Hugging Face ``transformers``.
 
         Args:
-            attention: the layer, in ``bfloat16``, ``float16`` or ``float32``; stays as it is.
+            attention: the layer, in ``bfloat16``, ``float16`` or ``float32``; stays as it is, and
+                shares its biases.
             scale_fmt: as :meth:`Fp8Linear.from_float` has it.
 
         Raises:
             ValueError: the kernels do not take its sizes.
         """
         source: Any = attention
-        config = MlaConfig.from_hf(source.config)
+        norm_eps = source.kv_a_layernorm.variance_epsilon
+        config = dataclasses.replace(MlaConfig.from_hf(source.config), norm_eps=norm_eps)
         made = cls(config, layer_idx=source.layer_idx, scale_fmt=scale_fmt, device="meta")
         for name in FP8_PROJECTIONS:
             if hasattr(made, name):
-                setattr(
-                    made, name, Fp8Linear.from_float(getattr(source, name), scale_fmt=scale_fmt)
-                )
+                linear = getattr(source, name)
+                setattr(made, name, Fp8Linear.from_float(linear, scale_fmt=scale_fmt))
         for name in (*NORMS, "kv_b_proj"):
             if hasattr(made, name):
                 state = getattr(source, name).state_dict()
@@ -187,7 +189,7 @@ class MlaAttention(nn.Module):
 
         Raises:
             ValueError: a tensor is not as above, or the step is one for other sizes; nothing has
-                been cached. On the CPU also for a decode step that was not advanced.
+                been cached.
         """
         self._check(hidden_states, step)
         x = hidden_states.flatten(0, -2)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pykernels.mla_plan import mla_decode_plan, mla_update_plan
 
+NO_PAGE = -1  # in the block table, where a sequence has no page
+NO_SLOT = -2  # an error to mla_cache_write, where -1 leaves a token out
+
 if TYPE_CHECKING:
     from pykernels.nn.latent_cache import PagedLatentCache
 
@@ -44,7 +47,9 @@ class DecodeStep:
     """The next ``seqlen_q`` tokens of each row; see ``PagedLatentCache.decode_step``.
 
     Before each step the host calls :meth:`reserve`. Then comes what a CUDA graph may capture and
-    replay: :meth:`advance`, and all layers. Neither waits for the device.
+    replay: :meth:`advance`, and all layers. Neither waits for the device. A token for which nobody
+    has reserved a page has a slot that does not exist: :func:`pykernels.mla_cache_write` leaves it
+    out and reports it.
 
     Attributes:
         layers: those of the cache.
@@ -119,8 +124,11 @@ class DecodeStep:
         lengths = self.cache_seqlens
         is_new = self._token < self._num_new_tokens[:, None]
         positions = torch.where(is_new, lengths[:, None] + self._token, 0).long()
-        pages = self.block_table.gather(1, positions // self._page_size)
-        slots = torch.where(is_new, pages * self._page_size + positions % self._page_size, -1)
+        columns, last = positions // self._page_size, self.block_table.size(1) - 1
+        pages = self.block_table.gather(1, columns.clamp(max=last))
+        slots = pages * self._page_size + positions % self._page_size
+        slots = torch.where((pages == NO_PAGE) | (columns > last), NO_SLOT, slots)
+        slots = torch.where(is_new, slots, -1)
         self.positions.copy_(positions.flatten())
         self.slot_mapping.copy_(slots.flatten())
         lengths.add_(self._num_new_tokens)

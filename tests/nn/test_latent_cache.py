@@ -95,6 +95,28 @@ def test_decode(seqlen_q: int) -> None:
     assert step.plan.requests[:, 0].tolist() == list(cache.lengths)
 
 
+@pytest.mark.parametrize("seqlen", [8, 40])
+def test_a_step_without_pages_is_an_error(seqlen: int) -> None:
+    """Where the next token needs a page that nobody has reserved, it goes nowhere."""
+    cache = make(num_pages=20)
+    cache.append([4, 4, 4, 4])
+    cache.free([0, 3])
+    cache.reorder([1, 2])
+    write(cache.append([seqlen - 6, 0]), [1.0] * (seqlen - 6))
+    step = cache.decode_step(1)
+    for _ in range(2):
+        step.reserve([True, False, False, False])
+        step.advance()
+        write(step, [2, 3, 4, 5])
+    before, found = cache.layers[0].clone(), contents(cache)
+    step.advance()  # the third token begins a page
+    assert step.slot_mapping.tolist() == [-2, -1, -1, -1]
+    with pytest.raises(ValueError, match="slot_mapping of token 0 must be from -1 to 79, got -2"):
+        write(step, [2, 3, 4, 5])
+    assert torch.equal(cache.layers[0].view(torch.int16), before.view(torch.int16))
+    assert found[0][-2:] == [2, 2]
+
+
 def test_free_and_reorder() -> None:
     cache = make()
     write(cache.append([5, 6, 2, 1]), [1, 2, 3, 4, 5, 11, 12, 13, 14, 15, 16, 21, 22, 31])
@@ -105,12 +127,14 @@ def test_free_and_reorder() -> None:
     assert contents(cache) == [[1, 2, 3, 4, 5], [41], [21, 22], []]
     cache.reorder([2, 0])
     assert contents(cache) == [[21, 22], [1, 2, 3, 4, 5], [], []]
+    assert [int((row >= 0).sum()) for row in cache.block_table] == [1, 2, 0, 0]
     assert cache.lengths == (2, 5, 0, 0)
     assert cache.num_free_pages == 12 - 1 - 2
     write(cache.append([1, 0, 1]), [23, 51])
     assert contents(cache) == [[21, 22, 23], [1, 2, 3, 4, 5], [51], []]
     cache.free(range(4))
     assert cache.num_free_pages == 12
+    assert bool((cache.block_table == -1).all())
 
 
 def test_any_sequence_of_calls() -> None:

@@ -108,7 +108,14 @@ def test_conversions_leave_the_dtypes() -> None:
     assert_same_bits(run(attention.half().float().double()), expected)
 
 
-def test_nothing_is_shared_with_the_source_and_it_stays() -> None:
+def test_the_epsilon_is_that_of_the_module() -> None:
+    source = IN_V3.transformers()
+    source.kv_a_layernorm.variance_epsilon = source.q_a_layernorm.variance_epsilon = 1e-3
+    attention = MlaAttention.from_float(source)
+    assert attention.config.norm_eps == attention.q_a_layernorm.eps == 1e-3
+
+
+def test_weights_are_copies_and_the_source_stays() -> None:
     source = IN_V3.transformers()
     before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     attention = MlaAttention.from_float(source)
