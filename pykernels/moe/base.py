@@ -96,6 +96,16 @@ class BufferBase:
         self._transport()  # all ranks make it together
 
     @property
+    def sizes(self) -> BufferSizes:
+        """What the buffer was made for."""
+        return self._sizes
+
+    @property
+    def rank(self) -> int | None:
+        """Of this process in the buffer's group; None with a ``LocalGroup``, whose ranks all are."""
+        return self._rank
+
+    @property
     def bytes(self) -> int:
         """The device memory that one rank of this buffer holds between calls."""
         return sum(transport.bytes for transport in self._transports.values())
