@@ -102,7 +102,7 @@ class BufferBase:
 
     @property
     def rank(self) -> int | None:
-        """Of this process in the buffer's group; None with a ``LocalGroup``, whose ranks all are."""
+        """Of this process in the group; None with a ``LocalGroup``, of which it is all ranks."""
         return self._rank
 
     @property
