@@ -9,6 +9,7 @@ from pykernels.moe.handle import DispatchHandle
 from pykernels.moe.stats import PeerWait
 from pykernels.moe.stats import load as load_wait_stats
 from pykernels.moe.stats import save as save_wait_stats
+from pykernels.moe.two_batch import TwoBatchOverlap
 
 __all__ = [
     "Buffer",
@@ -18,6 +19,7 @@ __all__ = [
     "LocalGroup",
     "MoeTimeoutError",
     "PeerWait",
+    "TwoBatchOverlap",
     "buffer_bytes",
     "load_wait_stats",
     "save_wait_stats",
