@@ -6,6 +6,7 @@ call before shows here only.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,6 +96,20 @@ def _views(*tensors: Tensor | None) -> list[Any]:
     return [None if tensor is None else strided_view(tensor) for tensor in tensors]
 
 
+def emulated(launch: _C.Launch, module: Module, rank: int) -> Launch:
+    """A launch of a registered kernel, or of a changed copy, on a rank's GPU."""
+    return Launch(
+        module[launch.kernel],
+        launch.grid,
+        launch.block,
+        [launch.arguments],
+        cluster=launch.cluster,
+        dynamic_smem_bytes=launch.dynamic_shared_bytes,
+        registers=kernel_info(launch.kernel).registers,
+        rank=rank,
+    )
+
+
 class World:
     """All ranks' buffers."""
 
@@ -177,8 +192,13 @@ class World:
         ]
 
     def combine(
-        self, y: Sequence[Tensor], batches: Sequence[Sent], phases: str = "both"
+        self,
+        y: Sequence[Tensor],
+        batches: Sequence[Sent],
+        phases: str = "both",
+        beside: bool = False,
     ) -> list[_C.Launch]:
+        """``beside``: rows of y are counted by a kernel that runs beside."""
         names = ("recv_counts", "number", "rows", "row_weights")
         names += ("position_in_rank", "rank_counts", "out")
         return [
@@ -186,6 +206,9 @@ class World:
                 buffer,
                 strided_view(rows),
                 *_views(*(batch.tensors[name] for name in names)),
+                *_views(
+                    *(batch.tensors["counters"][1:], batch.tensors["groups"]) if beside else ()
+                ),
                 phases=phases,
                 num_sms=NUM_SMS,
             )
@@ -194,16 +217,17 @@ class World:
 
     def run(
         self,
-        calls: Sequence[Sequence[_C.Launch]],
+        calls: Sequence[Sequence[_C.Launch | Launch]],
         memory: Sequence[Tensor],
         module: Module | None = None,
+        num_sms: int | None = None,
         **options: Any,
     ) -> Report:
         """Runs each rank's launches behind one another, and all ranks at the same time.
 
-        ``module`` takes the place of the kernel of its name.
+        ``module`` takes the place of the kernel of its name. ``num_sms``: of each rank.
         """
-        emulator = Emulator(num_sms=NUM_SMS * max(1, len(calls)), **options)
+        emulator = Emulator(num_sms=num_sms or NUM_SMS * max(1, len(calls)), **options)
         for tensor in (*memory, *self.windows, *self.states, *self.records):
             if tensor.numel() > 0:
                 emulator.register(tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor)
@@ -211,19 +235,12 @@ class World:
         launches = []
         for index, call in enumerate(calls):
             for launch in call:
-                kernel = changed.get(launch.kernel) or registered(launch.kernel)
-                launches.append(
-                    Launch(
-                        kernel[launch.kernel],
-                        launch.grid,
-                        launch.block,
-                        [launch.arguments],
-                        dynamic_smem_bytes=launch.dynamic_shared_bytes,
-                        programmatic_dependent=index > 0,
-                        registers=kernel_info(launch.kernel).registers,
-                        rank=launch.rank,
-                    )
-                )
+                if isinstance(launch, Launch):
+                    launches.append(launch)
+                    continue
+                module_of = changed.get(launch.kernel) or registered(launch.kernel)
+                made = emulated(launch, module_of, launch.rank)
+                launches.append(dataclasses.replace(made, programmatic_dependent=index > 0))
         return emulator.launch_concurrent(launches)
 
     def _routing(self, batch: Sent) -> list[Any]:

@@ -6,7 +6,6 @@ emulator as streams do: what they do not order happens in any order.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,16 +15,17 @@ import torch
 from torch import Tensor
 
 import pykernels
-from pykernels import moe, reference
+from pykernels import moe
 from pykernels.emulator import EmulationError
 from pykernels.group_checks import COUNTER_ROWS
 from pykernels.grouped_gemm import _COUNTER_COLUMNS
-from pykernels.native import native, strided_view
-from tests.grouped_kernels import ALL
+from pykernels.native import native
 from tests.moe.checking import buffer_of, same_bits
 from tests.moe.played_gpu import Played
 from tests.moe.played_processes import Processes
 from tests.moe.routings import Batch, Routing
+from tests.moe_beside import NUM_SMS as NUM_ALL_SMS
+from tests.moe_beside import Experts, expert_weights
 from tests.moe_launch import FOREVER_NS, NUM_SMS, TIMEOUT_NS, MoeLaunch, World
 
 HIDDEN, INNER = 256, 128
@@ -59,14 +59,8 @@ def make_processes(
 
 def weights_of(rank: int) -> list[tuple[Tensor, Tensor]]:
     """Of a rank's two experts: gate and up, then down."""
-    generator = torch.Generator().manual_seed(rank)
-    shapes = ((2, 2 * INNER, HIDDEN), (2, HIDDEN, INNER))
-    made = []
-    for shape in shapes:
-        weight = torch.randn(shape, generator=generator) / shape[2] ** 0.5
-        parts = [reference.quantize_128x128(each.bfloat16()) for each in weight]
-        made.append((torch.stack([q for q, _ in parts]), torch.stack([s for _, s in parts])))
-    return made
+    shapes = ((2 * INNER, HIDDEN), (HIDDEN, INNER))
+    return [expert_weights(2, *shape, 2 * rank + i) for i, shape in enumerate(shapes)]
 
 
 def layer(
@@ -147,46 +141,30 @@ class Withheld:
         world.run(phases, self.memory).raise_if_findings()
         world.take_back(0, 1, int(mine["recv_counts"][1]) - 1)
         self.starts = [int(start) for start in mine["groups"]]
-        self.ready, self.done = mine["counters"]
-        self.rows = mine["recv_x"], sent[0].scale_columns()
         self.groups = mine["groups"]
-        self.weights = weights_of(0)[0]
-        self.out = torch.full((self.rows[0].size(0), 2 * INNER), torch.nan).bfloat16()
-        self.device = native().EmulatedDevice(num_sms=NUM_GEMM_SMS)
-        scheduled = next(each for each in ALL if each.kernel.endswith("m64n128c1"))
-        multiply = native().make_grouped_fp8_gemm_nt_launch(
-            self.device,
-            *map(strided_view, (*self.rows, *self.weights, self.out, self.groups)),
-            "group_offsets",
-            NUM_GEMM_SMS,
-            None,
-            *map(strided_view, (self.ready, self.done)),
-            False,
-            FOREVER_NS,
-            scheduled.kernel,
-            scheduled.schedule,
-        )
-        self.launches = [world.dispatch(sent, "rows", beside=True)[0], multiply]
+        self.experts = Experts(sent[0], expert_weights(2, 2 * INNER, HIDDEN, 0))
+        self.experts.out.fill_(torch.nan)
+        self.rows = world.dispatch(sent, "rows", beside=True)[0]
 
     def run(self, **options: Any) -> None:
-        record = (ctypes.c_uint32 * 4).from_address(self.device.error_record())
-        used = [*self.memory, *self.weights, self.out, torch.frombuffer(record, dtype=torch.int32)]
-        self.world.run([self.launches], used, **options).raise_if_findings()
+        used = [*self.memory, *self.experts.memory()]
+        launches = [[self.rows, self.experts.launch()]]
+        self.world.run(launches, used, num_sms=NUM_ALL_SMS, **options).raise_if_findings()
 
     def num_tiles(self, without: set[int]) -> int:
         """How many are there whole; all are right, and have no rows of these counters' blocks."""
         num_rows, computed = self.starts[-1], 0
-        rows = tuple(each[:num_rows] for each in self.rows)
+        rows = tuple(each[:num_rows] for each in self.experts.rows)
         with pykernels.emulate():
-            expected = pykernels.grouped_fp8_gemm_nt(rows, self.weights, self.groups)
+            expected = pykernels.grouped_fp8_gemm_nt(rows, self.experts.weights, self.groups)
         for start, end in itertools.pairwise(self.starts):
             for first, column in itertools.product(range(start, end, 64), (0, 128)):
                 tile = slice(first, min(first + 64, end)), slice(column, column + 128)
                 blocks = {tile[0].start // COUNTER_ROWS, (tile[0].stop - 1) // COUNTER_ROWS}
-                if self.out[tile].isnan().any() or blocks & without:
+                if self.experts.out[tile].isnan().any() or blocks & without:
                     continue
                 computed += 1
-                assert same_bits(self.out[tile], expected[tile])
+                assert same_bits(self.experts.out[tile], expected[tile])
         return computed
 
     def missing(self) -> set[int]:
@@ -195,7 +173,7 @@ class Withheld:
         return {
             i
             for i, first in enumerate(wanted)
-            if self.ready[i] < min(COUNTER_ROWS, self.starts[-1] - first)
+            if self.experts.ready[i] < min(COUNTER_ROWS, self.starts[-1] - first)
         }
 
 
@@ -210,7 +188,7 @@ def test_tiles_are_multiplied_before_the_last_token_has_come() -> None:
     for i in missing:
         begin = i * COUNTER_ROWS
         end = min(begin + COUNTER_ROWS, withheld.starts[-1])
-        assert withheld.out[begin:end].isnan().any()
+        assert withheld.experts.out[begin:end].isnan().any()
 
 
 def test_nobody_waits_for_rows_that_are_given_up() -> None:
@@ -220,7 +198,7 @@ def test_nobody_waits_for_rows_that_are_given_up() -> None:
     error = withheld.world.errors()[0]
     assert error is not None
     assert (error["kind"], error["peer"], error["phase"]) == ("timeout", 1, "dispatch token")
-    assert withheld.device.take_error() is None
+    assert withheld.experts.device.take_error() is None
     assert not withheld.missing()
     rows, parts = withheld.starts[-1], 2 * INNER // _COUNTER_COLUMNS
-    assert int(withheld.done.sum()) == rows * parts
+    assert int(withheld.experts.done.sum()) == rows * parts

@@ -14,6 +14,7 @@ from tests.grouped_kernels import Problem
 from tests.kernel_launch import GemmLaunch, MlaCacheLaunch, QuantizeLaunch, SiluMulLaunch
 from tests.mla_cases import MlaCase
 from tests.mla_launch import Item, MlaCombineLaunch, MlaDecodeLaunch, MlaPlanLaunch
+from tests.moe_beside import MoeBesideLaunch
 from tests.moe_launch import MoeLaunch
 from tests.mutants.assembled import complaint
 from tests.mutants.mutate import Mutant, mutants
@@ -68,6 +69,7 @@ Mutable = (
     | MlaCombineLaunch
     | MlaDecodeLaunch
     | MlaPlanLaunch
+    | MoeBesideLaunch
     | MoeLaunch
     | OverlappedLaunch
     | QuantizeLaunch
@@ -160,6 +162,8 @@ def _moe_launches(kernel: str) -> Sequence[Mutable]:
     if not returns:
         back_to_back = [(40, 40), (40, 40), (9, 4)]
         launches.append(MoeLaunch.make(kernel, back_to_back, 48, kind=kind, returns=False))
+    if kind == "bf16":
+        launches.append(MoeBesideLaunch.make(kernel, (60, 45), 256))
     return launches
 
 
