@@ -15,7 +15,15 @@ from pykernels.emulator import Module, Report
 from pykernels.native import native, strided_view
 from tests.grouped_kernels import ALL
 from tests.kernel_launch import kernel_ptx
-from tests.moe_launch import FOREVER_NS, MoeLaunch, Sent, World, emulated, registered
+from tests.moe_launch import (
+    FOREVER_NS,
+    TIMEOUT_NS,
+    MoeLaunch,
+    Sent,
+    World,
+    emulated,
+    registered,
+)
 
 if TYPE_CHECKING:
     from pykernels import _C
@@ -90,19 +98,28 @@ class MoeBesideLaunch:
     world: World
     sent: list[Sent]
     experts: list[Experts]
+    withholds: bool  # the last token of rank 1 for rank 0
 
     @classmethod
-    def make(cls, kernel: str, num_tokens: Sequence[int], hidden: int) -> MoeBesideLaunch:
-        """Random batches in FP8."""
-        made = MoeLaunch.make(kernel, [num_tokens], hidden, kind="fp8", num_local_experts=2)
+    def make(
+        cls, kernel: str, num_tokens: Sequence[int], hidden: int, *, withholds: bool = False
+    ) -> MoeBesideLaunch:
+        """Random batches that travel in FP8."""
+        kind = "cast" if kernel == "moe_dispatch_quantise" else "fp8"
+        made = MoeLaunch.make(kernel, [num_tokens], hidden, kind=kind, num_local_experts=2)
         (sent,) = made.batches
+        world = World(made.world.sizes, TIMEOUT_NS) if withholds else made.world
         experts = [
             Experts(each, expert_weights(2, hidden, hidden, rank)) for rank, each in enumerate(sent)
         ]
-        return cls(kernel, made.world, sent, experts)
+        return cls(kernel, world, sent, experts, withholds)
 
     @property
     def results(self) -> tuple[Tensor, ...]:
+        """Where a token is withheld, the kind of error, and that the GEMMs have done their work."""
+        if self.withholds:
+            kinds = [record[:4] for record in self.world.records]
+            return (*kinds, *(each.done for each in self.experts))
         tensors = [tensor for each in self.sent for tensor in each.tensors.values()]
         epochs = [state[:8] for state in self.world.states]
         return (*tensors, *(each.out for each in self.experts), *self.world.records, *epochs)
@@ -135,4 +152,6 @@ class MoeBesideLaunch:
         report = self.world.run(first, memory, module, **options)
         if report.findings:
             return report
+        if self.withholds:
+            self.world.take_back(0, 1, int(self.sent[0].tensors["recv_counts"][1]) - 1)
         return self.world.run([[*together, *gemms]], memory, module, num_sms=NUM_SMS, **options)

@@ -204,7 +204,7 @@ HARMLESS: tuple[Harmless, ...] = (
         "only paces the odd scores",
     ),
     Harmless(
-        MOE_DISPATCHES, "dispatch.cuh:43", "fence.mbarrier_init", "removed",
+        MOE_DISPATCHES, "dispatch.cuh:53", "fence.mbarrier_init", "removed",
         "without a cluster, bar.sync (signal.cuh:103) orders the initialisation before all uses",
     ),
     Harmless(
@@ -231,11 +231,11 @@ HARMLESS: tuple[Harmless, ...] = (
         "orders",
     ),
     Harmless(
-        MOE_DISPATCHES, "receive.cuh:203", "fence.proxy.async", "removed",
+        MOE_DISPATCHES, "receive.cuh:243", "fence.proxy.async", "removed",
         "the payload of a slot is written by bulk copies alone, which carry their fence",
     ),
     Harmless(
-        MOE_DISPATCHES, "receive.cuh:203", "fence.proxy.async", "not of the proxy", "the same",
+        MOE_DISPATCHES, "receive.cuh:243", "fence.proxy.async", "not of the proxy", "the same",
     ),
     Harmless(
         MOE_DISPATCHES, "send.cuh:31", "fence.proxy.async", "removed",
@@ -247,6 +247,14 @@ HARMLESS: tuple[Harmless, ...] = (
     ),
     Harmless(
         ("moe_combine",), "combine.cuh:71", "fence.proxy.async", "not of the proxy", "the same",
+    ),
+    Harmless(
+        ("moe_combine",), "combine.cuh:108", "bar.warp.sync", "removed",
+        "the stage's warp barrier (staging.cuh:68) is behind it, too",
+    ),
+    Harmless(
+        MOE_DISPATCHES, "dispatch.cuh:31", "red.release.gpu", "release relaxed",
+        "rows that are given up are whatever is there",
     ),
     Harmless(
         ("moe_combine",), "combine.cuh:70", "bar.warp.sync", "removed",

@@ -162,8 +162,9 @@ def _moe_launches(kernel: str) -> Sequence[Mutable]:
     if not returns:
         back_to_back = [(40, 40), (40, 40), (9, 4)]
         launches.append(MoeLaunch.make(kernel, back_to_back, 48, kind=kind, returns=False))
-    if kind == "bf16":
-        launches.append(MoeBesideLaunch.make(kernel, (60, 45), 256))
+    launches.append(MoeBesideLaunch.make(kernel, (60, 45), 256))
+    if not returns:
+        launches.append(MoeBesideLaunch.make(kernel, (60, 45), 256, withholds=True))
     return launches
 
 
