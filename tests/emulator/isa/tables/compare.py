@@ -12,7 +12,7 @@ from .logic import doubles
 from .row import Array, Row
 
 _INTEGER = {
-    "eq": "b32 s16 s32 s64", "ge": "s32 s64 u32 u64", "gt": "s32 s64 u16 u32 u64",
+    "eq": "b16 b32 s16 s32 s64", "ge": "s32 s64 u32 u64", "gt": "s32 s64 u16 u32 u64",
     "le": "s32 s64 u32 u64", "lt": "s32 s64 u16 u32 u64", "ne": "b32 b64 s16 s32 s64",
 }  # fmt: skip
 _FLOATING = {
