@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pykernels import checks
 from pykernels.mla_cache_checks import BF16_TOKEN_COLUMNS, FP8_TOKEN_BYTES, PAGE_SIZES
@@ -20,6 +21,26 @@ _DTYPES = {
     torch.bfloat16: (torch.bfloat16, BF16_TOKEN_COLUMNS),
     torch.float8_e4m3fn: (torch.uint8, FP8_TOKEN_BYTES),
 }
+
+
+def check_format(page_size: int, dtype: torch.dtype) -> None:
+    """Of a cache's pages.
+
+    Raises:
+        ValueError: the kernels do not take such pages.
+    """
+    if page_size not in PAGE_SIZES:
+        raise ValueError(f"page_size must be a power of two from 1 to 256, got {page_size}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be bfloat16 or float8_e4m3fn, got {dtype}")
+
+
+def empty_layer(
+    num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str | None
+) -> Tensor:
+    """``[num_pages, page_size, 1, columns]``, not initialised: the pages of one layer."""
+    stored, columns = _DTYPES[dtype]
+    return torch.empty(num_pages, page_size, 1, columns, dtype=stored, device=device)
 
 
 class CacheFullError(RuntimeError):
@@ -72,13 +93,8 @@ class PagedLatentCache:
         sizes = {"num_layers": num_layers, "num_pages": num_pages}
         for name, size in (sizes | {"max_batch": max_batch, "max_seqlen": max_seqlen}).items():
             checks.check_integer(name, size, 1, checks.MAX_SIZE)
-        if page_size not in PAGE_SIZES:
-            raise ValueError(f"page_size must be a power of two from 1 to 256, got {page_size}")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be bfloat16 or float8_e4m3fn, got {dtype}")
-        stored, columns = _DTYPES[dtype]
-        shape = num_pages, page_size, 1, columns
-        self.layers = [torch.empty(shape, dtype=stored, device=device) for _ in range(num_layers)]
+        check_format(page_size, dtype)
+        self.layers = [empty_layer(num_pages, page_size, dtype, device) for _ in range(num_layers)]
         self.page_size = page_size
         max_pages = checks.ceil_div(max_seqlen, page_size)
         self.cache_seqlens = torch.zeros(max_batch, dtype=torch.int32, device=device)
@@ -224,6 +240,54 @@ class PagedLatentCache:
         self.block_table[len(rows) :].fill_(NO_PAGE)
         self.cache_seqlens.copy_(lengths)
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Row i becomes what ``rows[i]`` was, as :meth:`reorder`; a row may be named repeatedly.
+
+        The first that names a row gets its pages, each other one a copy of them.
+
+        Raises:
+            ValueError: a row is not from 0 to ``max_batch - 1``, or there are more than
+                ``max_batch``; nothing has changed.
+            CacheFullError: there are not enough free pages for the copies; nothing has changed.
+        """
+        named = list(rows)
+        if len(named) > self.max_batch:
+            raise ValueError(f"there are max_batch = {self.max_batch} rows, got {len(named)}")
+        distinct = self._check_rows(dict.fromkeys(named))
+        copies = list(named)
+        for row in distinct:
+            copies.remove(row)
+        needed = sum(len(self._pages[row]) for row in copies)
+        ended = [row for row in range(self.max_batch) if row not in distinct]
+        free = self.num_free_pages + sum(len(self._pages[row]) for row in ended)
+        if needed > free:
+            raise CacheFullError(
+                f"the cache has {free} free pages of {self.page_size} tokens, and copies of rows "
+                f"need {needed}; free sequences, or make it with more num_pages"
+            )
+        self.reorder(distinct)
+        sources = {row: place for place, row in enumerate(distinct)}
+        places = {row: [place] for row, place in sources.items()}
+        for place, row in enumerate(copies, len(distinct)):
+            self._copy_row(sources[row], place)
+            places[row].append(place)
+        self.reorder([places[row].pop(0) for row in named])
+
+    def grow(self, num_pages: int) -> None:
+        """Have so many pages in all; those there are keep their numbers and their tokens.
+
+        Each layer moves to other memory: CUDA graphs that were captured before are no longer valid.
+
+        Raises:
+            ValueError: there are more pages already.
+        """
+        before = self.layers[0].size(0)
+        checks.check_integer("num_pages", num_pages, before, checks.MAX_SIZE)
+        for idx, layer in enumerate(self.layers):
+            self.layers[idx] = layer.new_empty(num_pages, *layer.shape[1:])
+            self.layers[idx][:before].copy_(layer)
+        self._free_pages = [*range(num_pages - 1, before - 1, -1), *self._free_pages]
+
     def _num_missing_pages(self, row: int, count: int) -> int:
         checks.check_integer(f"new tokens of row {row}", count, 0, checks.MAX_SIZE)
         length = self._lengths[row] + count
@@ -238,6 +302,15 @@ class PagedLatentCache:
         """Of all tokens of a row."""
         first = np.array(self._pages[row], dtype=np.int64)[:, None] * self.page_size
         return (first + np.arange(self.page_size)).reshape(-1)[: self._lengths[row]]
+
+    def _copy_row(self, source: int, target: int) -> None:
+        """Into a row without tokens; there are enough free pages."""
+        counts = [0] * target + [self._lengths[source]]
+        self.reserve(counts)
+        pages, copies = sent((self._pages[source], self._pages[target]), self.device)
+        for layer in self.layers:
+            layer.index_copy_(0, copies, layer.index_select(0, pages))
+        self.cache_seqlens[target].copy_(self.cache_seqlens[source])
 
     def _empty(self, row: int) -> None:
         self._free_pages += self._pages[row][::-1]

@@ -13,7 +13,7 @@ from pykernels.gemm import fp8_gemm_nt
 from pykernels.nn.checkpoint import FP8, SCALES, keeping_dtype, scales_shape, weight_problems
 from pykernels.quantize import quantize_1x128, quantize_128x128
 
-_FEATURE_MULTIPLES = {"in_features": 16, "out_features": 8}  # what the GEMM takes
+FEATURE_MULTIPLES = {"in_features": 16, "out_features": 8}  # what the GEMM takes
 
 
 class Fp8Linear(nn.Module):
@@ -60,7 +60,7 @@ class Fp8Linear(nn.Module):
         super().__init__()
         checks.check_scale_format(scale_fmt)
         self.out_features, self.in_features = weight.shape
-        for name, multiple in _FEATURE_MULTIPLES.items():
+        for name, multiple in FEATURE_MULTIPLES.items():
             if getattr(self, name) % multiple != 0:
                 raise ValueError(
                     f"Fp8Linear: {name} must be a multiple of {multiple}, got {getattr(self, name)}"

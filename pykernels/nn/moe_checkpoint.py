@@ -129,8 +129,9 @@ class Conversion:
             The pair; None if there is none of the weights, which then count as not asked for.
         """
         values, scales = (each.detach() for each in current)
-        if values.is_meta:
-            values, scales = (torch.zeros_like(each, device="cpu") for each in (values, scales))
+        if values.is_meta and self.state:  # where the checkpoint is
+            device = next(tensor.device for tensor in self.state.values())
+            values, scales = (torch.zeros_like(each, device=device) for each in (values, scales))
         target = values.clone(), scales.clone()
         missing, found = list(self.missing), False
         for module, piece in pieces(target):

@@ -133,6 +133,7 @@ class Fp8Reference:
 
     def __call__(self, x: Tensor) -> Tensor:
         config, layer = self.config, self.layer
+        num_heads, nope = config.num_attention_heads, config.qk_nope_head_dim
         embeddings = DeepseekV3RotaryEmbedding(config)(x.float(), torch.arange(x.size(0))[None])
         cos, sin = (angle[0, :, :32] for angle in embeddings)
         if config.q_lora_rank is None:
@@ -141,23 +142,23 @@ class Fp8Reference:
             q = self._linear(
                 layer.q_b_proj, self._norm(layer.q_a_layernorm, self._linear(layer.q_a_proj, x))
             )
-        q_nope, q_rope = q.view(x.size(0), HEADS, -1).split((NOPE, 64), dim=-1)
+        q_nope, q_rope = q.unflatten(1, (num_heads, -1)).split((nope, 64), dim=-1)
         interleaved = config.rope_interleave
         q_rope = torch.stack(
             [reference.rotate(q_rope[:, head], cos, sin, interleaved=interleaved)
-             for head in range(HEADS)], dim=1
+             for head in range(num_heads)], dim=1
         )  # fmt: skip
         latent, k_rope = self._linear(layer.kv_a_proj_with_mqa, x).split((512, 64), dim=-1)
         latent = self._norm(layer.kv_a_layernorm, latent, self.fp8_cache)
         k_rope = self._rounded(reference.rotate(k_rope, cos, sin, interleaved=interleaved))
-        w_kv = self._rounded(layer.kv_b_proj.weight).view(HEADS, NOPE + VALUE, 512)
+        w_kv = self._rounded(layer.kv_b_proj.weight).unflatten(0, (num_heads, -1))
         heads = reference.mla_attention(
             q_nope[None],
             self._rounded(q_rope)[None],
             latent[None],
             k_rope[None],
-            w_kv[:, :NOPE],
-            w_kv[:, NOPE:],
+            w_kv[:, :nope],
+            w_kv[:, nope:],
             softmax_scale=layer.scaling,
         )
         return self._linear(layer.o_proj, self._rounded(heads[0].flatten(1)))

@@ -134,24 +134,30 @@ def mlp_in_fp8(
 
 def in_fp8(model: Model, x: Tensor, num_ranks: int = 1) -> Tensor:
     """The layer, quantised as :class:`MoeLayer` quantises; sums are float64."""
-    layer = model.make()
+    return layer_in_fp8(model.make(), x, num_ranks, model.scale_fmt)
+
+
+def layer_in_fp8(
+    layer: DeepseekV3MoE, x: Tensor, num_ranks: int = 1, scale_fmt: str = "fp32"
+) -> Tensor:
     flat = x.flatten(0, -2)
-    rows = cast_and_back(flat, 1, model.scale_fmt)
-    idx, weights = model.routing(flat)
+    rows = cast_and_back(flat, 1, scale_fmt)
+    _, weights, idx = layer.gate(flat.float())
+    num_experts = layer.gate.num_experts
     sums = torch.zeros(num_ranks, *flat.shape, dtype=torch.float64)
-    for expert in range(model.num_experts):
+    for expert in range(num_experts):
         token, k = (idx == expert).nonzero(as_tuple=True)
         parts = *layer.experts.gate_up_proj[expert].chunk(2), layer.experts.down_proj[expert]
-        y = mlp_in_fp8(rows[token], parts, torch.bfloat16, model.scale_fmt)
-        rank = expert // (model.num_experts // num_ranks)
+        y = mlp_in_fp8(rows[token], parts, torch.bfloat16, scale_fmt)
+        rank = expert // (num_experts // num_ranks)
         sums[rank].index_add_(0, token, weights[token, k, None].double() * y.double())
     total = sums.bfloat16().double().sum(0).bfloat16()
     result = total.to(x.dtype).double()
-    if model.num_shared_experts:
+    if layer.config.n_shared_experts:
         shared = layer.shared_experts
         parts = [each.weight for each in (shared.gate_proj, shared.up_proj, shared.down_proj)]
         dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-        result += mlp_in_fp8(rows, parts, dtype, model.scale_fmt).to(x.dtype).double()
+        result += mlp_in_fp8(rows, parts, dtype, scale_fmt).to(x.dtype).double()
     return result.view(x.shape)
 
 
@@ -176,6 +182,9 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+_LINEARS = ("proj.weight", "proj_with_mqa.weight")
+
+
 def public_state(layer: nn.Module, *, fp8: bool) -> dict[str, Tensor]:
     """Weights by the names of checkpoints, in BF16 or in FP8 with scales."""
     state = {}
@@ -189,12 +198,12 @@ def public_state(layer: nn.Module, *, fp8: bool) -> dict[str, Tensor]:
                 for part, values in parts.items():
                     state[f"experts.{expert}.{part}.weight"] = values.bfloat16()
         else:
-            state[name] = value.bfloat16() if name.endswith("proj.weight") else value
+            state[name] = value.bfloat16() if name.endswith(_LINEARS) else value
     return {new: each for name in state for new, each in _stored(name, state[name], fp8)}
 
 
 def _stored(name: str, value: Tensor, fp8: bool) -> list[tuple[str, Tensor]]:
-    if not fp8 or not name.endswith("proj.weight"):
+    if not fp8 or not name.endswith(_LINEARS):
         return [(name, value)]
     n, k = value.shape
     blocks = functional.pad(value.float(), (0, -k % 128, 0, -n % 128))

@@ -137,6 +137,36 @@ def test_free_and_reorder() -> None:
     assert bool((cache.block_table == -1).all())
 
 
+def test_select_copies_rows() -> None:
+    cache = make()
+    write(cache.append([5, 6, 2, 1]), [1, 2, 3, 4, 5, 11, 12, 13, 14, 15, 16, 21, 22, 31])
+    cache.select([2, 0, 2, 2])
+    assert contents(cache) == [[21, 22], [1, 2, 3, 4, 5], [21, 22], [21, 22]]
+    assert cache.lengths == (2, 5, 2, 2)
+    assert cache.cache_seqlens.tolist() == [2, 5, 2, 2]
+    assert cache.num_free_pages == 12 - 2 - 3
+    write(cache.append([1, 1, 1, 1]), [23, 6, 24, 25])  # each into pages of its own
+    assert contents(cache) == [[21, 22, 23], [1, 2, 3, 4, 5, 6], [21, 22, 24], [21, 22, 25]]
+    cache.select([1])
+    assert contents(cache) == [[1, 2, 3, 4, 5, 6], [], [], []]
+    assert cache.num_free_pages == 12 - 2
+
+
+def test_grow() -> None:
+    cache = make(num_pages=2)
+    step = cache.decode_step(1)
+    write(cache.append([4, 3]), [1, 2, 3, 4, 11, 12, 13])
+    with pytest.raises(CacheFullError):
+        step.reserve()
+    cache.grow(4)
+    assert cache.num_free_pages == 2
+    step.reserve()
+    step.advance()
+    write(step, [5, 14, 0, 0])
+    assert contents(cache)[:2] == [[1, 2, 3, 4, 5], [11, 12, 13, 14]]
+    assert cache.num_free_pages == 1
+
+
 def test_any_sequence_of_calls() -> None:
     """Against lists of Python."""
     rng = random.Random(0)
@@ -226,6 +256,10 @@ WRONG: dict[str, tuple[Callable[[PagedLatentCache], Any], type[Exception], str]]
     "heads of decode": (lambda cache: cache.decode_step(129), ValueError, "num_heads must be at"),
     "a row to free": (lambda cache: cache.free([1, 4]), ValueError, "a row must be at most 3"),
     "a row to free twice": (lambda cache: cache.free([1, 1]), ValueError, "rows must differ"),
+    "a row to select": (lambda cache: cache.select([0, 4]), ValueError, "a row must be at most 3"),
+    "rows to select": (lambda cache: cache.select([0] * 5), ValueError, "max_batch = 4"),
+    "copies of rows": (lambda cache: cache.select([0] * 4), CacheFullError, "copies of rows need"),
+    "fewer pages": (lambda cache: cache.grow(3), ValueError, "num_pages must be at least"),
     "a row twice": (lambda cache: cache.reorder([0, 0]), ValueError, "rows must differ"),
 }
 

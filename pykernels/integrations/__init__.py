@@ -1,0 +1,1 @@
+"""Models of other libraries, with the modules of this one in them."""
