@@ -95,7 +95,8 @@ void bind_recording_driver(py::module_& module) {
            py::arg("num_collected"),
            "What the waiting stream gets from now on is behind what the awaited one had then.")
       .def("run_collected", &RecordingDriver::run_collected, ReleaseGil(),
-           "With collects=True: runs the launches so far, the i-th of every stream together.")
+           "With collects=True: runs the launches so far, each behind the one before it in its "
+           "stream.")
       .def("set_process", &RecordingDriver::set_process, py::arg("process"),
            "Calls of this thread come from this process, with memory of its own; 0 at first.")
       .def_property_readonly("violations", &RecordingDriver::violations,

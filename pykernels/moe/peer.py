@@ -109,16 +109,14 @@ class PeerTransport:
         for rank, result in zip(self._locals, received, strict=True):
             if rank.index in self._masked_ranks:
                 _nothing_received(result)
-        tensors = [tensor for result in received for tensor in _tensors(result)]
         if call.beside:
-            return self._dispatch_beside(
-                [layout, launch("send and counts")], launch("rows"), tensors
-            )
+            first = [layout, launch("send and counts")]
+            return self._dispatch_beside(first, launch("rows"), _all_tensors(received))
         if not call.split:
             self._launch([layout, launch("both")])
             return self._finish_now
         self._launch([layout, launch("send")])
-        return self._finish_later(call.op, launch("receive"), tensors)
+        return self._finish_later(call.op, launch("receive"), _all_tensors(received))
 
     def combine(
         self,
@@ -149,8 +147,7 @@ class PeerTransport:
             self._launch([launch("both")])
             return self._finish_now
         self._launch([launch("send")])
-        tensors = [tensor for handle in handles for tensor in _tensors(handle)]
-        return self._finish_later(call.op, launch("receive"), [*tensors, *outs])
+        return self._finish_later(call.op, launch("receive"), [*_all_tensors(handles), *outs])
 
     def allocating(self, call: CombineCall) -> AbstractContextManager[None]:
         if self._gpu is None or not call.beside:
@@ -174,8 +171,8 @@ class PeerTransport:
         with self._gpu.on(self._communication()):
             self._gpu.follow(here)
             self._launch(first)
-            counted = self._gpu.point()
-        self._gpu.follow(counted)
+        assert self._last is not None
+        self._gpu.follow(self._last)
         return self._beside(rows, tensors)
 
     def _combine_beside(
@@ -198,7 +195,8 @@ class PeerTransport:
         with device.on(self._communication()):
             self._launch([make])
             device.keep(tensors)
-            end = device.point()
+        end = self._last
+        assert end is not None
 
         def finish() -> None:
             if device.follow(end):
@@ -397,6 +395,10 @@ def _combine_arguments(
 
 def _views(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if tensor is None else strided_view(tensor) for tensor in tensors)
+
+
+def _all_tensors(results: Sequence[Received] | Sequence[DispatchHandle]) -> list[Tensor]:
+    return [tensor for result in results for tensor in _tensors(result)]
 
 
 def _tensors(fields: Received | DispatchHandle) -> list[Tensor]:

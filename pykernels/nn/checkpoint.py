@@ -46,9 +46,31 @@ def module_problems(model: nn.Module, state_dict: Mapping[str, Any], prefix: str
     ]
 
 
-def scales_shape(out_features: int, in_features: int) -> tuple[int, int]:
-    """``[ceil(out_features / 128), ceil(in_features / 128)]``."""
-    return ceil_div(out_features, SCALE_BLOCK), ceil_div(in_features, SCALE_BLOCK)
+class CheckedModule(nn.Module):
+    """A module that loads other forms of its state than its own, or nothing and an error."""
+
+    def checkpoint_problems(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+        """What ``load_state_dict`` would refuse; see :func:`check_state_dict`."""
+        raise NotImplementedError
+
+    def converted(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """A state dict without problems in the module's own form; a copy if it is changed."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        *_, error_msgs = arguments
+        if problems := self.checkpoint_problems(state_dict, prefix):
+            error_msgs += problems
+            return
+        super()._load_from_state_dict(self.converted(state_dict, prefix), prefix, *arguments)
+
+
+def scales_shape(*shape: int) -> tuple[int, ...]:
+    """``[..., ceil(n / 128), ceil(k / 128)]`` of a weight ``[..., n, k]``."""
+    *leading, n, k = shape
+    return *leading, ceil_div(n, SCALE_BLOCK), ceil_div(k, SCALE_BLOCK)
 
 
 def weight_problems(
@@ -84,7 +106,7 @@ def weight_problems(
     return problems
 
 
-def _scales_problems(prefix: str, scales: Tensor | None, shape: tuple[int, int]) -> list[str]:
+def _scales_problems(prefix: str, scales: Tensor | None, shape: tuple[int, ...]) -> list[str]:
     name = f"{prefix}{SCALES}"
     block = f"{SCALE_BLOCK}x{SCALE_BLOCK}"
     needed = f"{prefix}weight is {_name(FP8)} and needs {name}"

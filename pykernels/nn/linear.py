@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from pykernels import checks
 from pykernels.gemm import fp8_gemm_nt
-from pykernels.nn.checkpoint import FP8, SCALES, keeping_dtype, scales_shape, weight_problems
+from pykernels.nn.checkpoint import (
+    FP8,
+    SCALES,
+    CheckedModule,
+    keeping_dtype,
+    scales_shape,
+    weight_problems,
+)
 from pykernels.quantize import quantize_1x128, quantize_128x128
 
 FEATURE_MULTIPLES = {"in_features": 16, "out_features": 8}  # what the GEMM takes
 
 
-class Fp8Linear(nn.Module):
+class Fp8Linear(CheckedModule):
     """``x @ weight.T + bias``: weights cast once in 128x128 blocks, activations per call in 1x128.
 
     Inference only: parameters are buffers, and inputs that require grad are refused by the ops.
@@ -147,21 +154,15 @@ class Fp8Linear(nn.Module):
         shape = self.out_features, self.in_features
         return weight_problems(state_dict, prefix, shape, bias=self.bias is not None)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        *_, error_msgs = arguments
-        if problems := self.checkpoint_problems(state_dict, prefix):
-            error_msgs += problems
-            return
+    def converted(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """With the weight cast to FP8."""
         weight = state_dict.get(f"{prefix}weight")
-        if weight is not None and weight.dtype != FP8:
-            target = weight.device if self.weight.is_meta else self.weight.device
-            weight = weight.detach().to(target).contiguous()
-            values, scales = quantize_128x128(weight, scale_fmt=self.scale_fmt)
-            # A copy: the dict is the caller's.
-            state_dict = state_dict | {f"{prefix}weight": values, f"{prefix}{SCALES}": scales}
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if weight is None or weight.dtype == FP8:
+            return state_dict
+        target = weight.device if self.weight.is_meta else self.weight.device
+        weight = weight.detach().to(target).contiguous()
+        values, scales = quantize_128x128(weight, scale_fmt=self.scale_fmt)
+        return state_dict | {f"{prefix}weight": values, f"{prefix}{SCALES}": scales}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
         """Conversions move all to the device, and leave the dtypes."""

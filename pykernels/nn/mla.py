@@ -17,6 +17,7 @@ from pykernels.mla_cache_checks import Angles
 from pykernels.nn.checkpoint import (
     FP8,
     SCALES,
+    CheckedModule,
     dequantized,
     keeping_dtype,
     module_problems,
@@ -32,7 +33,7 @@ FP8_PROJECTIONS = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_pr
 NORMS = ("q_a_layernorm", "kv_a_layernorm")
 
 
-class LatentProjection(nn.Module):
+class LatentProjection(CheckedModule):
     """``kv_b_proj``: keys and values of each head from the latent, in BF16.
 
     Prefill multiplies latents by the whole weight, decode queries and results by each head's part
@@ -74,20 +75,16 @@ class LatentProjection(nn.Module):
         rows, columns = self.weight.shape
         return weight_problems(state_dict, prefix, (rows, columns))
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        *_, error_msgs = arguments
-        if problems := self.checkpoint_problems(state_dict, prefix):
-            error_msgs += problems
-            return
+    def converted(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+        """With the weight in BF16."""
         weight = state_dict.get(f"{prefix}weight")
-        if weight is not None:
-            if weight.dtype == FP8:
-                weight = dequantized(weight, state_dict[f"{prefix}{SCALES}"])
-            state_dict = state_dict | {f"{prefix}weight": weight.to(BF16)}
-            state_dict.pop(f"{prefix}{SCALES}", None)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if weight is None:
+            return state_dict
+        if weight.dtype == FP8:
+            weight = dequantized(weight, state_dict[f"{prefix}{SCALES}"])
+        state_dict = state_dict | {f"{prefix}weight": weight.to(BF16)}
+        state_dict.pop(f"{prefix}{SCALES}", None)
+        return state_dict
 
 
 class MlaAttention(nn.Module):

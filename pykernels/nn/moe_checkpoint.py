@@ -9,26 +9,18 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from pykernels import checks
+from pykernels.nn.checkpoint import FLOATS, scales_shape
 from pykernels.quantize import quantize_128x128
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 SCALES = "_scale_inv"  # behind a weight's name: its scales, in the public format
-_CAST = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def empty_pair(*shape: int, device: torch.device | str | None = None) -> Pair:
     """Zeros ``[..., n, k]``, ``float8_e4m3fn``, with scales of 1."""
     values = torch.zeros(shape, dtype=torch.float8_e4m3fn, device=device)
-    return values, torch.ones(scales_shape(shape), device=device)
-
-
-def scales_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a weight ``[..., n, k]``."""
-    *leading, n, k = shape
-    blocks = (checks.ceil_div(n, checks.SCALE_BLOCK), checks.ceil_div(k, checks.SCALE_BLOCK))
-    return (*leading, *blocks)
+    return values, torch.ones(scales_shape(*shape), device=device)
 
 
 def cast(weight: Tensor, scale_fmt: str) -> Pair:
@@ -102,13 +94,13 @@ class Conversion:
             return self._refuse(module, wanted, list(weight.shape))
         if weight.dtype == torch.float8_e4m3fn:
             scales = scales if scales is None or part is None else part.of(scales)
-            blocks = scales_shape(shape)
+            blocks = scales_shape(*shape)
             wanted = (
                 f"{short} is FP8, so {scales_name.removeprefix(f'{module}.')} must hold a float32 "
                 f"scale for each 128x128 block, {list(blocks)}"
             )
             return self._fp8(module, weight, scales, blocks, wanted)
-        if weight.dtype not in _CAST:
+        if weight.dtype not in FLOATS:
             wanted = f"{short} must be float8_e4m3fn, bfloat16, float16 or float32"
             return self._refuse(module, wanted, weight.dtype)
         if scales is not None:

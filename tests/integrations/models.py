@@ -11,20 +11,10 @@ from torch import Tensor, nn
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
-from tests.nn.mla_models import Fp8Reference
+from tests.nn.mla_models import YARN, Fp8Reference
 from tests.nn.moe_models import cast_and_back, layer_in_fp8, mlp_in_fp8
 
 VOCAB = 512
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 40.0,
-    "original_max_position_embeddings": 16,
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "mscale": 1.0,
-    "mscale_all_dim": 0.7,
-}
 
 
 def config(**changed: Any) -> DeepseekV3Config:

@@ -34,6 +34,7 @@ from tests.moe_launch import NUM_SMS
 
 ROUTING = Routing("uniform", (5, 4, 6), 6, 3, 6)
 SKEWED = Routing("skewed", (8, 3, 8, 0), 8, 3, 8, skewed)
+ALONE = Routing("alone", (5,), 4, 2, 5)
 TIMEOUT = 1e-3
 
 
@@ -96,20 +97,18 @@ def test_ranks_follow_and_precede_the_current_stream(played: Played) -> None:
 
 
 def test_a_single_rank_works_on_the_current_stream(played: Played) -> None:
-    routing = Routing("alone", (5,), 4, 2, 5)
-    batch = routing.batch(HIDDEN)
+    batch = ALONE.batch(HIDDEN)
     current = played.driver.create_stream(0)
     with played.cuda.on(0, current):
-        check_grouped(routing, batch, RunAtOnce(make_buffer(routing), played), batch.x)  # type: ignore[arg-type]
+        check_grouped(ALONE, batch, RunAtOnce(make_buffer(ALONE), played), batch.x)  # type: ignore[arg-type]
     assert {launch.stream for launch in played.driver.launches} == {current}
     assert played.gpu.waits == []
 
 
 def test_calls_on_another_stream_follow_the_last_one(played: Played) -> None:
     """Two calls of a buffer at once would be a race of its ranks' counters."""
-    routing = Routing("alone", (5,), 4, 2, 5)
-    batch = routing.batch(HIDDEN)
-    buffer: Any = RunAtOnce(make_buffer(routing), played)  # the driver knows no order of streams
+    batch = ALONE.batch(HIDDEN)
+    buffer: Any = RunAtOnce(make_buffer(ALONE), played)  # the driver knows no order of streams
     first, second = (played.driver.create_stream(0) for _ in range(2))
     with played.cuda.on(0, first):
         recv_x, _, handles = buffer.dispatch(*batch)
@@ -123,9 +122,8 @@ def test_calls_on_another_stream_follow_the_last_one(played: Played) -> None:
 
 def test_a_hook_on_another_stream(played: Played) -> None:
     """It follows the send, not what the send's stream has got since, and keeps what it uses."""
-    routing = Routing("alone", (5,), 4, 2, 5)
-    batch = routing.batch(HIDDEN)
-    buffer = make_buffer(routing)
+    batch = ALONE.batch(HIDDEN)
+    buffer = make_buffer(ALONE)
     first, second = (played.driver.create_stream(0) for _ in range(2))
     with played.cuda.on(0, first):
         found, masked_m, handles, hook = buffer.low_latency_dispatch(
@@ -153,9 +151,8 @@ def test_a_hook_on_another_stream(played: Played) -> None:
 
 
 def test_a_capture_is_apart_from_what_is_outside(played: Played) -> None:
-    routing = Routing("alone", (5,), 4, 2, 5)
-    batch = routing.batch(HIDDEN)
-    buffer = make_buffer(routing)
+    batch = ALONE.batch(HIDDEN)
+    buffer = make_buffer(ALONE)
     first, second = (played.driver.create_stream(0) for _ in range(2))
     with played.cuda.on(0, first):
         buffer.dispatch(*batch)
